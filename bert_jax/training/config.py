@@ -1,0 +1,86 @@
+"""How the weights are updated and for how long: the `optimizer`, `train` and `mesh` sections."""
+
+import dataclasses
+
+from bert_jax.errors import UserError
+
+RUN_TIME = {"run_time": True}  # may change when a run resumes: it does not change what is learned
+
+
+def _run_time(default):
+    return dataclasses.field(default=default, metadata=RUN_TIME)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule. Defaults are BERT's (Devlin et al., 2019, appendix A.2).
+
+    Raises:
+        UserError: for an unknown optimizer or schedule.
+    """
+
+    name: str = "adamw"  # adamw | lamb
+    learning_rate: float = 1e-4  # the peak
+    schedule: str = "linear"  # after the warm-up: linear | cosine | rsqrt | constant
+    warmup_steps: int = 10_000
+    final_learning_rate: float = 0.0  # of linear and cosine
+    weight_decay: float = 0.01  # not on LayerNorm and biases
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    clip_norm: float = 1.0  # of the global gradient; 0 turns clipping off
+
+    def __post_init__(self):
+        for name, known in (("name", ("adamw", "lamb")), ("schedule", ("linear", "cosine", "rsqrt", "constant"))):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
+                )
+        if self.learning_rate <= 0:
+            raise UserError(f"optimizer.learning_rate={self.learning_rate} must be positive.")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run: its length, its seed, and what it does on the way.
+
+    Raises:
+        UserError: if a number is out of range.
+    """
+
+    num_steps: int = 1_000_000
+    seed: int = 0
+    prng: str = "threefry"  # rbg is faster on TPU, but dropout then depends on the mesh
+    gradient_accumulation_steps: int = _run_time(1)
+    log_every: int = _run_time(100)
+    eval_every: int = _run_time(10_000)
+    eval_batches: int = _run_time(32)
+    checkpoint_every: int = _run_time(10_000)
+    keep_last: int = _run_time(3)  # checkpoints
+    keep_every: int = _run_time(0)  # also keep those of every n-th step for ever; 0: none
+    remat: str = _run_time("none")  # none | dots (keep matmul outputs) | full (recompute everything)
+    activation_dtype: str = _run_time("auto")  # auto: bfloat16 on TPU and GPU, float32 on CPU
+
+    def __post_init__(self):
+        for name in ("num_steps", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches",
+                     "checkpoint_every", "keep_last"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        for name, known in (
+            ("prng", ("threefry", "rbg")),
+            ("remat", ("none", "dots", "full")),
+            ("activation_dtype", ("auto", "float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"train.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 for "the rest"."""
+
+    data: int = _run_time(-1)
+    fsdp: int = _run_time(1)
+    tensor: int = _run_time(1)
