@@ -1,0 +1,134 @@
+"""The index of a split: the lengths of all sentences and where documents start, so that planning reads no text."""
+
+import dataclasses
+import os
+from typing import Self
+
+import numpy as np
+from etils import epath
+
+from bert_jax.errors import UserError
+
+# Little-endian on disk. A sentence of more than 65,535 tokens is stored as several: only its ends matter here.
+LENGTH_DTYPE = np.dtype("<u2")
+START_DTYPE = np.dtype("<i8")
+FILES = {  # field of Index -> (file, dtype)
+    "sentence_lengths": ("sentence_lengths.bin", LENGTH_DTYPE),
+    "sentence_starts": ("sentence_starts.bin", START_DTYPE),
+    "token_starts": ("token_starts.bin", START_DTYPE),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Sentence lengths and document starts of one split, in record order.
+
+    Attributes:
+        sentence_lengths: uint16 [sentences], tokens of every sentence (without specials), document after document.
+        sentence_starts: int64 [documents + 1]; document d has sentences sentence_starts[d]:sentence_starts[d + 1].
+        token_starts: int64 [documents + 1]; document d has token_starts[d + 1] - token_starts[d] tokens.
+    """
+
+    sentence_lengths: np.ndarray
+    sentence_starts: np.ndarray
+    token_starts: np.ndarray
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.sentence_starts) - 1
+
+    @property
+    def num_sentences(self) -> int:
+        return len(self.sentence_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_starts[-1])
+
+    @classmethod
+    def from_lengths(cls, sentence_lengths: np.ndarray, sentence_counts: np.ndarray) -> Self:
+        """An index in memory, from the lengths of all sentences and the number of sentences of each document.
+
+        Args:
+            sentence_lengths: ints [sentences], each from 1 to 65,535.
+            sentence_counts: ints [documents], adding up to the number of sentences.
+        """
+        sentence_starts = np.concatenate([[0], np.cumsum(sentence_counts, dtype=START_DTYPE)])
+        tokens = np.concatenate([[0], np.cumsum(sentence_lengths, dtype=START_DTYPE)])
+        return cls(
+            np.asarray(sentence_lengths).astype(LENGTH_DTYPE), sentence_starts, tokens[sentence_starts]
+        )
+
+    @classmethod
+    def open(cls, directory: epath.PathLike) -> Self:
+        """Opens what an IndexWriter left: memory-mapped from a local disk, read into memory from elsewhere.
+
+        Raises:
+            UserError: if a file is missing or is not whole.
+        """
+        directory = epath.Path(directory)
+        try:
+            index = cls(**{field: _load(directory / file, dtype) for field, (file, dtype) in FILES.items()})
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the index in {directory} cannot be read ({error}); run prepare again."
+            ) from error
+        counts = (len(index.sentence_starts), int(index.sentence_starts[-1]))
+        if counts != (len(index.token_starts), index.num_sentences):
+            raise UserError(f"the index in {directory} is not whole; run prepare again.")
+        return index
+
+
+class IndexWriter:
+    """Writes an index as documents come by, in constant memory. A context manager.
+
+    >>> with IndexWriter(directory) as writer:
+    ...     writer.add(np.array([12, 7, 31]))  # a document of three sentences
+    """
+
+    def __init__(self, directory: epath.PathLike):
+        self._directory = epath.Path(directory)
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._files = {field: (self._directory / file).open("wb") for field, (file, _) in FILES.items()}
+        self._sentences = self._tokens = 0
+        self._write_starts()
+        return self
+
+    def add(self, sentence_lengths: np.ndarray):
+        """Adds the next document: ints [sentences], tokens of each sentence (without specials)."""
+        lengths = storable(np.asarray(sentence_lengths))
+        self._files["sentence_lengths"].write(lengths.tobytes())
+        self._sentences += len(lengths)
+        self._tokens += int(lengths.sum(dtype=START_DTYPE))
+        self._write_starts()
+
+    def _write_starts(self):
+        self._files["sentence_starts"].write(self._sentences.to_bytes(START_DTYPE.itemsize, "little"))
+        self._files["token_starts"].write(self._tokens.to_bytes(START_DTYPE.itemsize, "little"))
+
+    def __exit__(self, *_):
+        for file in self._files.values():
+            file.close()
+
+
+def storable(sentence_lengths: np.ndarray) -> np.ndarray:
+    """Sentence lengths as stored, uint16: empty sentences left out, sentences that are too long in several pieces.
+
+    >>> storable(np.array([3, 0, 70_000]))
+    array([    3, 65535,  4465], dtype=uint16)
+    """
+    longest = np.iinfo(LENGTH_DTYPE).max
+    if len(sentence_lengths) and sentence_lengths.max() > longest:
+        pieces = [[longest] * (n // longest) + [n % longest] for n in sentence_lengths.tolist()]
+        sentence_lengths = np.array([n for piece in pieces for n in piece])
+    return sentence_lengths[sentence_lengths > 0].astype(LENGTH_DTYPE)
+
+
+def _load(path: epath.Path, dtype: np.dtype) -> np.ndarray:
+    if "://" in os.fspath(path):
+        return np.frombuffer(path.read_bytes(), dtype)
+    if path.stat().length == 0:  # which cannot be memory-mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r")
