@@ -1,0 +1,89 @@
+"""What every command shares: flags, the log, and errors as one line instead of a stack trace."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from bert_jax import config as config_lib
+from bert_jax.errors import UserError
+
+flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them
+
+USAGE_ERROR = 2
+log = logging.getLogger("bert_jax")
+
+
+def define_config_flags() -> None:
+    """Defines --config (a shipped name or a path) with overrides like --config.train.num_steps=1000."""
+    config_flags.DEFINE_config_file("config", None, "A shipped config's name or a path to a config file.")
+    flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
+
+
+def resolved_config() -> config_lib.Config:
+    """The checked config of the command line.
+
+    Raises:
+        UserError: when --config is missing or a value is not valid.
+    """
+    if flags.FLAGS.config is None:
+        raise UserError(f"--config is missing; shipped configs: {', '.join(config_lib.config_files())}.")
+    return config_lib.from_dict(flags.FLAGS.config.to_dict())
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the command line, runs `main` and exits with its return code.
+
+    A `UserError` becomes one line on stderr and exit code 2.
+    """
+    _set_up_log()
+    try:
+        _parse_flags()
+        sys.exit(main() or 0)
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+
+
+def _parse_flags() -> None:
+    module = sys.modules["__main__"]
+    if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+        print(f"{module.__doc__}\nFlags:")
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+            default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+            print(f"  --{flag.name}: {flag.help}{default}")
+        sys.exit(0)
+    sys.argv[:] = _with_config_path(sys.argv)  # config_flags reads overrides from sys.argv itself
+    try:
+        rest = flags.FLAGS(sys.argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value (--help lists them).")
+
+
+def _with_config_path(argv: list[str]) -> list[str]:
+    """Replaces a config's name by its path, and checks the keys of overrides, which absl would not explain."""
+    result = []
+    for position, word in enumerate(argv):
+        if word.startswith("--config="):
+            word = f"--config={config_lib.find_config(word.removeprefix('--config='))}"
+        elif position and argv[position - 1] == "--config":
+            word = str(config_lib.find_config(word))
+        elif word.startswith("--config."):
+            config_lib.check_key(word.removeprefix("--config.").split("=", 1)[0])
+        result.append(word)
+    return result
+
+
+def _set_up_log() -> None:
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and TFDS tell a lot on INFO
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False

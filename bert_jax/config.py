@@ -1,0 +1,125 @@
+"""Configs: find them by name, override them, check them, and tell what makes a run the run it is.
+
+A config file is plain Python with `get_config() -> ConfigDict`. Each section holds exactly the fields of
+the dataclass that consumes it, so defaults, types and checks have one home.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from bert_jax.data.config import DataConfig
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole config, resolved and checked. `init_from` names a checkpoint whose weights a new run starts from."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    init_from: str = ""
+
+    def __post_init__(self):
+        if self.data.max_seq_length > self.model.max_position_embeddings:
+            raise UserError(
+                f"data.max_seq_length={self.data.max_seq_length} is longer than "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}; shorten the one or enlarge the other."
+            )
+        if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
+            raise UserError("model.type_vocab_size=1 cannot tell two sentences apart; use 2 or data.second_objective=none.")
+        if self.data.global_batch_size % self.train.gradient_accumulation_steps:
+            raise UserError(
+                f"data.global_batch_size={self.data.global_batch_size} is not divisible by "
+                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps}; change one of them."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The flat part {section.field: value} that decides what is learned.
+
+        Everything else (mesh, logging, remat, workers) may change when a run resumes.
+        """
+        flat: dict[str, Any] = {"init_from": self.init_from}
+        for section in ("model", "data", "optimizer", "train"):
+            values = getattr(self, section)
+            for field in dataclasses.fields(values):
+                if not field.metadata.get("run_time"):
+                    flat[f"{section}.{field.name}"] = getattr(values, field.name)
+        return flat
+
+
+SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config) if field.name != "init_from"}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field with its default: what a config file starts from."""
+    return ml_collections.ConfigDict(Config().to_dict())
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds the checked `Config` from nested plain values, e.g. a `config.json` or a ConfigDict's `to_dict()`.
+
+    Raises:
+        UserError: for an unknown section or field (with the nearest known one) or a value out of range.
+    """
+    sections = {}
+    for name, value in values.items():
+        if name not in SECTIONS:
+            check_key(name)
+            sections[name] = value
+            continue
+        for field in value:
+            check_key(f"{name}.{field}")
+        sections[name] = SECTIONS[name](**value)
+    return Config(**sections)
+
+
+def check_key(key: str) -> None:
+    """Raises UserError, naming the nearest known keys, unless `key` (e.g. `train.num_steps`) exists."""
+    known = ["init_from", *SECTIONS]
+    for section, kind in SECTIONS.items():
+        known += [f"{section}.{field.name}" for field in dataclasses.fields(kind)]
+    if key not in known:
+        leaf = key.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.endswith("." + leaf)]
+        hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+        raise UserError(f"config.{key} does not exist{hint}")
+
+
+def config_files() -> dict[str, pathlib.Path]:
+    """The shipped configs by name, in a clone and after `pip install`."""
+    package = pathlib.Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            paths = sorted(path for path in folder.rglob("*.py") if path.name != "__init__.py")
+            return {str(path.relative_to(folder).with_suffix("")): path for path in paths}
+    return {}
+
+
+def find_config(name: str) -> pathlib.Path:
+    """The file of a shipped config's name, or of a path.
+
+    Raises:
+        UserError: when there is no such config, with the shipped names that come near.
+    """
+    if name.endswith(".py"):
+        if not pathlib.Path(name).is_file():
+            raise UserError(f"--config={name}: there is no such file; shipped configs: {', '.join(config_files())}.")
+        return pathlib.Path(name)
+    files = config_files()
+    if name not in files:
+        near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(files)}."
+        raise UserError(f"--config={name}: there is no config of this name; {hint} A path to a .py file works too.")
+    return files[name]

@@ -1,0 +1,1 @@
+"""Shipped configs; each is found by its file name."""
