@@ -1,0 +1,72 @@
+# The front door. `make help` lists the targets; each of them sets the project up when that has not been done.
+
+CONFIG ?= bert_tiny
+WORKDIR ?=
+DATA_DIR ?=
+STEP ?= 0
+ARGS ?=
+VENV ?= .venv
+
+# The stamp holds what $(VENV) was made with, e.g. "python3 tpu", so that it need be said only once.
+STAMP := $(VENV)/.stamp
+MADE_WITH := $(shell cat $(STAMP) 2>/dev/null)
+PYTHON ?= $(or $(firstword $(MADE_WITH)),python3)
+ACCELERATOR ?= $(word 2,$(MADE_WITH))
+ASKED_FOR := $(strip $(PYTHON) $(ACCELERATOR))
+ifneq ($(ASKED_FOR),$(MADE_WITH))
+CHANGED := changed
+endif
+
+RUN := exec $(VENV)/bin/python -m
+PATHS = $(if $(WORKDIR),--workdir="$(WORKDIR)") $(if $(DATA_DIR),--data_dir="$(DATA_DIR)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup pretrain prepare inspect params test test-slow lint bench lock clean changed
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: CONFIG=$(CONFIG) WORKDIR= DATA_DIR= STEP=$(STEP) ARGS='--config.KEY=VALUE …'"
+	@echo "           PYTHON=$(PYTHON) ACCELERATOR=cuda12|cuda13|tpu"
+
+setup: $(STAMP)  ## create .venv from requirements.lock; PYTHON= and ACCELERATOR= choose what for
+
+$(STAMP): setup.cfg requirements.lock $(CHANGED)
+	@echo "Setting up $(VENV) ($(PYTHON)$(ACCELERATOR:%=, %)): downloads packages once, takes one to three minutes."
+	@$(PYTHON) -m venv $(if $(CHANGED),--clear) $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint requirements.lock --editable ".[test$(ACCELERATOR:%=,%)]"
+	@echo "$(ASKED_FOR)" > $@
+
+pretrain: $(STAMP)  ## pretrain CONFIG into WORKDIR; the same command resumes
+	@$(RUN) bert_jax.pretrain --config=$(CONFIG) $(PATHS) $(ARGS)
+
+prepare: $(STAMP)  ## build the tokenizer and dataset of CONFIG (pretrain does so when there is none)
+	@$(RUN) bert_jax.prepare --config=$(CONFIG) $(if $(DATA_DIR),--data_dir="$(DATA_DIR)") $(ARGS)
+
+inspect: $(STAMP)  ## print the batch of STEP as a person reads it
+	@$(RUN) bert_jax.inspect --config=$(CONFIG) --step=$(STEP) $(if $(DATA_DIR),--data_dir="$(DATA_DIR)") $(ARGS)
+
+params: $(STAMP)  ## print where the parameters of CONFIG are
+	@$(RUN) bert_jax.params --config=$(CONFIG) $(ARGS)
+
+test: $(STAMP)  ## run the fast tests
+	@$(RUN) pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## run the tests that train, kill and resume whole runs
+	@$(RUN) pytest -q -m slow $(ARGS)
+
+lint: $(STAMP)  ## check style, formatting and types
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+bench: $(STAMP)  ## measure prepare, input and step on this machine
+	@$(RUN) bert_jax.benchmark --config=$(CONFIG) $(ARGS)
+
+lock:  ## resolve requirements.lock anew for all supported Pythons and extras (needs uv)
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy requires-python \
+	    --all-extras --no-annotate --custom-compile-command "make lock" --output-file requirements.lock setup.cfg
+
+clean:  ## remove the environment and caches; runs and prepared data stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find bert_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
