@@ -1,0 +1,39 @@
+"""Self-attention inside each sequence of a row. B rows, T tokens, N heads, H head size."""
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.model.dropout import dropout
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    sequence_ids: jax.Array,
+    dropout_keys: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al., 2017) that never crosses from one sequence into another.
+
+    Args:
+        query, key, value: [B, T, N, H].
+        sequence_ids: int [B, T]; tokens see the tokens of the same number. Padding (0) sees padding, so
+            that no row of the softmax is empty; nothing reads its result.
+        dropout_keys: one PRNG key per row [B], or None for no dropout on the attention probabilities.
+        dropout_rate: probability of a zero.
+
+    Returns:
+        [B, T, N, H] in the dtype of `value`. Scores and softmax are computed in float32 or wider: a masked
+        score is the most negative number, its probability exactly 0, so that what another sequence of the row
+        holds cannot change a single bit.
+    """
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    # Heads before tokens, once: the products are then plain batched matrix products on every platform.
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=accumulate)
+    scores = scores * (query.shape[-1] ** -0.5)
+    same_sequence = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    scores = jnp.where(same_sequence, scores, jnp.finfo(accumulate).min)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_keys, dropout_rate)
+    return jnp.matmul(probabilities.astype(value.dtype), value).swapaxes(1, 2)

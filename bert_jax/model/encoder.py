@@ -1,0 +1,149 @@
+"""The BERT encoder (Devlin et al., 2019): post-LayerNorm Transformer layers, stacked and scanned.
+
+Axes: B rows, T tokens, D hidden, N heads, H head size, F feed-forward, V vocabulary, S sequences per row,
+L layers. Parameters of the layers carry a leading L, so that 2 or 48 layers compile once.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bert_jax.model.attention import attention
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.dropout import dropout, fold_in_each
+from bert_jax.model.layers import Dense, Embedding, LayerNorm
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+# What the backward pass keeps of a layer; everything else is computed again.
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+# Where the random numbers of one row part: each use of dropout has its own stream.
+EMBEDDING_DROPOUT, LAYER_DROPOUT = 0, 1
+
+
+class Embeddings(nnx.Module):
+    """Sum of token, segment and position embeddings, normalised."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        size, stddev = config.hidden_size, config.initializer_range
+        self.token = Embedding(config.vocab_size, size, stddev, rngs)
+        self.position = Embedding(config.max_position_embeddings, size, stddev, rngs)
+        self.segment = Embedding(config.type_vocab_size, size, stddev, rngs)
+        self.norm = LayerNorm(size, config.layer_norm_eps)
+
+    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
+        """int [B, T] each -> [B, T, D] in the parameters' dtype."""
+        return self.norm(self.token(input_ids) + self.position(position_ids) + self.segment(token_type_ids))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with its output projection: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        size, stddev = config.hidden_size, config.initializer_range
+        self.config = config
+        self.query = Dense(size, size, stddev, rngs)
+        self.key = Dense(size, size, stddev, rngs)
+        self.value = Dense(size, size, stddev, rngs)
+        self.output = Dense(size, size, stddev, rngs)
+
+    def __call__(self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        heads = (*x.shape[:2], self.config.num_attention_heads, self.config.head_size)
+        query, key, value = (project(x).reshape(heads) for project in (self.query, self.key, self.value))
+        context = attention(query, key, value, sequence_ids, dropout_keys, self.config.attention_dropout)
+        return self.output(context.reshape(x.shape))
+
+
+class EncoderLayer(nnx.Module):
+    """Attention, then feed-forward; each with dropout, residual and LayerNorm after the sum."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.attention = SelfAttention(config, rngs)
+        self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.intermediate = Dense(config.hidden_size, config.intermediate_size, config.initializer_range, rngs)
+        self.output = Dense(config.intermediate_size, config.hidden_size, config.initializer_range, rngs)
+        self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; `sequence_ids` int [B, T]; `dropout_keys` [B] or None."""
+        rate = self.config.hidden_dropout
+        attention_keys, first_keys, second_keys = (fold_in_each(dropout_keys, use) for use in range(3))
+        attended = self.attention(x, sequence_ids, attention_keys)
+        x = self.attention_norm(x + dropout(attended, first_keys, rate))
+        expanded = ACTIVATIONS[self.config.hidden_act](self.intermediate(x))
+        return self.output_norm(x + dropout(self.output(expanded), second_keys, rate))
+
+
+class Encoder(nnx.Module):
+    """Embeddings and layers, and the pooler over [CLS].
+
+    Args:
+        config: the network's shape.
+        rngs: source of the initial values.
+        dtype: of the activations; parameters are float32.
+        remat: none, or a name of `REMAT_POLICIES`.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, remat: str = "none"):
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.embeddings = Embeddings(config, rngs)
+        self.layers = _stacked_layers(config, rngs)
+        self.pooler = Dense(config.hidden_size, config.hidden_size, config.initializer_range, rngs)
+
+    def __call__(
+        self,
+        batch: dict[str, jax.Array],
+        dropout_keys: jax.Array | None = None,
+        all_hidden_states: bool = False,
+    ) -> jax.Array:
+        """Encodes a batch.
+
+        Args:
+            batch: `input_ids`, `token_type_ids`, `sequence_ids`, `position_ids`, int [B, T] each.
+            dropout_keys: one PRNG key per row [B]; None switches dropout off.
+            all_hidden_states: return the embeddings' output and every layer's.
+
+        Returns:
+            Last hidden states [B, T, D], or all of them [L + 1, B, T, D].
+        """
+        x = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
+        embedding_keys = fold_in_each(dropout_keys, EMBEDDING_DROPOUT)
+        x = dropout(x, embedding_keys, self.config.hidden_dropout).astype(self.dtype)
+        layer_keys = fold_in_each(dropout_keys, LAYER_DROPOUT)
+        structure, weights = nnx.split(self.layers)
+
+        def apply_layer(x, layer):
+            number, layer_weights = layer
+            y = nnx.merge(structure, layer_weights)(x, batch["sequence_ids"], fold_in_each(layer_keys, number))
+            return y, y if all_hidden_states else None
+
+        if self.remat != "none":
+            apply_layer = jax.checkpoint(apply_layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        last, outputs = jax.lax.scan(apply_layer, x, (jnp.arange(self.config.num_hidden_layers), weights))
+        return jnp.concatenate([x[None], outputs]) if all_hidden_states else last
+
+    def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
+        """tanh of a dense layer over the [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
+        return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
+
+
+def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """hidden [B, T, D], positions int [B, M] -> [B, M, D]."""
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+
+def _stacked_layers(config: ModelConfig, rngs: nnx.Rngs) -> EncoderLayer:
+    """One EncoderLayer whose every parameter has a leading axis L, each slice initialised by its own key."""
+    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
+    structure, _ = nnx.split(nnx.eval_shape(lambda key: EncoderLayer(config, nnx.Rngs(params=key)), keys[0]))
+    weights = jax.vmap(lambda key: nnx.split(EncoderLayer(config, nnx.Rngs(params=key)))[1])(keys)
+    return nnx.merge(structure, weights)

@@ -1,0 +1,46 @@
+"""The heads of pretraining: masked language model and next sentence prediction (Devlin et al., 2019, 3.1)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import ACTIVATIONS, Encoder, gather_positions
+from bert_jax.model.layers import Dense, LayerNorm, dense
+
+
+class MaskedLanguageModelHead(nnx.Module):
+    """Transform, LayerNorm, then the transposed token embeddings plus a bias per word."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.transform = Dense(config.hidden_size, config.hidden_size, config.initializer_range, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+
+    def __call__(self, hidden: jax.Array, token_embedding: jax.Array) -> jax.Array:
+        """hidden [..., D], token_embedding [V, D] -> logits [..., V] in the parameters' dtype."""
+        x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
+        return dense(x, token_embedding.T, self.bias[...], self.bias.dtype)
+
+
+class BertForPreTraining(nnx.Module):
+    """Encoder with both heads. Arguments as `Encoder`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, remat: str = "none"):
+        self.encoder = Encoder(config, rngs, dtype, remat)
+        self.masked_lm = MaskedLanguageModelHead(config, rngs)
+        self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs)
+
+    def __call__(
+        self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """A batch as in `bert_jax.data.batches` -> (masked_lm_logits [B, M, V], next_sentence_logits [B, S, 2]).
+
+        Vocabulary logits exist only at `masked_lm_positions`. Both are in the parameters' dtype.
+        """
+        hidden = self.encoder(batch, dropout_keys)
+        chosen = gather_positions(hidden, batch["masked_lm_positions"])
+        masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token.embedding[...])
+        pooled = self.encoder.pool(hidden, batch["cls_positions"])
+        return masked_lm_logits, self.next_sentence(pooled).astype(masked_lm_logits.dtype)

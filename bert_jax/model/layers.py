@@ -1,0 +1,77 @@
+"""Dense, Embedding and LayerNorm: float32 weights and weight gradients, activations of any dtype.
+
+`nnx.Linear(dtype=bfloat16)` casts the kernel, so its gradient comes out in bfloat16 and is summed over
+devices in bfloat16. Here the cast is inside a custom gradient that accumulates in the weights' dtype.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [..., in] · kernel [in, out] + bias [out], multiplied in the dtype of `x`, returned as `dtype`."""
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype) + bias.astype(dtype)
+
+
+def _dense_forward(x, kernel, bias, dtype):
+    return dense(x, kernel, bias, dtype), (x, kernel, bias)
+
+
+def _dense_backward(dtype, residuals, gradient):
+    x, kernel, bias = residuals
+    leading = tuple(range(x.ndim - 1))
+    dbias = jnp.sum(gradient, axis=leading, dtype=bias.dtype)
+    gradient = gradient.astype(x.dtype)
+    dx = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
+    dkernel = lax.dot_general(x, gradient, ((leading, leading), ((), ())), preferred_element_type=kernel.dtype)
+    return dx, dkernel, dbias
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+class Dense(nnx.Module):
+    """y = x · kernel + bias over the last axis: [..., in] -> [..., out] in the dtype of x."""
+
+    def __init__(self, in_features: int, out_features: int, stddev: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(truncated_normal(rngs, (in_features, out_features), stddev))
+        self.bias = nnx.Param(jnp.zeros((out_features,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return dense(x, self.kernel[...], self.bias[...], x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table [entries, features], looked up by integer ids [...] -> [..., features] in the table's dtype."""
+
+    def __init__(self, entries: int, features: int, stddev: float, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(truncated_normal(rngs, (entries, features), stddev))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], ids, axis=0)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis (Ba et al., 2016): statistics in the weights' dtype, result in the dtype of x."""
+
+    def __init__(self, features: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(self.scale.dtype)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon)
+        return (normalized * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:
+    """Normal values cut at two standard deviations, as TensorFlow's initializer of BERT (no rescaling after)."""
+    return stddev * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)

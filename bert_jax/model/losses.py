@@ -1,0 +1,27 @@
+"""Losses as (sum, weight) pairs: added over micro-batches and devices, divided once."""
+
+import jax
+import jax.numpy as jnp
+
+Term = tuple[jax.Array, jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Term:
+    """Weighted sum of -log p(label), and the sum of the weights.
+
+    Args:
+        logits: [..., C], float32 or wider.
+        labels: int [...].
+        weights: float [...], 0 for slots that hold no example.
+    """
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    # A masked sum instead of a gather: with the classes sharded over devices nothing has to be collected.
+    label_logits = jnp.sum(jnp.where(classes == labels[..., None], logits, 0.0), axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Term:
+    """Weighted number of right predictions, and the sum of the weights; arguments as `cross_entropy`."""
+    right = jnp.argmax(logits, axis=-1) == labels
+    return jnp.sum(right * weights), jnp.sum(weights)

@@ -1,0 +1,252 @@
+"""Checkpoints: asynchronous, self-contained, and never trusted before they are checked.
+
+`checkpoints/STEP/` holds the Orbax items `params`, `opt_state` and `meta`, the files that the task adds (the
+tokenizer), and, written last, `checksums.json`: a step without it is an unfinished save and does not count.
+Every file is checked against its SHA-256 before it is read, and every array against the fingerprint that was
+taken on the devices before it was written: Orbax alone loads a flipped byte without a word.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bert_jax.errors import UserError
+from bert_jax.training.mesh import path_name
+from bert_jax.training.step import TrainState
+
+CHECKSUMS = "checksums.json"
+log = logging.getLogger("bert_jax")
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose content is not what was saved; the message names the file or array."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: where the numbered steps lie.
+        files: names and contents that make a checkpoint self-contained, e.g. `tokenizer/vocab.txt`.
+        keep_last: how many of the newest steps stay.
+        keep_every: steps divisible by it stay for ever; 0 for none.
+    """
+
+    def __init__(self, directory: epath.PathLike, files: dict[str, bytes], keep_last: int, keep_every: int):
+        self._directory = epath.Path(directory)
+        self._files, self._keep_last, self._keep_every = files, keep_last, keep_every
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        )
+        self._committer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+        for step in set(self._manager.all_steps()) - set(committed_steps(self._directory)):
+            log.info("checkpoint %d was never finished; removed", step)
+            self._manager.delete(step)
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts to save `state`; `meta` is JSON. Returns as soon as the devices' memory has been copied.
+
+        Raises:
+            UserError: when the save before this one failed.
+        """
+        self.wait()
+        step = int(state.step)
+        arrays = {"params": state.params, "opt_state": state.opt_state}
+        meta = {**meta, "step": step, "digests": digests(arrays)}
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
+        self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step))
+
+    def wait(self) -> None:
+        """Returns when the last save is complete; raises UserError if it failed."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        self.wait()
+        self._committer.shutdown()
+        self._manager.close()
+
+    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest undamaged checkpoint as (state, meta), or None when there is none at all.
+
+        Damaged ones are named in the log and passed over, never deleted.
+
+        Raises:
+            UserError: when there are checkpoints and all of them are damaged.
+        """
+        steps = committed_steps(self._directory)
+        for step in reversed(steps):
+            try:
+                return self._restore(step, abstract)
+            except DamagedCheckpoint as damage:
+                log.warning("checkpoint %d is damaged and not used: %s", step, damage)
+        if steps:
+            raise UserError(f"every checkpoint in {self._directory} is damaged; move the folder away to start anew.")
+        return None
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        folder = self._directory / str(step)
+        meta = read_meta(folder)
+        items = {"params": abstract.params, "opt_state": abstract.opt_state}
+        arrays = _restore_items(folder, items, meta["digests"])
+        number = jax.device_put(jnp.int32(step), abstract.step.sharding)
+        return TrainState(number, arrays["params"], arrays["opt_state"]), meta
+
+    def _commit(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        folder = self._directory / str(step)
+        if jax.process_index() == 0:
+            for name, content in self._files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            sums = {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)}
+            (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(sums, indent=1))
+            (folder / f"{CHECKSUMS}.tmp").rename(folder / CHECKSUMS)
+        for old in committed_steps(self._directory)[: -self._keep_last]:
+            if not (self._keep_every and old % self._keep_every == 0):
+                self._manager.delete(old)
+
+    def _guarded(self, step: int, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever Orbax or the file system raises: the user must hear of it
+            raise UserError(
+                f"checkpoint {step} could not be written to {self._directory}: {_first_line(error)}. "
+                "Older checkpoints are untouched; mend the cause and give the same command again."
+            ) from error
+
+
+def committed_steps(directory: epath.Path) -> list[int]:
+    """The steps whose save was finished, ascending."""
+    if not directory.exists():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / CHECKSUMS).exists())
+
+
+def find_checkpoint(path: epath.PathLike) -> epath.Path:
+    """The folder of one checkpoint: `path` itself, or the newest below it (a workdir or its `checkpoints`).
+
+    Raises:
+        UserError: when there is none.
+    """
+    path = epath.Path(path)
+    if (path / CHECKSUMS).exists():
+        return path
+    for folder in (path / "checkpoints", path):
+        if steps := committed_steps(folder):
+            return folder / str(steps[-1])
+    raise UserError(f"there is no checkpoint in {path}; give a run's folder or one of its checkpoints/STEP.")
+
+
+def read_meta(folder: epath.Path) -> dict[str, Any]:
+    """Checks every file of a checkpoint and returns its `meta`.
+
+    Raises:
+        DamagedCheckpoint: for a missing or changed file.
+    """
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+    except ValueError:
+        raise DamagedCheckpoint(f"{folder / CHECKSUMS} is not valid JSON") from None
+    missing = [name for name in sums if not (folder / name).exists()]
+    if missing:
+        raise DamagedCheckpoint(f"{folder / missing[0]} is missing")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for name, digest in zip(sums, pool.map(lambda name: _sha256(folder / name), sums), strict=True):
+            if digest != sums[name]:
+                raise DamagedCheckpoint(f"{folder / name} has changed since it was written")
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder / "meta")
+
+
+def restore_params(folder: epath.Path, abstract_params: Any) -> Any:
+    """The parameters of one checkpoint, laid out as `abstract_params` says.
+
+    Raises:
+        UserError: when the checkpoint is damaged or holds a network of another shape.
+    """
+    try:
+        return _restore_items(folder, {"params": abstract_params}, read_meta(folder)["digests"])["params"]
+    except DamagedCheckpoint as damage:
+        raise UserError(f"checkpoint {folder} is damaged: {damage}.") from None
+
+
+def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
+    """Restores the named items and checks the fingerprint of every array."""
+    arrays = {}
+    for name, target in abstract.items():
+        with ocp.StandardCheckpointer() as checkpointer:
+            try:
+                arrays[name] = checkpointer.restore(folder / name, target)
+            except Exception as error:  # Orbax and TensorStore raise many kinds for unreadable data
+                raise DamagedCheckpoint(f"{folder / name} cannot be read: {_first_line(error)}") from error
+    for name, digest in digests(arrays).items():
+        if digest != expected.get(name):
+            raise DamagedCheckpoint(f"array {name} in {folder} is not what was saved (fingerprint {digest})")
+    return arrays
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """A fingerprint of every array, by path: 16 hex digits, the same on any mesh, with nothing gathered.
+
+    The words of an array are multiplied by odd numbers that depend on their position and summed modulo 2^32,
+    twice with different numbers: no order of summation matters, and any one flipped bit changes both sums.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get(jax.jit(lambda arrays: [_fingerprint(x) for x in arrays])([leaf for _, leaf in leaves]))
+    return {path_name(path): f"{int(a):08x}{int(b):08x}" for (path, _), (a, b) in zip(leaves, sums, strict=True)}
+
+
+def params_digest(params: Any) -> str:
+    """One hex digest of all parameters."""
+    return hashlib.sha256(json.dumps(digests(params), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
+    words = words.astype(jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    first = _mix(position) | 1
+    second = _mix(position + jnp.uint32(0x9E3779B9)) | 1
+    return jnp.sum(words * first, dtype=jnp.uint32), jnp.sum(words * second, dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _files_of(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files_of(path)
+        elif not path.name.startswith(CHECKSUMS):
+            yield path
+
+
+def _sha256(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,103 @@
+"""The device mesh and the one table that says how every array lies on it."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bert_jax.errors import UserError
+from bert_jax.training.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))  # rows of a batch
+
+# Parameter path -> mesh axis of each of its dimensions. `fsdp` cuts what a device stores, `tensor` what it
+# computes: heads, feed-forward and vocabulary. Parameters of the layers have a leading layer axis.
+RULES = (
+    (r"embeddings/token/embedding", P(("tensor", "fsdp"), None)),
+    (r"embeddings/(position|segment)/embedding", P()),
+    (r"layers/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/attention/(query|key|value)/bias", P(None, "tensor")),
+    (r"layers/attention/output/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/attention/output/bias", P()),
+    (r"layers/intermediate/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/intermediate/bias", P(None, "tensor")),
+    (r"layers/output/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/output/bias", P()),
+    (r"(pooler|masked_lm/transform)/kernel", P("fsdp", None)),
+    (r"(pooler|masked_lm/transform)/bias", P()),
+    (r"masked_lm/bias", P("tensor")),
+    (r"next_sentence/(kernel|bias)", P()),
+    (r"norm/(scale|bias)", P()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of Auto axes `data`, `fsdp`, `tensor` over `devices` (default: all).
+
+    Raises:
+        UserError: when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    described = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{described}: sizes are positive, and at most one is -1 (the rest of the devices).")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise UserError(f"{described} do not fit {len(devices)} devices; their product must be that number.")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `encoder/layers/output/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every array of a state: parameters, and what an optimizer keeps for each of them.
+
+    Args:
+        tree: arrays or ShapeDtypeStructs; an optimizer's subtree shaped like the parameters ends in their
+            paths and so follows their rules. Scalars are replicated.
+
+    Raises:
+        UserError: for an array that no rule, or more than one, matches.
+    """
+
+    def of_leaf(path, leaf):
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, P())
+        matches = [spec for pattern, spec in RULES if re.search(rf"(^|/|_){pattern}$", path_name(path))]
+        if len(matches) != 1:
+            raise UserError(f"parameter {path_name(path)} {leaf.shape} matches {len(matches)} sharding rules, not one.")
+        return NamedSharding(mesh, matches[0])
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int) -> None:
+    """Raises UserError unless every device gets the same whole number of rows in every micro-batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if global_batch_size % (shards * accumulation_steps):
+        raise UserError(
+            f"data.global_batch_size={global_batch_size} is not divisible by {shards} devices (mesh.data × mesh.fsdp)"
+            f" × train.gradient_accumulation_steps={accumulation_steps}; use a multiple of {shards * accumulation_steps}."
+        )
+
+
+def process_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
+    """Rows of the global batch that this process's devices hold: int [rows], ascending."""
+    mapping = NamedSharding(mesh, BATCH).addressable_devices_indices_map((global_batch_size,))
+    rows = [np.arange(global_batch_size)[index] for index in mapping.values()]
+    return np.unique(np.concatenate(rows))
+
+
+def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> arrays of the global batch, sharded by rows."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

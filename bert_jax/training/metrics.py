@@ -1,0 +1,113 @@
+"""What a run tells: `metrics.jsonl` for programs, one line per row for people."""
+
+import json
+import logging
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+log = logging.getLogger("bert_jax")
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`.
+
+    Args:
+        path: the file.
+        resumed_at: rows after this step, half-written lines and the closing row of a finished run are cut
+            off, so that a resumed run ends with the same file as an undisturbed one.
+    """
+
+    def __init__(self, path: epath.Path, resumed_at: int):
+        self._path = path
+        rows = [row for row in _read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
+        text = "".join(json.dumps(row) + "\n" for row in rows) if resumed_at else ""
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text)
+        temporary.rename(path)
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break  # the line that a kill cut short
+    return rows
+
+
+class Recorder:
+    """Averages the steps of a window into a row, one step late so that the devices never wait for the host.
+
+    `window` is what has been added up since the last row: it belongs into a checkpoint, so that a resumed
+    run writes the same averages.
+    """
+
+    def __init__(self, file: MetricsFile, log_every: int, last_step: int, window: dict[str, Any] | None = None):
+        self._file, self._log_every, self._last_step = file, log_every, last_step
+        self.window: dict[str, Any] = window or {"steps": 0, "sums": {}}
+        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
+        self._mark = time.perf_counter()
+
+    def start_clock(self) -> None:
+        """Time from here on is training time (evaluation and saving are not)."""
+        self._mark = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which the devices had no batch to work on."""
+        self._waited += seconds
+
+    def add(self, step: int, metrics: dict[str, jax.Array], learning_rate: float) -> None:
+        """Takes the metrics of `step` (not yet computed, perhaps) and works up those of the step before."""
+        previous, self._pending = self._pending, (step, metrics, learning_rate)
+        self._work_up(previous)
+
+    def flush(self) -> None:
+        """Works up everything that was added."""
+        previous, self._pending = self._pending, None
+        self._work_up(previous)
+
+    def _work_up(self, entry: tuple[int, dict[str, jax.Array], float] | None) -> None:
+        if entry is not None:
+            step, arrays, learning_rate = entry
+            values = {name: float(value) for name, value in jax.device_get(arrays).items()}
+            for name, value in values.items():
+                self.window["sums"][name] = self.window["sums"].get(name, 0.0) + value
+            self.window["steps"] += 1
+            self._timed_tokens += values["tokens"]
+            self._timed_steps += 1
+        now = time.perf_counter()
+        self._busy, self._mark = self._busy + now - self._mark, now
+        if entry is not None and (step % self._log_every == 0 or step == self._last_step):
+            self._write_row(step, learning_rate)
+
+    def _write_row(self, step: int, learning_rate: float) -> None:
+        row: dict[str, Any] = {"step": step}
+        row |= {name: total / self.window["steps"] for name, total in self.window["sums"].items() if name != "tokens"}
+        speed = self._timed_tokens / max(self._busy, 1e-9)
+        row |= {
+            "learning_rate": learning_rate,
+            "tokens_per_second": round(speed, 1),
+            "data_wait_fraction": round(self._waited / max(self._busy, 1e-9), 4),
+            "time": round(time.time(), 3),
+        }
+        self._file.write(row)
+        seconds_left = (self._last_step - step) * self._busy / max(self._timed_steps, 1)
+        shown = " ".join(f"{name} {row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate")))
+        log.info("step %d/%d %s tokens/s %.0f left %s", step, self._last_step, shown, speed, _duration(seconds_left))
+        self.window = {"steps": 0, "sums": {}}
+        self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

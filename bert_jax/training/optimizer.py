@@ -1,0 +1,76 @@
+"""AdamW as in BERT, LAMB as in You et al. (2020), and the learning-rate schedules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_jax.training.config import OptimizerConfig
+from bert_jax.training.mesh import path_name
+
+Schedule = Callable[[Any], Any]
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
+    """step -> learning rate: linear warm-up from 0, then the decay that `config.schedule` names.
+
+    `linear` and `cosine` end at `final_learning_rate` after `num_steps`; `rsqrt` falls with the square root
+    of the step; `constant` stays.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    decay_steps = max(num_steps - warmup, 1)
+    decay: Schedule = {
+        "linear": optax.linear_schedule(peak, config.final_learning_rate, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_learning_rate / peak),
+        "rsqrt": lambda step: peak * jnp.sqrt(max(warmup, 1) / (step + max(warmup, 1))),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if warmup == 0:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """The chain clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio) -> learning rate.
+
+    Adam's bias correction is kept (Google's code of 2018 had none): a documented deviation. Weight decay and
+    trust ratio leave LayerNorm and biases alone.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
+        scale_by_layer_trust_ratio() if config.name == "lamb" else optax.identity(),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
+    """Scales each matrix's update by ‖weights‖ / ‖update‖, for every layer of a stack apart.
+
+    `optax.lamb` takes one norm over a whole stack of layers and also scales LayerNorm and biases.
+    """
+
+    def update(updates, params):
+        def of_leaf(path, update, weights, is_weight):
+            if not is_weight:
+                return update
+            per_layer = "layers" in path_name(path).split("/")
+            return (jax.vmap(_scale_by_ratio) if per_layer else _scale_by_ratio)(update, weights)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, updates, params, _is_weight(params))
+
+    return optax.stateless(update)
+
+
+def _scale_by_ratio(update: jax.Array, weights: jax.Array) -> jax.Array:
+    weight_norm, update_norm = jnp.linalg.norm(weights.ravel()), jnp.linalg.norm(update.ravel())
+    ratio = weight_norm / jnp.where(update_norm == 0.0, 1.0, update_norm)
+    return update * jnp.where((weight_norm == 0.0) | (update_norm == 0.0), 1.0, ratio)
+
+
+def _is_weight(params: Any) -> Any:
+    """True for matrices and embeddings, False for LayerNorm and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(("kernel", "embedding")), params)

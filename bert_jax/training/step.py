@@ -1,0 +1,139 @@
+"""One update: the state, its initial value, and the jitted train and evaluation steps."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax.model.losses import Term
+from bert_jax.training.mesh import shardings
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What the loop knows of an objective; `bert_jax.tasks.pretraining` is the first."""
+
+    objective: tuple[str, ...]
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]: ...
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]: ...
+
+    def evaluation_terms(self, model: Any, batch: Batch) -> dict[str, Term]: ...
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that an update changes; `step` counts the updates done."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+def abstract_model(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Any]:
+    """The structure of a module and its parameters as a nested dict of ShapeDtypeStructs; computes nothing."""
+    structure, params = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
+    return structure, nnx.to_pure_dict(params)
+
+
+def abstract_state(abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs that know their sharding: what to compile for and to restore into."""
+
+    def init(params):
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    state = jax.eval_shape(init, abstract_params)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings(mesh, state),
+    )
+
+
+def init_params(build: Callable[[nnx.Rngs], nnx.Module], abstract: TrainState, seed: int) -> Any:
+    """Random parameters, made where they will lie: no host or device holds them whole."""
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(params=key)))[1])
+
+    sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+    return jax.jit(init, out_shardings=sharded)(jax.random.key(seed))
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """The state before the first update of given parameters."""
+    sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    fresh = jax.jit(lambda p: (jnp.zeros((), jnp.int32), optimizer.init(p)), out_shardings=(sharded.step, sharded.opt_state))
+    step, opt_state = fresh(params)
+    return TrainState(step, params, opt_state)
+
+
+def make_train_step(
+    structure: nnx.GraphDef,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """The jitted update (state, batch, key) -> (state, metrics); `state` is donated.
+
+    The loss is the sum over the task's objective of each term's mean over the whole global batch. Dropout of a
+    row depends on (key, step, row) alone, and sums are divided by weights of the whole batch, so accumulation
+    and sharding change nothing but rounding.
+    """
+
+    def loss_of(params, batch, dropout_keys, weights):
+        terms = task.terms(nnx.merge(structure, params), batch, dropout_keys)
+        loss = sum(terms[name][0] / jnp.maximum(weights[name], 1.0) for name in task.objective)
+        return loss, terms
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    # The state comes back as it went in: the second step finds the first one's executable.
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(sharded, None))
+    def train_step(state, batch, key):
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        step_key = jax.random.fold_in(key, state.step)
+        row_keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
+        compute = functools.partial(gradient_of, state.params, weights=task.weights(batch))
+        (loss, terms), gradients = _accumulated(compute, (batch, row_keys), accumulation_steps)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, **means(terms), "grad_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_evaluation_step(structure: nnx.GraphDef, task: Task) -> Callable[[Any, Batch], dict[str, Term]]:
+    """The jitted evaluation (params, batch) -> terms as (sum, weight), without dropout."""
+    return jax.jit(lambda params, batch: task.evaluation_terms(nnx.merge(structure, params), batch))
+
+
+def means(terms: dict[str, Term]) -> Metrics:
+    """sum / weight of every term; 0 where the weight is 0."""
+    return {name: total / jnp.maximum(weight, 1.0) for name, (total, weight) in terms.items()}
+
+
+def _accumulated(compute: Callable, inputs: Any, steps: int) -> Any:
+    """The sum of `compute(*micro)` over `steps` micro-batches of `inputs`' rows, one in memory at a time."""
+    if steps == 1:
+        return compute(*inputs)
+    # Row r goes to micro-batch r % steps: every device keeps rows of its own in each of them.
+    micros = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), inputs)
+    first = jax.tree.map(lambda x: x[0], micros)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, *first))
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, compute(*micro)), None
+
+    return jax.lax.scan(add, zeros, micros)[0]
