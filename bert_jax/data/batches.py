@@ -1,0 +1,253 @@
+"""From the number of a step to its batch: a pure function of (config, seed, step)."""
+
+import collections
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from bert_jax.data import masking
+from bert_jax.data.config import DataConfig
+from bert_jax.data.epoch_plan import EpochPlan, PlanConfig, Sequences, count_rows
+from bert_jax.data.hashing import bits, key
+from bert_jax.errors import UserError
+
+_PLANS_KEPT = 2  # a batch may straddle two epochs
+_DESCRIBED_ROWS = 1 << 14
+
+
+class Batches:
+    """The batches of a split, by step: `batches(step)`.
+
+    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end; nothing is remembered between steps but
+    what could be computed again. Threads may share an instance.
+
+    Args:
+        store: a split of a prepared dataset: `index`, and `read(documents) -> list of token ids`.
+        data: sizes and rates.
+        tokenizer: special ids and word starts.
+        seed: another seed, other batches. For evaluation give a fixed one and take steps 0, 1, …
+
+    Raises:
+        UserError: if the split has no text, or pairs are asked for where no document has two sentences.
+    """
+
+    def __init__(self, store, data: DataConfig, tokenizer, seed: int):
+        pairs = data.second_objective == "next_sentence"
+        if store.index.num_tokens == 0:
+            raise UserError(
+                f"the split has no text ({store.index.num_documents} documents); "
+                f"give data.source more text or change data.held_out_fraction={data.held_out_fraction}."
+            )
+        if pairs and store.index.num_sentences == np.count_nonzero(np.diff(store.index.sentence_starts)):
+            raise UserError(
+                "data.second_objective='next_sentence' needs documents of several sentences, and here every document "
+                "has one; set data.second_objective=none."
+            )
+        self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
+        self._plan_config = PlanConfig(
+            data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, pairs
+        )
+        self._first_rows = [0]  # of the epochs counted so far
+        self._plans: collections.OrderedDict[int, EpochPlan] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._maskable = np.ones(tokenizer.vocab_size, bool)
+        self._maskable[list(tokenizer.special_ids)] = False
+        self._replacements = np.flatnonzero(self._maskable).astype(np.int32)
+        chunk = np.arange(1, self._plan_config.chunk_length + 1)
+        self.max_predictions = masking.max_predictions(
+            self._plan_config.sequence_length(chunk),
+            chunk,
+            data.max_seq_length,
+            data.max_sequences_per_row,
+            data.mask_rate,
+        )
+
+    def __call__(self, step: int, rows: slice | np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The batch of a step, or some rows of it.
+
+        Args:
+            step: from 0.
+            rows: which of the global_batch_size rows: a slice, or ints [R] in any order; all by default.
+
+        Returns:
+            With R rows, T = max_seq_length, M = max_predictions and S = max_sequences_per_row, int32 but for weights,
+            float32: `input_ids`, `token_type_ids`, `sequence_ids` (0 padding, 1… the sequence of the row) and
+            `position_ids` [R, T]; `masked_lm_positions`, `masked_lm_ids` and `masked_lm_weights` [R, M];
+            `cls_positions`, `next_sentence_labels` (1 NotNext) and `next_sentence_weights` [R, S].
+        """
+        rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
+        sequences, row_keys = self._sequences(step * self._data.global_batch_size + rows)
+        batch = assemble(
+            sequences,
+            self._tokens(sequences),
+            (len(rows), self._data.max_seq_length, self._data.max_sequences_per_row),
+            cls_id=self._tokenizer.cls_id,
+            sep_id=self._tokenizer.sep_id,
+            pad_id=self._tokenizer.pad_id,
+        )
+        clean = batch["input_ids"]
+        chosen = masking.choose(
+            clean,
+            batch["sequence_ids"],
+            row_keys,
+            maskable=self._maskable,
+            word_starts=self._tokenizer.word_starts if self._data.masking == "whole_word" else None,
+            mask_rate=self._data.mask_rate,
+        )
+        batch["input_ids"] = masking.corrupt(
+            clean,
+            chosen,
+            row_keys,
+            mask_id=self._tokenizer.mask_id,
+            replacements=self._replacements,
+            mask_token_rate=self._data.mask_token_rate,
+            random_token_rate=self._data.random_token_rate,
+        )
+        return batch | masking.gather_targets(clean, chosen, self.max_predictions)
+
+    def rows_per_epoch(self, epoch: int = 0) -> int:
+        """Rows of an epoch; they differ a little from epoch to epoch."""
+        with self._lock:
+            self._count(lambda: len(self._first_rows) > epoch + 1)
+            return self._first_rows[epoch + 1] - self._first_rows[epoch]
+
+    def describe(self) -> dict[str, float]:
+        """Facts for the log: rows and sequences of the first epoch, fill, share of NotNext (of a sample), M."""
+        plan = self._plan(0)
+        sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
+        return {
+            "rows_per_epoch": plan.num_rows,
+            "sequences_per_epoch": plan.num_sequences,
+            "fill": plan.fill,
+            "not_next_share": float(sample.not_next[sample.length_b > 0].mean())
+            if sample.length_b.any()
+            else 0.0,
+            "max_predictions": self.max_predictions,
+        }
+
+    def _sequences(self, rows: np.ndarray) -> tuple[Sequences, np.ndarray]:
+        """The sequences of rows numbered through all epochs, and a key for the masks of each row."""
+        with self._lock:
+            self._count(lambda: self._first_rows[-1] > rows.max(initial=0))
+        epochs = np.searchsorted(self._first_rows, rows, "right") - 1
+        row_keys = np.empty(len(rows), np.uint64)
+        parts = []
+        for epoch in np.unique(epochs).tolist():
+            (mine,) = np.nonzero(epochs == epoch)
+            in_epoch = rows[mine] - self._first_rows[epoch]
+            row_keys[mine] = bits(key(self._seed, epoch, "mask"), in_epoch)
+            part = self._plan(epoch).rows(in_epoch)
+            parts.append(part._replace(row=mine[part.row]))
+        return Sequences(*map(np.concatenate, zip(*parts, strict=True))), row_keys
+
+    def _tokens(self, sequences: Sequences) -> np.ndarray:
+        """The tokens of A, B, A, B … of all sequences, int32. Each document is read once."""
+        documents, which = np.unique(
+            np.stack([sequences.document_a, sequences.document_b], axis=1), return_inverse=True
+        )
+        texts = self._store.read(documents)
+        starts = np.stack([sequences.start_a, sequences.start_b], axis=1).ravel()
+        lengths = np.stack([sequences.length_a, sequences.length_b], axis=1).ravel()
+        pieces = zip(which.ravel().tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
+        tokens = np.concatenate([texts[document][start:stop] for document, start, stop in pieces])
+        if len(tokens) != lengths.sum():
+            raise UserError(
+                "the documents of the dataset are not as long as its index says; run prepare again."
+            )
+        return tokens
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        with self._lock:
+            if epoch not in self._plans:
+                self._plans[epoch] = EpochPlan(self._store.index, self._plan_config, self._seed, epoch)
+                while len(self._plans) > _PLANS_KEPT:
+                    self._plans.popitem(last=False)
+            return self._plans[epoch]
+
+    def _count(self, enough: Callable[[], bool]):
+        while not enough():
+            epoch = len(self._first_rows) - 1
+            num_rows = count_rows(self._store.index, self._plan_config, self._seed, epoch)
+            self._first_rows.append(self._first_rows[-1] + num_rows)
+
+
+def assemble(
+    sequences: Sequences,
+    tokens: np.ndarray,
+    shape: tuple[int, int, int],
+    *,
+    cls_id: int,
+    sep_id: int,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """Writes [CLS] A [SEP] B [SEP] of every sequence into its row, one after the other.
+
+    Args:
+        sequences: lengths and places; those of a row together and in order of their slots.
+        tokens: ints [n], A and B of all sequences, one after the other.
+        shape: (R, T, S).
+        cls_id, sep_id, pad_id: ids of the specials.
+
+    Returns:
+        The arrays of `Batches.__call__` but those of the masked language model.
+    """
+    num_rows, num_tokens, max_sequences = shape
+    length = sequences.length_a + 2 + np.where(sequences.length_b > 0, sequences.length_b + 1, 0)
+    end = np.cumsum(length)
+    begin = end - length
+    offset = begin - np.maximum.accumulate(np.where(sequences.slot == 0, begin, 0))
+    position = np.arange(length.sum()) - np.repeat(begin, length)  # in the sequence
+    place = np.repeat(sequences.row * num_tokens + offset, length) + position  # in the flattened rows
+
+    first_sep = begin + sequences.length_a + 1
+    ids = np.full(len(place), sep_id, np.int32)
+    ids[begin] = cls_id
+    is_text = np.ones(len(place), bool)
+    is_text[np.concatenate([begin, first_sep, end - 1])] = False
+    ids[is_text] = tokens
+
+    def write(values: np.ndarray, padding: int = 0) -> np.ndarray:
+        rows = np.full(num_rows * num_tokens, padding, np.int32)
+        rows[place] = values
+        return rows.reshape(num_rows, num_tokens)
+
+    def per_sequence(values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
+        result = np.zeros((num_rows, max_sequences), dtype)
+        result[sequences.row, sequences.slot] = values
+        return result
+
+    return {
+        "input_ids": write(ids, pad_id),
+        "token_type_ids": write(position > np.repeat(sequences.length_a + 1, length)),
+        "sequence_ids": write(np.repeat(sequences.slot + 1, length)),
+        "position_ids": write(position),
+        "cls_positions": per_sequence(offset),
+        "next_sentence_labels": per_sequence(sequences.not_next),
+        "next_sentence_weights": per_sequence(sequences.length_b > 0, np.float32),
+    }
+
+
+def iterate(
+    batches: Batches, first_step: int, rows: slice | np.ndarray | None, workers: int, prefetch: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of steps first_step, first_step + 1, … built ahead by threads. The step is the only state.
+
+    Args:
+        batches: what builds them.
+        first_step: where to begin; a resumed run gives the step it stands at.
+        rows: this process's share of every batch, as in `Batches.__call__`.
+        workers: threads.
+        prefetch: batches to hold ready.
+
+    Returns:
+        An iterator without end; `close()` stops its threads.
+    """
+    steps = grain.MapDataset.range(first_step, sys.maxsize).map(lambda step: batches(step, rows))
+    return iter(
+        steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
+        )
+    )

@@ -1,0 +1,92 @@
+"""Randomness without state: a counter hash on uint64 arrays, and permutations of any size made from it.
+
+Every random choice of the data is `bits(key(seed, epoch, "what"), where)`: the same on every machine, in any order,
+for any part of the data, and vectorised.
+"""
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MASK = 2**64 - 1
+_ROUNDS = (
+    4  # of a Feistel network: the fewest that give a strong pseudorandom permutation (Luby and Rackoff, 1988)
+)
+
+
+def key(*words: int | str) -> np.uint64:
+    """A key for `bits` from numbers and names: key(seed, epoch, "mask"). Names count by their first 8 bytes."""
+    state = 0
+    for word in words:
+        number = int.from_bytes(word.encode()[:8], "little") if isinstance(word, str) else word
+        state = int(_mix(np.array([(state * _GOLDEN + number + _GOLDEN) & _MASK], np.uint64))[0])
+    return np.uint64(state)
+
+
+def bits(key: np.ndarray | np.uint64, where: np.ndarray) -> np.ndarray:
+    """64 random bits for each place: output number `where` of the splitmix64 generator seeded with `key`.
+
+    Args:
+        key: uint64 scalar or array, broadcast against `where`; an array of bits may serve as keys.
+        where: array of non-negative ints.
+
+    Returns:
+        uint64 array.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    return _mix((np.asarray(where).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + key)
+
+
+def below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+    """Random ints from 0 to n - 1 (0 where n is 0) from uint64 bits; n < 2^32 is an int or an array. Returns int64."""
+    n = np.asarray(n).astype(np.uint64)
+    return (((bits >> np.uint64(32)) * n) >> np.uint64(32)).astype(np.int64)
+
+
+def permute(
+    key: np.ndarray | np.uint64, x: np.ndarray, n: np.ndarray | int, *, inverse: bool = False
+) -> np.ndarray:
+    """Where x goes in a pseudorandom permutation of range(n), in constant memory: any element of it, in O(1).
+
+    A Feistel network on pairs (x // side, x % side) with side = ceil(sqrt(n)); what lands on n or above walks on
+    along its cycle, which comes back into range(n) (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+
+    Args:
+        key: uint64 scalar or array; another key, another permutation.
+        x: ints in range(n).
+        n: int or ints below 2^32; key, x and n are broadcast.
+        inverse: undo the permutation: permute(key, permute(key, x, n), n, inverse=True) == x.
+
+    Returns:
+        int64 array.
+    """
+    key, x, n = np.broadcast_arrays(key, x, np.asarray(n, np.int64))
+    side = np.ceil(np.sqrt(n)).astype(np.int64)
+    result = np.array(x, np.int64)
+    outside = np.ones(result.shape, bool)
+    while outside.any():
+        result[outside] = _feistel(key[outside], result[outside], side[outside], inverse)
+        outside = result >= n
+    return result
+
+
+def _feistel(key: np.ndarray, x: np.ndarray, side: np.ndarray, inverse: bool) -> np.ndarray:
+    left, right = np.divmod(x, side)
+    for round_ in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
+        known, moved = (left, right) if inverse else (right, left)
+        shift = below(bits(key, known * _ROUNDS + round_), side)
+        moved = moved - shift if inverse else moved + shift
+        moved += np.where(moved < 0, side, 0) - np.where(moved >= side, side, 0)
+        left, right = (moved, known) if inverse else (known, moved)
+    return left * side + right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64, in place on a fresh uint64 array."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(_MULTIPLIERS[0])
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(_MULTIPLIERS[1])
+    x ^= x >> np.uint64(31)
+    return x

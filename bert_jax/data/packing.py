@@ -1,0 +1,75 @@
+"""Which lengths of sequences share a row."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Patterns:
+    """What the rows of an epoch hold: pattern p is used by counts[p] rows.
+
+    Attributes:
+        lengths: int64 [P, S], tokens of each sequence of a row (specials included), 0 where there is none.
+        counts: int64 [P], rows of each pattern.
+        first_rows: int64 [P], rows of the patterns before.
+        first_uses: int64 [P, S], sequences of the slot's length that all slots before it take; row r of the pattern
+            takes number first_uses + r of the sequences of that length.
+    """
+
+    lengths: np.ndarray
+    counts: np.ndarray
+    first_rows: np.ndarray
+    first_uses: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.counts.sum())
+
+
+def pack(histogram: np.ndarray, max_sequences_per_row: int) -> Patterns:
+    """Packs sequences into rows of T tokens: longest sequences first, each into the fullest row that has room.
+
+    Works on counts of lengths, not on sequences: 16 million take milliseconds. With one sequence per row every length
+    is a pattern of its own.
+
+    Args:
+        histogram: ints [T + 1], number of sequences of each length; entry 0 is ignored.
+        max_sequences_per_row: S.
+
+    Source: Krell et al., "Efficient sequence packing without cross-contamination", 2021 (LPFHP).
+    """
+    capacity = len(histogram) - 1
+    packed = [[] for _ in range(capacity + 1)]  # room that is left -> [(rows, lengths in each of them)]
+    for length in range(capacity, 0, -1):
+        left = int(histogram[length])
+        room = length
+        while left:
+            while room < capacity and not packed[room]:
+                room += 1
+            if packed[room]:
+                available, pattern = packed[room].pop()
+                copies, rows = 1, min(available, left)
+                if rows < available:
+                    packed[room].append((available - rows, pattern))
+            else:  # new rows, each with as many of this length as it holds
+                copies, pattern = min(capacity // length, max_sequences_per_row, left), ()
+                rows = left // copies
+            left -= rows * copies
+            pattern += (length,) * copies
+            room -= copies * length
+            packed[room if len(pattern) < max_sequences_per_row else 0].append((rows, pattern))
+            room = max(room, length)
+    return _patterns([entry for entries in packed for entry in entries], max_sequences_per_row)
+
+
+def _patterns(entries: list[tuple[int, tuple[int, ...]]], max_sequences_per_row: int) -> Patterns:
+    padded = [pattern + (0,) * (max_sequences_per_row - len(pattern)) for _, pattern in entries]
+    lengths = np.array(padded, np.int64).reshape(-1, max_sequences_per_row)
+    counts = np.array([rows for rows, _ in entries], np.int64)
+    order = np.argsort(lengths, axis=None, kind="stable")
+    by_length, taken = lengths.ravel()[order], np.repeat(counts, max_sequences_per_row)[order]
+    before = np.cumsum(taken) - taken
+    first_uses = np.empty(lengths.size, np.int64)
+    first_uses[order] = before - before[np.searchsorted(by_length, by_length)]
+    return Patterns(lengths, counts, np.cumsum(counts) - counts, first_uses.reshape(lengths.shape))
