@@ -1,0 +1,38 @@
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_installed_package_carries_configs_and_corpus(tmp_path):
+    """Installed from a copy into a folder of its own and used from there, with the clone out of reach."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    for name in ("bert_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    subprocess.run([*pip, "--target", site, source], check=True)
+    shutil.rmtree(source)
+
+    assert {path.name.split("-")[0] for path in site.iterdir()} == {
+        "bert_jax"
+    }  # no stray `configs` or `tests`
+
+    def files(folder):
+        return {path.name for path in folder.iterdir() if path.is_file()}
+
+    assert files(site / "bert_jax/data/corpus") == files(ROOT / "bert_jax/data/corpus")
+    assert files(site / "bert_jax/configs") == files(ROOT / "configs")
+
+    code = (
+        "import sys; sys.path.append('site'); from bert_jax.config import *; print(find_config('bert_tiny'))"
+    )
+    found = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert pathlib.Path(tmp_path, found.stdout.strip()) == site / "bert_jax/configs/bert_tiny.py"

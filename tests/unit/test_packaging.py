@@ -1,0 +1,59 @@
+import ast
+import configparser
+import importlib.metadata
+import pathlib
+import re
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def canonical(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def test_every_package_is_listed(setup_cfg):
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bert_jax").rglob("__init__.py")}
+    packages = {".".join(folder.parts) for folder in folders} | {"bert_jax.configs"}
+    assert set(lines(setup_cfg["options"]["packages"])) == packages
+
+
+def test_every_package_that_is_imported_is_required_and_the_reverse(setup_cfg):
+    imported = set()
+    for path in (ROOT / "bert_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module)
+    tops = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bert_jax"}
+    # `orbax` and `google` are shared by several distributions; the one that is meant is the one required.
+    distributions = importlib.metadata.packages_distributions()
+    candidates = {top: {canonical(name) for name in distributions[top]} for top in tops}
+    required = {canonical(line) for line in lines(setup_cfg["options"]["install_requires"])}
+    assert {top for top, names in candidates.items() if not names & required} == set()
+    assert required - set().union(*candidates.values()) == set()
+
+
+def test_lock_pins_every_requirement(setup_cfg):
+    pinned = {canonical(line) for line in lines((ROOT / "requirements.lock").read_text()) if "==" in line}
+    extras = [line for extra in setup_cfg["options.extras_require"].values() for line in lines(extra)]
+    required = {canonical(line) for line in lines(setup_cfg["options"]["install_requires"]) + extras}
+    assert required - pinned == set()
+
+
+def test_lock_names_no_host_and_no_path():
+    assert re.findall(r"://|--|(?<!\w)/\w", (ROOT / "requirements.lock").read_text()) == []
