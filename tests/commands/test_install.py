@@ -1,3 +1,4 @@
+import os
 import pathlib
 import shutil
 import subprocess
@@ -30,9 +31,7 @@ def test_installed_package_carries_configs_and_corpus(tmp_path):
     assert files(site / "bert_jax/data/corpus") == files(ROOT / "bert_jax/data/corpus")
     assert files(site / "bert_jax/configs") == files(ROOT / "configs")
 
-    code = (
-        "import sys; sys.path.append('site'); from bert_jax.config import *; print(find_config('bert_tiny'))"
-    )
-    found = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert pathlib.Path(tmp_path, found.stdout.strip()) == site / "bert_jax/configs/bert_tiny.py"
+    code = "from bert_jax.config import find_config; print(find_config('bert_tiny'))"
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    assert found.strip() == str(site / "bert_jax/configs/bert_tiny.py")
