@@ -1,6 +1,7 @@
 """What every command shares: flags, the log, and errors as one line instead of a stack trace."""
 
 import logging
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -32,6 +33,11 @@ def resolved_config() -> config_lib.Config:
     if flags.FLAGS.config is None:
         raise UserError(f"--config is missing; shipped configs: {', '.join(config_lib.config_files())}.")
     return config_lib.from_dict(flags.FLAGS.config.to_dict())
+
+
+def config_name() -> str:
+    """The name of the config of the command line, e.g. `bert_tiny`."""
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -67,7 +73,7 @@ def _parse_flags() -> None:
 
 
 def _with_config_path(argv: list[str]) -> list[str]:
-    """Replaces a config's name by its path, and checks the keys of overrides, which absl would not explain."""
+    """Replaces a config's name by its path; checks the keys of overrides, which absl would not explain."""
     result = []
     for position, word in enumerate(argv):
         if word.startswith("--config="):

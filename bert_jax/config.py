@@ -35,12 +35,18 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}; shorten the one or enlarge the other."
             )
         if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
-            raise UserError("model.type_vocab_size=1 cannot tell two sentences apart; use 2 or data.second_objective=none.")
+            raise UserError(
+                "model.type_vocab_size=1 cannot tell two sentences apart; use 2 or data.second_objective=none."
+            )
         if self.data.global_batch_size % self.train.gradient_accumulation_steps:
             raise UserError(
                 f"data.global_batch_size={self.data.global_batch_size} is not divisible by "
                 f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps}; change one of them."
             )
+
+    def phases(self) -> tuple["Phase", ...]:
+        """The stretches of the run, in order; one for now."""
+        return (Phase(self, 0, self.train.num_steps),)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -59,7 +65,18 @@ class Config:
         return flat
 
 
-SECTIONS = {field.name: type(field.default) for field in dataclasses.fields(Config) if field.name != "init_from"}
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps `first_step` to `last_step` (exclusive) of a run, trained with one config."""
+
+    config: Config
+    first_step: int
+    last_step: int
+
+
+SECTIONS = {
+    field.name: type(field.default) for field in dataclasses.fields(Config) if field.name != "init_from"
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -115,11 +132,15 @@ def find_config(name: str) -> pathlib.Path:
     """
     if name.endswith(".py"):
         if not pathlib.Path(name).is_file():
-            raise UserError(f"--config={name}: there is no such file; shipped configs: {', '.join(config_files())}.")
+            raise UserError(
+                f"--config={name}: there is no such file; shipped configs: {', '.join(config_files())}."
+            )
         return pathlib.Path(name)
     files = config_files()
     if name not in files:
         near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(files)}."
-        raise UserError(f"--config={name}: there is no config of this name; {hint} A path to a .py file works too.")
+        raise UserError(
+            f"--config={name}: there is no config of this name; {hint} A path to a .py file works too."
+        )
     return files[name]

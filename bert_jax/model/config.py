@@ -46,7 +46,9 @@ class ModelConfig:
                 f"model.num_attention_heads={self.num_attention_heads}; change one of them."
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"model.hidden_act={self.hidden_act!r} is unknown; use one of {', '.join(ACTIVATIONS)}.")
+            raise UserError(
+                f"model.hidden_act={self.hidden_act!r} is unknown; use one of {', '.join(ACTIVATIONS)}."
+            )
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name}={getattr(self, name)} must be in [0, 1).")

@@ -69,7 +69,9 @@ class EncoderLayer(nnx.Module):
         self.config = config
         self.attention = SelfAttention(config, rngs)
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.intermediate = Dense(config.hidden_size, config.intermediate_size, config.initializer_range, rngs)
+        self.intermediate = Dense(
+            config.hidden_size, config.intermediate_size, config.initializer_range, rngs
+        )
         self.output = Dense(config.intermediate_size, config.hidden_size, config.initializer_range, rngs)
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
@@ -93,7 +95,9 @@ class Encoder(nnx.Module):
         remat: none, or a name of `REMAT_POLICIES`.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, remat: str = "none"):
+    def __init__(
+        self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, remat: str = "none"
+    ):
         self.config, self.dtype, self.remat = config, dtype, remat
         self.embeddings = Embeddings(config, rngs)
         self.layers = _stacked_layers(config, rngs)
@@ -123,7 +127,9 @@ class Encoder(nnx.Module):
 
         def apply_layer(x, layer):
             number, layer_weights = layer
-            y = nnx.merge(structure, layer_weights)(x, batch["sequence_ids"], fold_in_each(layer_keys, number))
+            y = nnx.merge(structure, layer_weights)(
+                x, batch["sequence_ids"], fold_in_each(layer_keys, number)
+            )
             return y, y if all_hidden_states else None
 
         if self.remat != "none":

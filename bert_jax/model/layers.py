@@ -28,7 +28,9 @@ def _dense_backward(dtype, residuals, gradient):
     dbias = jnp.sum(gradient, axis=leading, dtype=bias.dtype)
     gradient = gradient.astype(x.dtype)
     dx = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
-    dkernel = lax.dot_general(x, gradient, ((leading, leading), ((), ())), preferred_element_type=kernel.dtype)
+    dkernel = lax.dot_general(
+        x, gradient, ((leading, leading), ((), ())), preferred_element_type=kernel.dtype
+    )
     return dx, dkernel, dbias
 
 

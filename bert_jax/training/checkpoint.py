@@ -96,7 +96,9 @@ class Checkpoints:
             except DamagedCheckpoint as damage:
                 log.warning("checkpoint %d is damaged and not used: %s", step, damage)
         if steps:
-            raise UserError(f"every checkpoint in {self._directory} is damaged; move the folder away to start anew.")
+            raise UserError(
+                f"every checkpoint in {self._directory} is damaged; move the folder away to start anew."
+            )
         return None
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -208,8 +210,12 @@ def digests(tree: Any) -> dict[str, str]:
     twice with different numbers: no order of summation matters, and any one flipped bit changes both sums.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(jax.jit(lambda arrays: [_fingerprint(x) for x in arrays])([leaf for _, leaf in leaves]))
-    return {path_name(path): f"{int(a):08x}{int(b):08x}" for (path, _), (a, b) in zip(leaves, sums, strict=True)}
+    sums = jax.device_get(
+        jax.jit(lambda arrays: [_fingerprint(x) for x in arrays])([leaf for _, leaf in leaves])
+    )
+    return {
+        path_name(path): f"{int(a):08x}{int(b):08x}" for (path, _), (a, b) in zip(leaves, sums, strict=True)
+    }
 
 
 def params_digest(params: Any) -> str:

@@ -31,7 +31,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # of the global gradient; 0 turns clipping off
 
     def __post_init__(self):
-        for name, known in (("name", ("adamw", "lamb")), ("schedule", ("linear", "cosine", "rsqrt", "constant"))):
+        for name, known in (
+            ("name", ("adamw", "lamb")),
+            ("schedule", ("linear", "cosine", "rsqrt", "constant")),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
@@ -74,7 +77,9 @@ class TrainConfig:
             ("activation_dtype", ("auto", "float32", "bfloat16")),
         ):
             if getattr(self, name) not in known:
-                raise UserError(f"train.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}.")
+                raise UserError(
+                    f"train.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)

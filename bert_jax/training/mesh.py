@@ -74,7 +74,9 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
             return NamedSharding(mesh, P())
         matches = [spec for pattern, spec in RULES if re.search(rf"(^|/|_){pattern}$", path_name(path))]
         if len(matches) != 1:
-            raise UserError(f"parameter {path_name(path)} {leaf.shape} matches {len(matches)} sharding rules, not one.")
+            raise UserError(
+                f"parameter {path_name(path)} {leaf.shape} matches {len(matches)} sharding rules, not one."
+            )
         return NamedSharding(mesh, matches[0])
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,10 +51,17 @@ class Recorder:
     run writes the same averages.
     """
 
-    def __init__(self, file: MetricsFile, log_every: int, last_step: int, window: dict[str, Any] | None = None):
-        self._file, self._log_every, self._last_step = file, log_every, last_step
+    def __init__(
+        self,
+        file: MetricsFile,
+        log_every: int,
+        last_step: int,
+        schedule: Callable[[int], Any],
+        window: dict[str, Any] | None = None,
+    ):
+        self._file, self._log_every, self._last_step, self._schedule = file, log_every, last_step, schedule
         self.window: dict[str, Any] = window or {"steps": 0, "sums": {}}
-        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
         self._mark = time.perf_counter()
 
@@ -65,9 +73,9 @@ class Recorder:
         """Counts time in which the devices had no batch to work on."""
         self._waited += seconds
 
-    def add(self, step: int, metrics: dict[str, jax.Array], learning_rate: float) -> None:
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of `step` (not yet computed, perhaps) and works up those of the step before."""
-        previous, self._pending = self._pending, (step, metrics, learning_rate)
+        previous, self._pending = self._pending, (step, metrics)
         self._work_up(previous)
 
     def flush(self) -> None:
@@ -75,9 +83,9 @@ class Recorder:
         previous, self._pending = self._pending, None
         self._work_up(previous)
 
-    def _work_up(self, entry: tuple[int, dict[str, jax.Array], float] | None) -> None:
+    def _work_up(self, entry: tuple[int, dict[str, jax.Array]] | None) -> None:
         if entry is not None:
-            step, arrays, learning_rate = entry
+            step, arrays = entry
             values = {name: float(value) for name, value in jax.device_get(arrays).items()}
             for name, value in values.items():
                 self.window["sums"][name] = self.window["sums"].get(name, 0.0) + value
@@ -87,22 +95,35 @@ class Recorder:
         now = time.perf_counter()
         self._busy, self._mark = self._busy + now - self._mark, now
         if entry is not None and (step % self._log_every == 0 or step == self._last_step):
-            self._write_row(step, learning_rate)
+            self._write_row(step)
 
-    def _write_row(self, step: int, learning_rate: float) -> None:
+    def _write_row(self, step: int) -> None:
         row: dict[str, Any] = {"step": step}
-        row |= {name: total / self.window["steps"] for name, total in self.window["sums"].items() if name != "tokens"}
+        row |= {
+            name: total / self.window["steps"]
+            for name, total in self.window["sums"].items()
+            if name != "tokens"
+        }
         speed = self._timed_tokens / max(self._busy, 1e-9)
         row |= {
-            "learning_rate": learning_rate,
+            "learning_rate": float(self._schedule(step - 1)),
             "tokens_per_second": round(speed, 1),
             "data_wait_fraction": round(self._waited / max(self._busy, 1e-9), 4),
             "time": round(time.time(), 3),
         }
         self._file.write(row)
         seconds_left = (self._last_step - step) * self._busy / max(self._timed_steps, 1)
-        shown = " ".join(f"{name} {row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate")))
-        log.info("step %d/%d %s tokens/s %.0f left %s", step, self._last_step, shown, speed, _duration(seconds_left))
+        shown = " ".join(
+            f"{name} {row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate"))
+        )
+        log.info(
+            "step %d/%d %s tokens/s %.0f left %s",
+            step,
+            self._last_step,
+            shown,
+            speed,
+            _duration(seconds_left),
+        )
         self.window = {"steps": 0, "sums": {}}
         self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
 

@@ -73,4 +73,6 @@ def _scale_by_ratio(update: jax.Array, weights: jax.Array) -> jax.Array:
 
 def _is_weight(params: Any) -> Any:
     """True for matrices and embeddings, False for LayerNorm and biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(("kernel", "embedding")), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).endswith(("kernel", "embedding")), params
+    )

@@ -71,7 +71,10 @@ def init_params(build: Callable[[nnx.Rngs], nnx.Module], abstract: TrainState, s
 def init_state(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
     """The state before the first update of given parameters."""
     sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    fresh = jax.jit(lambda p: (jnp.zeros((), jnp.int32), optimizer.init(p)), out_shardings=(sharded.step, sharded.opt_state))
+    fresh = jax.jit(
+        lambda p: (jnp.zeros((), jnp.int32), optimizer.init(p)),
+        out_shardings=(sharded.step, sharded.opt_state),
+    )
     step, opt_state = fresh(params)
     return TrainState(step, params, opt_state)
 
@@ -108,7 +111,14 @@ def make_train_step(
         (loss, terms), gradients = _accumulated(compute, (batch, row_keys), accumulation_steps)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **means(terms), "grad_norm": optax.global_norm(gradients)}
+        tokens = jnp.sum(batch["sequence_ids"] > 0)
+        metrics = {
+            "loss": loss,
+            **means(terms),
+            "grad_norm": optax.global_norm(gradients),
+            "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
+            "tokens": tokens,
+        }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

@@ -1,0 +1,27 @@
+"""Pretrain a BERT-like encoder: masked language model and next sentence prediction.
+
+    python -m bert_jax.pretrain --config=bert_tiny
+    python -m bert_jax.pretrain --config=bert_base --config.data.source='text:~/corpus/*.txt'
+
+The same command again resumes. Everything of the run is kept in --workdir.
+"""
+
+from absl import flags
+
+from bert_jax import command, prepare
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.loop import train
+
+command.define_config_flags()
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
+
+
+def main() -> int:
+    config = command.resolved_config()
+    workdir = WORKDIR.value or f"runs/{command.config_name()}"
+    dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
+    return train(config, Pretraining(config, dataset), workdir)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,229 @@
+"""The training loop: every command that updates weights runs this one."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax.config import Config, Phase
+from bert_jax.model.config import ModelConfig
+from bert_jax.training import step as step_lib
+from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, params_digest, restore_params
+from bert_jax.training.mesh import check_batch, make_mesh, process_rows, to_global
+from bert_jax.training.metrics import MetricsFile, Recorder
+from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.workdir import open_workdir, versions
+
+FINISHED, INTERRUPTED, START_AGAIN = 0, 130, 75  # exit codes: done; Ctrl-C; SIGTERM (sysexits' EX_TEMPFAIL)
+log = logging.getLogger("bert_jax")
+
+HostBatch = dict[str, np.ndarray]
+
+
+class Task(step_lib.Task, Protocol):
+    """An objective together with its data.
+
+    Attributes:
+        data_digest: of the dataset's content; part of the run's identity.
+        files: what a checkpoint must carry to be used alone (name -> content).
+    """
+
+    data_digest: str
+    files: dict[str, bytes]
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module: ...
+
+    def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[HostBatch]:
+        """The given rows of the global batches from `first_step` of the phase on."""
+        ...
+
+    def evaluations(self, final: bool) -> dict[str, Callable[[np.ndarray], Iterable[HostBatch]]]:
+        """Held-out batches by the prefix of their metrics; `final` after the last step."""
+        ...
+
+
+def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
+    """Trains from the newest checkpoint in `workdir`, or from the start, to the last step of the last phase.
+
+    Returns:
+        An exit code: `FINISHED`, or what the signal that stopped the run asks for.
+
+    Raises:
+        UserError: for a config that does not fit the devices or the workdir.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
+    workdir = open_workdir(workdir, config, task.data_digest)
+    with jax.set_mesh(mesh), StopRequest() as stop:
+        run = Run(config, task, workdir, mesh, stop)
+        try:
+            for phase in config.phases():
+                run.train_phase(phase)
+                if stop.requested:
+                    return stop.exit_code
+            run.finish()
+            return FINISHED
+        finally:
+            run.checkpoints.close()
+
+
+class StopRequest:
+    """While entered, SIGTERM and Ctrl-C ask for a stop after the step in hand; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return INTERRUPTED if self.requested == signal.SIGINT else START_AGAIN
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {
+            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        log.info("%s: saving a checkpoint, then stopping", signal.Signals(number).name)
+        self.requested = number
+
+
+class Run:
+    """The state of a run and what is done to it: resume, train, evaluate, save."""
+
+    def __init__(self, config: Config, task: Task, workdir: epath.Path, mesh: Mesh, stop: StopRequest):
+        self.config, self.task, self.workdir, self.mesh, self.stop = config, task, workdir, mesh, stop
+        self.last_step = config.phases()[-1].last_step
+        self.rows = process_rows(mesh, config.data.global_batch_size)
+        self.schedule = make_schedule(config.optimizer, self.last_step)
+        optimizer = make_optimizer(config.optimizer, self.schedule)
+        structure, abstract_params = step_lib.abstract_model(self._build)
+        self.abstract = step_lib.abstract_state(abstract_params, optimizer, mesh)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints", task.files, config.train.keep_last, config.train.keep_every
+        )
+        self.state, meta = self._initial_state(optimizer)
+        file = MetricsFile(workdir / "metrics.jsonl", resumed_at=int(self.state.step))
+        self.file, window = file, meta.get("window")
+        self.recorder = Recorder(file, config.train.log_every, self.last_step, self.schedule, window)
+        self._train_step = step_lib.make_train_step(
+            structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
+        )
+        self._evaluation_step = step_lib.make_evaluation_step(structure, task)
+        self._key = jax.random.key(
+            config.train.seed, impl={"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
+        )
+
+    def _build(self, rngs: nnx.Rngs) -> nnx.Module:
+        name = self.config.train.activation_dtype
+        if name == "auto":
+            name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return self.task.build(self.config.model, rngs, jnp.dtype(name), self.config.train.remat)
+
+    def _initial_state(self, optimizer: Any) -> tuple[step_lib.TrainState, dict[str, Any]]:
+        """Resumed from this workdir, else started from `init_from`, else random; the log says which."""
+        train = self.config.train
+        if (restored := self.checkpoints.restore_newest(self.abstract)) is not None:
+            state, meta = restored
+            log.info(
+                "resumed at step %d of %d from %s/checkpoints (params, opt_state, metrics window)",
+                int(state.step), self.last_step, self.workdir,
+            )  # fmt: skip
+            return state, meta
+        if self.config.init_from:
+            folder = find_checkpoint(self.config.init_from)
+            params = restore_params(folder, self.abstract.params)
+            log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
+        else:
+            params = step_lib.init_params(self._build, self.abstract, train.seed)
+            log.info("started at step 0 with random weights (seed %d)", train.seed)
+        return step_lib.init_state(params, optimizer, self.abstract), {}
+
+    def train_phase(self, phase: Phase) -> None:
+        """Steps from where the state is to the end of the phase; saves when due, when asked to stop, and last."""
+        step, train = int(self.state.step), self.config.train
+        if step >= phase.last_step:
+            return
+        batches = self.task.batches(phase, step - phase.first_step, self.rows)
+        self.recorder.start_clock()
+        compiled = None
+        while step < phase.last_step and not self.stop.requested:
+            waiting = time.perf_counter()
+            batch = to_global(self.mesh, next(batches))
+            self.recorder.waited(time.perf_counter() - waiting)
+            if compiled is None:
+                compiled = self._compile(batch)
+            self.state, metrics = compiled(self.state, batch, self._key)
+            step += 1
+            self.recorder.add(step, metrics)
+            last = step == self.last_step
+            evaluate = last or step % train.eval_every == 0
+            save = last or step % train.checkpoint_every == 0 or bool(self.stop.requested)
+            if evaluate or save:
+                self.recorder.flush()
+                if evaluate:
+                    self.evaluate(step, last)
+                if save:
+                    self.save()
+                self.recorder.start_clock()
+        if self.stop.requested:
+            log.info("stopped at step %d of %d; the same command goes on from here", step, self.last_step)
+
+    def _compile(self, batch: step_lib.Batch) -> Callable[..., Any]:
+        """Compiles the step once, ahead of time: a later recompilation is impossible, not just unlikely."""
+        start = time.perf_counter()
+        compiled = self._train_step.lower(self.state, batch, self._key).compile()
+        log.info("compiled the training step in %.1f s", time.perf_counter() - start)
+        self.recorder.start_clock()
+        return compiled
+
+    def evaluate(self, step: int, final: bool) -> None:
+        """Writes one row of held-out metrics: means over all examples, not means of batches' means."""
+        row: dict[str, Any] = {"step": step}
+        for prefix, batches in self.task.evaluations(final).items():
+            total: dict[str, np.ndarray] = {}
+            for batch in batches(self.rows):
+                terms = jax.device_get(self._evaluation_step(self.state.params, to_global(self.mesh, batch)))
+                total = {name: total.get(name, 0.0) + np.float64(term) for name, term in terms.items()}
+            means = {name: float(sums / max(weight, 1.0)) for name, (sums, weight) in total.items()}
+            row[f"{prefix}_loss"] = sum(means[name] for name in self.task.objective)
+            row |= {f"{prefix}_{name}": mean for name, mean in means.items()}
+        self.file.write(row)
+        log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
+
+    def save(self) -> None:
+        self.checkpoints.save(
+            self.state,
+            {
+                "config": self.config.to_dict(),
+                "data_digest": self.task.data_digest,
+                "versions": versions(),
+                "window": self.recorder.window,
+            },
+        )
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint and writes the digest of the trained parameters."""
+        self.checkpoints.wait()
+        digest = params_digest(self.state.params)
+        self.file.write({"step": self.last_step, "params_digest": digest})
+        log.info(
+            "finished step %d; checkpoint in %s/checkpoints; params_digest %s",
+            self.last_step,
+            self.workdir,
+            digest,
+        )

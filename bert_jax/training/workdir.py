@@ -1,0 +1,64 @@
+"""The folder of a run: one run, one identity."""
+
+import json
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+from bert_jax.config import Config
+from bert_jax.errors import UserError
+
+LIBRARIES = ("bert_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a run's numbers depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # e.g. run from a checkout that was never installed
+            found[name] = "unknown"
+    return found
+
+
+def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epath.Path:
+    """Makes the folder of a run, or checks that the run which is there is this one.
+
+    Raises:
+        UserError: when it holds a run of another identity (with what differs), or cannot be written.
+    """
+    workdir = epath.Path(path)
+    identity = json.loads(json.dumps({**config.identity(), "data_digest": data_digest}))
+    file = workdir / "config.json"
+    if file.exists():
+        try:
+            known = json.loads(file.read_text())["identity"]
+        except (ValueError, KeyError):
+            raise UserError(
+                f"{file} is not a run's config.json; give another --workdir or move it away."
+            ) from None
+        _check_identity(workdir, known, identity)
+        return workdir
+    content: dict[str, Any] = {"config": config.to_dict(), "identity": identity, "versions": versions()}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.with_name("config.json.tmp").write_text(json.dumps(content, indent=1))
+        file.with_name("config.json.tmp").rename(file)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.") from None
+    return workdir
+
+
+def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
+    differing = [
+        f"{key} is {known.get(key)!r} there and {asked.get(key)!r} here"
+        for key in sorted(known.keys() | asked.keys())
+        if known.get(key) != asked.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for a new run, "
+            "or the old values to go on with that one."
+        )
