@@ -3,7 +3,7 @@
 import collections
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -21,8 +21,8 @@ _DESCRIBED_ROWS = 1 << 14
 class Batches:
     """The batches of a split, by step: `batches(step)`.
 
-    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end; nothing is remembered between steps but
-    what could be computed again. Threads may share an instance.
+    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end. Nothing is remembered between
+    steps but what could be computed again. Threads may share an instance.
 
     Args:
         store: a split of a prepared dataset: `index`, and `read(documents) -> list of token ids`.
@@ -43,14 +43,14 @@ class Batches:
             )
         if pairs and store.index.num_sentences == np.count_nonzero(np.diff(store.index.sentence_starts)):
             raise UserError(
-                "data.second_objective='next_sentence' needs documents of several sentences, and here every document "
-                "has one; set data.second_objective=none."
+                "data.second_objective='next_sentence' needs documents of several sentences, and here every "
+                "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
         self._plan_config = PlanConfig(
             data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, pairs
         )
-        self._first_rows = [0]  # of the epochs counted so far
+        self._first_rows = [0]  # of the epochs up to the first one that is not counted yet
         self._plans: collections.OrderedDict[int, EpochPlan] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
@@ -73,10 +73,11 @@ class Batches:
             rows: which of the global_batch_size rows: a slice, or ints [R] in any order; all by default.
 
         Returns:
-            With R rows, T = max_seq_length, M = max_predictions and S = max_sequences_per_row, int32 but for weights,
-            float32: `input_ids`, `token_type_ids`, `sequence_ids` (0 padding, 1… the sequence of the row) and
-            `position_ids` [R, T]; `masked_lm_positions`, `masked_lm_ids` and `masked_lm_weights` [R, M];
-            `cls_positions`, `next_sentence_labels` (1 NotNext) and `next_sentence_weights` [R, S].
+            With T = max_seq_length, M = max_predictions and S = max_sequences_per_row: `input_ids`,
+            `token_type_ids`, `sequence_ids` (0 padding, 1… the sequence of the row) and `position_ids`
+            [R, T]; `masked_lm_positions`, `masked_lm_ids` and `masked_lm_weights` [R, M]; `cls_positions`,
+            `next_sentence_labels` (1 NotNext) and `next_sentence_weights` [R, S]. Weights are float32,
+            the others int32. A sequence without a B has next_sentence_weights 0.
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
         sequences, row_keys = self._sequences(step * self._data.global_batch_size + rows)
@@ -109,29 +110,29 @@ class Batches:
         return batch | masking.gather_targets(clean, chosen, self.max_predictions)
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
-        """Rows of an epoch; they differ a little from epoch to epoch."""
-        with self._lock:
-            self._count(lambda: len(self._first_rows) > epoch + 1)
-            return self._first_rows[epoch + 1] - self._first_rows[epoch]
+        """Rows of an epoch; epochs differ a little, for documents are cut anew in each."""
+        return self._plan(epoch).num_rows
 
     def describe(self) -> dict[str, float]:
-        """Facts for the log: rows and sequences of the first epoch, fill, share of NotNext (of a sample), M."""
+        """Facts for the log: size and fill of the first epoch, share of NotNext in a sample of it, M."""
         plan = self._plan(0)
         sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
         return {
             "rows_per_epoch": plan.num_rows,
             "sequences_per_epoch": plan.num_sequences,
             "fill": plan.fill,
-            "not_next_share": float(sample.not_next[sample.length_b > 0].mean())
-            if sample.length_b.any()
-            else 0.0,
+            "not_next_share": sample.not_next.sum() / max(np.count_nonzero(sample.length_b), 1),
             "max_predictions": self.max_predictions,
         }
 
     def _sequences(self, rows: np.ndarray) -> tuple[Sequences, np.ndarray]:
         """The sequences of rows numbered through all epochs, and a key for the masks of each row."""
         with self._lock:
-            self._count(lambda: self._first_rows[-1] > rows.max(initial=0))
+            while self._first_rows[-1] <= rows.max(initial=0):
+                num_rows = count_rows(
+                    self._store.index, self._plan_config, self._seed, len(self._first_rows) - 1
+                )
+                self._first_rows.append(self._first_rows[-1] + num_rows)
         epochs = np.searchsorted(self._first_rows, rows, "right") - 1
         row_keys = np.empty(len(rows), np.uint64)
         parts = []
@@ -144,7 +145,7 @@ class Batches:
         return Sequences(*map(np.concatenate, zip(*parts, strict=True))), row_keys
 
     def _tokens(self, sequences: Sequences) -> np.ndarray:
-        """The tokens of A, B, A, B … of all sequences, int32. Each document is read once."""
+        """The tokens of A, B, A, B … of all sequences. Each document is read once."""
         documents, which = np.unique(
             np.stack([sequences.document_a, sequences.document_b], axis=1), return_inverse=True
         )
@@ -166,12 +167,6 @@ class Batches:
                 while len(self._plans) > _PLANS_KEPT:
                     self._plans.popitem(last=False)
             return self._plans[epoch]
-
-    def _count(self, enough: Callable[[], bool]):
-        while not enough():
-            epoch = len(self._first_rows) - 1
-            num_rows = count_rows(self._store.index, self._plan_config, self._seed, epoch)
-            self._first_rows.append(self._first_rows[-1] + num_rows)
 
 
 def assemble(

@@ -1,9 +1,9 @@
-"""The plan of an epoch: every token of a split in exactly one sequence, sequences in rows, any row found by its number.
+"""The plan of an epoch: every token of a split in exactly one sequence, any row found by its number.
 
-Pure: (index, seed, epoch) decide everything, text is never read. A plan keeps two permutations of the sequences and
-no list of rows: a row is computed from its number when it is asked for.
+Pure: (index, seed, epoch) decide everything, and text is never read. A plan keeps two permutations of
+the sequences and no list of rows: a row is computed from its number when it is asked for.
 
-    documents -> chunks (Chunks) -> sequences A, B -> groups of equal len(B) -> B kept or swapped -> packed rows
+    documents -> chunks -> A and B -> groups of equal len(B) -> B kept or swapped -> packed rows
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _RATE_BITS = 20  # rates are fractions of 2^20, so that numbering is exact in in
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """What decides a plan beside index, seed and epoch: fields of DataConfig, and `pairs` for sequences of A and B."""
+    """What decides a plan beside index, seed and epoch: fields of DataConfig, and whether there is a B."""
 
     max_seq_length: int
     max_sequences_per_row: int
@@ -43,9 +43,9 @@ class PlanConfig:
 
 
 class Sequences(NamedTuple):
-    """The sequences of some rows, those of a row together and in order. int64 [n] arrays, `not_next` bool [n].
+    """The sequences of some rows, those of a row together and in order. int64 [n], `not_next` bool [n].
 
-    A is tokens start_a … start_a + length_a - 1 of document_a, B likewise; a sequence with length_b 0 has no B.
+    A is the length_a tokens of document_a from start_a on, B likewise; length_b is 0 where there is no B.
     """
 
     row: np.ndarray  # position in the rows asked for
@@ -62,13 +62,14 @@ class Sequences(NamedTuple):
 class Chunks:
     """How the documents of an epoch are cut, without listing the pieces.
 
-    A document of at most L tokens is one chunk. A longer one is full chunks of L tokens between a first and a last one,
-    whose lengths depend on a random phase: any phase when rows are packed, so that there are pieces of every length to
-    fill them with; else one of those that give the fewest chunks, for then every chunk costs a row. Of every
-    1 / short_sequence_rate chunks one is cut once more at a random token, BERT's short sequences.
+    A document of at most L tokens is one chunk. A longer one becomes a first chunk, full chunks of L
+    tokens, and a last one; a random phase decides how long the first is. When rows are packed it is any
+    phase, so that there are pieces of every length to fill rows with; else it is one of those that give
+    the fewest chunks, for then every chunk costs a row. Of every 1 / short_sequence_rate chunks one is
+    cut once more, at a random token: BERT's short sequences.
 
-    Pieces 0 … num_chunks - 1 are the chunks, or the first parts of those cut once more; the rest are the second parts
-    in order. The second part of a chunk of one token is empty.
+    Pieces 0 … num_chunks - 1 are the chunks, or the first parts of those cut once more; the second parts
+    follow. The second part of a chunk of one token is empty.
     """
 
     def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
@@ -100,14 +101,13 @@ class Chunks:
         edge = first_length + (chunk - self._first_chunks[document]) * self._limit
         start, stop = np.maximum(edge - self._limit, 0), np.minimum(edge, tokens)
         cut = second | self._is_cut(chunk)
-        middle = np.where(
-            cut, start + 1 + below(bits(self._place_key, chunk), np.maximum(stop - start - 1, 1)), stop
-        )
+        inside = 1 + below(bits(self._place_key, chunk), np.maximum(stop - start - 1, 1))
+        middle = np.where(cut, start + inside, stop)
         start, stop = np.where(second, middle, start), np.where(second, stop, middle)
         return document, start, stop - start
 
     def histogram(self) -> np.ndarray:
-        """Pieces of each number of tokens, int64 [L + 1] (entry 0 is 0), by document: much cheaper than by piece."""
+        """How many pieces have 0 … L tokens, int64 [L + 1], found by document and not by piece."""
         counts = np.zeros(self._limit + 1, np.int64)
         for document in _blocks(self._index.num_documents):
             tokens, first_length = self._first_length(document)
@@ -119,9 +119,8 @@ class Chunks:
         for cut in _blocks(self.num_cuts):
             _, _, first_part = self.locate(self._cut_chunk(cut))
             _, _, second_part = self.locate(self.num_chunks + cut)
+            counts += np.bincount(np.concatenate([first_part, second_part]), minlength=len(counts))
             counts -= np.bincount(first_part + second_part, minlength=len(counts))
-            counts += np.bincount(first_part, minlength=len(counts))
-            counts += np.bincount(second_part, minlength=len(counts))
         counts[0] = 0
         return counts
 
@@ -135,10 +134,11 @@ class Chunks:
         return tokens, np.minimum(phase, tokens)
 
     def _stratum(self, chunk):
+        """The cut that a chunk competes for; of an int or an array."""
         return chunk * self._rate >> _RATE_BITS
 
     def _cut_chunk(self, cut: np.ndarray) -> np.ndarray:
-        """Number of the chunk that cut number `cut` falls on: one at random of each stratum of chunks."""
+        """The chunk that each cut falls on: one at random of every 1 / rate chunks."""
         first, after = (-(-(n << _RATE_BITS) // max(self._rate, 1)) for n in (cut, cut + 1))
         return first + below(bits(self._which_key, cut), after - first)
 
@@ -148,7 +148,15 @@ class Chunks:
 
 
 class EpochPlan:
-    """The rows of one epoch. About 8 bytes per sequence and 8 per document stay in memory.
+    """The rows of one epoch. Some 8 bytes per sequence and 8 per document stay in memory.
+
+    A sequence is known by its rank in the order of all sequences by len(B): its group, the place of its B
+    and its partner follow from that.
+
+    Args:
+        index: sentence lengths and document starts of a split.
+        config: sizes.
+        seed, epoch: ints; others give another plan.
 
     Attributes:
         num_rows: rows of max_seq_length tokens.
@@ -158,65 +166,68 @@ class EpochPlan:
 
     def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
         self._chunks = Chunks(index, config, seed, epoch)
-        self._keys = {word: key(seed, epoch, word) for word in ("row", "slot", "partner", "order", "coin")}
+        self._keys = {word: key(seed, epoch, word) for word in ("row", "slot", "centre", "order", "coin")}
         lengths, lengths_b = _lengths(index, config, self._chunks, key(seed, epoch, "split"))
-        group_sizes = np.bincount(lengths_b, minlength=config.chunk_length + 1)
-        histogram = np.bincount(lengths, minlength=config.max_seq_length + 1)
-        # A sequence is known by its rank in the order by len(B); its group and its partner follow from that.
         self._piece_by_rank = _stable_order(lengths_b)
         self._rank_by_length = _stable_order(lengths[self._piece_by_rank])
-        self._group_sizes, self._group_starts = group_sizes, np.cumsum(group_sizes) - group_sizes
-        self._length_counts, self._length_starts = histogram, np.cumsum(histogram) - histogram
-        self._patterns = pack(histogram, config.max_sequences_per_row)
+        self._group_sizes = np.bincount(lengths_b, minlength=config.chunk_length + 1)
+        self._group_starts = np.cumsum(self._group_sizes) - self._group_sizes
+        self._length_counts = np.bincount(lengths, minlength=config.max_seq_length + 1)
+        self._length_starts = np.cumsum(self._length_counts) - self._length_counts
+        self._patterns = pack(self._length_counts, config.max_sequences_per_row)
         self.num_rows = self._patterns.num_rows
-        self.num_sequences = int(histogram[1:].sum())
-        tokens = int(histogram @ np.arange(len(histogram)))
+        self.num_sequences = int(self._length_counts[1:].sum())
+        tokens = int(self._length_counts @ np.arange(config.max_seq_length + 1))
         self.fill = tokens / max(self.num_rows * config.max_seq_length, 1)
 
     def rows(self, rows: np.ndarray) -> Sequences:
         """The sequences of the given rows, ints [R] from 0 to num_rows - 1, in any order."""
-        place = permute(self._keys["row"], rows, self.num_rows)
-        pattern = np.searchsorted(self._patterns.first_rows, place, "right") - 1
-        row, slot = np.nonzero(self._patterns.lengths[pattern])
-        length = self._patterns.lengths[pattern[row], slot]
-        use = (
-            self._patterns.first_uses[pattern[row], slot] + (place - self._patterns.first_rows[pattern])[row]
-        )
-        use = permute(bits(self._keys["slot"], length), use, self._length_counts[length])
-        rank = self._rank_by_length[self._length_starts[length] + use].astype(np.int64)
-        document, start, tokens, length_b = self._piece(rank)
-        document_b, start_b, not_next = self._second(rank, document, start + tokens - length_b, length_b)
+        row, slot, rank = self._ranks(rows)
+        document, start, length, length_b = self._locate(rank)
+        partner, swap = self._partners(rank, length_b)
+        other_document, other_start, other_length, _ = self._locate(partner)
+        not_next = swap & (other_document != document)
+        start_b = np.where(not_next, other_start + other_length, start + length) - length_b
+        document_b = np.where(not_next, other_document, document)
         return Sequences(
-            row, slot, document, start, tokens - length_b, document_b, start_b, length_b, not_next
+            row, slot, document, start, length - length_b, document_b, start_b, length_b, not_next
         )
 
-    def _piece(self, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _ranks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sequences of each row: position in `rows`, slot, and rank; sorted by the first two."""
+        place = permute(self._keys["row"], rows, self.num_rows)
+        patterns = self._patterns
+        pattern = np.searchsorted(patterns.first_rows, place, "right") - 1
+        row, slot = np.nonzero(patterns.lengths[pattern])
+        length = patterns.lengths[pattern[row], slot]
+        use = patterns.first_uses[pattern[row], slot] + (place - patterns.first_rows[pattern])[row]
+        use = permute(bits(self._keys["slot"], length), use, self._length_counts[length])
+        return row, slot, self._rank_by_length[self._length_starts[length] + use].astype(np.int64)
+
+    def _locate(self, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Document, first token, tokens, and tokens of B of each sequence as it was cut."""
         length_b = np.searchsorted(self._group_starts, rank, "right") - 1
         return *self._chunks.locate(self._piece_by_rank[rank]), length_b
 
-    def _second(self, rank, document, start_b, length_b):
-        """Whose B each sequence takes: its own, or, when the coin of the two says so, its partner's.
+    def _partners(self, rank: np.ndarray, length_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rank of each sequence's partner in its group, and whether their coin says to swap the Bs.
 
-        Partners are found by a reflection of the group in hashed order, so that each is the other's. In a group of odd
-        size one sequence is its own partner: the coin of the others makes up for it.
+        Partners are found by a reflection of the group in hashed order, so each is the other's. In a group
+        of odd size one sequence is its own partner; the coin of the others makes up for it.
         """
-        size, group_start = self._group_sizes[length_b], self._group_starts[length_b]
+        size, start = self._group_sizes[length_b], self._group_starts[length_b]
+        odd = size & 1
         order = bits(self._keys["order"], length_b)
-        centre = below(bits(self._keys["partner"], length_b), size)
-        centre |= size & 1 ^ 1  # odd in a group of even size: no sequence is its own partner
-        mirrored = (centre - permute(order, rank - group_start, size)) % size
-        partner = group_start + permute(order, mirrored, size, inverse=True)
-        other_document, other_start, other_tokens, _ = self._piece(partner)
-        coin = below(bits(self._keys["coin"], np.minimum(rank, partner)), 2 * (size - 1)) < size - 1 + (
-            size & 1
-        )
-        swap = coin & (other_document != document) & (length_b > 0)
-        other_start += other_tokens - length_b
-        return np.where(swap, other_document, document), np.where(swap, other_start, start_b), swap
+        centre = below(bits(self._keys["centre"], length_b), size)
+        centre |= 1 - odd  # an odd centre in a group of even size: none is its own partner
+        mirrored = (centre - permute(order, rank - start, size)) % size
+        partner = start + permute(order, mirrored, size, inverse=True)
+        coin = below(bits(self._keys["coin"], np.minimum(rank, partner)), 2 * (size - 1))
+        return partner, (coin < size - 1 + odd) & (length_b > 0)
 
 
 def count_rows(index: "Index", config: PlanConfig, seed: int, epoch: int) -> int:
-    """Rows of an epoch, EpochPlan(…).num_rows without making the plan: some 30 ns per sequence."""
+    """EpochPlan(…).num_rows without making the plan: about 40 ns per sequence."""
     chunks = Chunks(index, config, seed, epoch).histogram()
     histogram = np.zeros(config.max_seq_length + 1, np.int64)
     histogram[config.sequence_length(np.arange(len(chunks)))] = chunks
@@ -236,16 +247,18 @@ def _lengths(
         document, start, tokens = chunks.locate(pieces)
         lengths[pieces] = config.sequence_length(tokens)
         if config.pairs:
-            start += index.token_starts[document]
-            first, last = document.min(), document.max()
-            lengths_b[pieces] = _split(index, first, last, start, tokens, bits(split_key, pieces))
+            lengths_b[pieces] = _length_b(index, document, start, tokens, bits(split_key, pieces))
     return lengths, lengths_b
 
 
-def _split(index: "Index", first: int, last: int, start: np.ndarray, tokens: np.ndarray, random: np.ndarray):
-    """Tokens of B: from a random end of a sentence inside the chunk, or from a random token where there is none."""
-    sentences = index.sentence_lengths[index.sentence_starts[first] : index.sentence_starts[last + 1]]
+def _length_b(
+    index: "Index", document: np.ndarray, start: np.ndarray, tokens: np.ndarray, random: np.ndarray
+) -> np.ndarray:
+    """Tokens of B: from a random end of a sentence inside the piece, else from a random token inside it."""
+    first, last = document.min(), document.max() + 1
+    sentences = index.sentence_lengths[index.sentence_starts[first] : index.sentence_starts[last]]
     ends = index.token_starts[first] + np.cumsum(sentences, dtype=np.int64)
+    start = start + index.token_starts[document]
     inside = np.searchsorted(ends, start, "right")
     count = np.maximum(np.searchsorted(ends, start + tokens, "left") - inside, 0)
     at_sentence = ends[np.minimum(inside + below(random, count), len(ends) - 1)] - start

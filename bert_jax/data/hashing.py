@@ -1,7 +1,7 @@
 """Randomness without state: a counter hash on uint64 arrays, and permutations of any size made from it.
 
-Every random choice of the data is `bits(key(seed, epoch, "what"), where)`: the same on every machine, in any order,
-for any part of the data, and vectorised.
+Every random choice of the data is `bits(key(seed, epoch, "what"), where)`: the same on every machine, in
+any order, for any part of the data, and vectorised.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ _ROUNDS = (
 
 
 def key(*words: int | str) -> np.uint64:
-    """A key for `bits` from numbers and names: key(seed, epoch, "mask"). Names count by their first 8 bytes."""
+    """A key for `bits` from ints and names (of which the first 8 bytes count): key(seed, epoch, "mask")."""
     state = 0
     for word in words:
         number = int.from_bytes(word.encode()[:8], "little") if isinstance(word, str) else word
@@ -39,7 +39,7 @@ def bits(key: np.ndarray | np.uint64, where: np.ndarray) -> np.ndarray:
 
 
 def below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
-    """Random ints from 0 to n - 1 (0 where n is 0) from uint64 bits; n < 2^32 is an int or an array. Returns int64."""
+    """Random ints from 0 to n - 1, 0 where n is 0, from uint64 bits; n < 2^32. Returns int64."""
     n = np.asarray(n).astype(np.uint64)
     return (((bits >> np.uint64(32)) * n) >> np.uint64(32)).astype(np.int64)
 
@@ -47,10 +47,10 @@ def below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
 def permute(
     key: np.ndarray | np.uint64, x: np.ndarray, n: np.ndarray | int, *, inverse: bool = False
 ) -> np.ndarray:
-    """Where x goes in a pseudorandom permutation of range(n), in constant memory: any element of it, in O(1).
+    """Where x goes in a pseudorandom permutation of range(n): any element of it, without the others.
 
-    A Feistel network on pairs (x // side, x % side) with side = ceil(sqrt(n)); what lands on n or above walks on
-    along its cycle, which comes back into range(n) (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    A Feistel network on pairs (x // side, x % side) with side = ceil(sqrt(n)); what lands on n or above
+    walks on along its cycle, which comes back into range(n).
 
     Args:
         key: uint64 scalar or array; another key, another permutation.
@@ -60,6 +60,8 @@ def permute(
 
     Returns:
         int64 array.
+
+    Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.
     """
     key, x, n = np.broadcast_arrays(key, x, np.asarray(n, np.int64))
     side = np.ceil(np.sqrt(n)).astype(np.int64)

@@ -9,43 +9,39 @@ import numpy as np
 
 from bert_jax.data.hashing import below, bits, key
 
-_POSITION_BITS = (
-    20  # of a sort key: sequence in the row (12 bits), hash of the word (32), position in the row (20)
-)
-_ORDER, _FATE = 0, 1 << _POSITION_BITS  # what the hashes of a row are for: disjoint counters under one key
+# Keys to sort words by, from the low bits up: position in the row (20), hash (32), sequence in the row (12).
+_POSITION_BITS, _HASH_BITS = 20, 32
+_NO_WORD = np.uint64(2**64 - 1)
+_ORDER, _FATE = 0, 1 << _POSITION_BITS  # what the hashes of a row are for: disjoint counters under its key
 
 
 def num_to_predict(maskable: np.ndarray, mask_rate: float) -> np.ndarray:
-    """Predictions of sequences with so many maskable tokens: max(1, round(rate * maskable)), 0 of nothing."""
-    return np.where(maskable > 0, np.maximum(1, np.rint(mask_rate * np.asarray(maskable))), 0).astype(
-        np.int64
-    )
+    """Predictions of sequences with so many maskable tokens: max(1, round(rate * maskable)); 0 of 0."""
+    return np.where(maskable > 0, np.maximum(1, np.rint(mask_rate * maskable)), 0).astype(np.int64)
 
 
 def max_predictions(
-    lengths: np.ndarray, maskable: np.ndarray, capacity: int, max_sequences: int, rate: float
+    lengths: np.ndarray, maskable: np.ndarray, capacity: int, max_sequences: int, mask_rate: float
 ) -> int:
-    """M: the most predictions that a row can have, so that no prediction is ever left out.
+    """M: the most predictions that a row can have, so that none is ever left out.
 
-    The best way to fill a row of T tokens with at most S sequences (a knapsack: short sequences, rounded up to one
-    prediction, count more than their share). With one sequence of T - 3 tokens it is round(rate * (T - 3)).
+    A knapsack: the best way to fill a row of T tokens with at most S sequences. (Short ones count for
+    more than their share, being rounded up to one prediction.) With S = 1 it is round(rate * (T - 3)).
 
     Args:
         lengths: ints [n], the lengths that sequences can have, specials included.
         maskable: ints [n], the most maskable tokens in a sequence of each length.
         capacity: T.
         max_sequences: S.
-        rate: share of tokens to predict.
+        mask_rate: share of tokens to predict.
     """
     most = np.zeros(capacity + 1, np.int64)  # in rows of 0 … T tokens
-    worth = num_to_predict(maskable, rate)
+    predictions = num_to_predict(maskable, mask_rate)
     for _ in range(max_sequences):
-        better = most.copy()
-        for length, predictions in zip(lengths.tolist(), worth.tolist(), strict=True):
-            better[length:] = np.maximum(better[length:], most[: capacity + 1 - length] + predictions)
-        if (better == most).all():
-            break
-        most = better
+        with_one_more = most.copy()
+        for length, worth in zip(lengths.tolist(), predictions.tolist(), strict=True):
+            np.maximum(with_one_more[length:], most[:-length] + worth, out=with_one_more[length:])
+        most = with_one_more
     return int(most[-1])
 
 
@@ -58,16 +54,16 @@ def choose(
     word_starts: np.ndarray | None,
     mask_rate: float,
 ) -> np.ndarray:
-    """Chooses the tokens to predict: words in random order, each taken if it fits in what is left of the budget.
+    """Chooses the tokens to predict: words in random order, each taken if it fits in the budget's rest.
 
-    The budget of a sequence is num_to_predict of its maskable tokens. A word is a piece that starts one and what
-    follows up to the next; a piece that follows a token that cannot be masked starts a word too, so that a chunk that
-    begins inside a word has its first piece as a word's beginning. Without `word_starts` every token is a word, and
-    the budget is used up exactly.
+    The budget of a sequence is `num_to_predict` of its maskable tokens. A word is a token that starts one
+    and what follows, up to the next. A token that follows one that cannot be masked starts a word too, so
+    the first token of a chunk that begins inside a word does. Without `word_starts` every token is a word,
+    and the budget is used up exactly; else what is left of it is smaller than any word left.
 
     Args:
         input_ids: ints [B, T].
-        sequence_ids: ints [B, T], 0 for padding; they do not decrease along a row before the padding.
+        sequence_ids: ints [B, T], 0 for padding, at most 4,095.
         row_keys: uint64 [B].
         maskable: bool [V], the tokens that may be predicted: all but specials.
         word_starts: bool [V], the tokens that start a word, for whole-word masking.
@@ -78,46 +74,55 @@ def choose(
 
     Source: `create_masked_lm_predictions` of google-research/bert, create_pretraining_data.py.
     """
-    num_rows, num_tokens = input_ids.shape
     can = maskable[input_ids] & (sequence_ids > 0)
     starts = can
     if word_starts is not None:
         starts = can & word_starts[input_ids]
         starts[:, 0] |= can[:, 0]
         starts[:, 1:] |= can[:, 1:] & ~can[:, :-1]
-
-    # Sorting values that are all different is fast and the same everywhere.
-    position = np.arange(num_tokens, dtype=np.uint64)
-    order = bits(row_keys[:, None], position + np.uint64(_ORDER))
-    order >>= np.uint64(32)
-    order <<= np.uint64(_POSITION_BITS)
-    order |= sequence_ids.astype(np.uint64) << np.uint64(32 + _POSITION_BITS) | position
-    order[~starts] = np.iinfo(np.uint64).max
-    order.sort(axis=1)
-    row, column = np.nonzero(order != np.iinfo(np.uint64).max)
-    first = row * num_tokens + (order[row, column] & np.uint64((1 << _POSITION_BITS) - 1)).astype(np.int64)
-
-    # Words in the order of the text: where they start and how many tokens they have.
-    word_of_token = np.cumsum(starts.ravel()) - 1
-    sizes = np.bincount(word_of_token[can.ravel()], minlength=len(first))
-    word = word_of_token[first]
-    sequence = np.cumsum(np.diff(row * (num_tokens + 1) + sequence_ids.ravel()[first], prepend=-1) != 0) - 1
-    tokens = np.bincount(sequence, weights=sizes[word])
-    taken = np.zeros(len(first) + 1, bool)  # the last is for tokens before the first word
-    taken[word] = _take_what_fits(sequence, sizes[word], num_to_predict(tokens, mask_rate))
+    first_token, sequence = _in_random_order(starts, sequence_ids, row_keys)
+    word_of_token = np.cumsum(starts) - 1  # words numbered in the order of the text
+    word = word_of_token[first_token]
+    sizes = np.bincount(word_of_token[can.ravel()], minlength=len(word))[word]
+    budgets = num_to_predict(np.bincount(sequence, weights=sizes), mask_rate)
+    taken = np.zeros(len(word) + 1, bool)  # the last entry is for tokens before the first word
+    taken[word] = _take_what_fits(sequence, sizes, budgets)
     return can & taken[word_of_token].reshape(can.shape)
 
 
-def _take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """Greedily takes, in each group and in order, every item that fits in what is left of the group's budget.
+def _in_random_order(
+    starts: np.ndarray, sequence_ids: np.ndarray, row_keys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The words of all sequences, sequence after sequence, those of a sequence in hashed order.
 
-    A round takes the items up to the first that does not fit, and drops what no longer fits in the rest: the same
+    Returns:
+        Where in the flattened batch each word starts, and the number of its sequence: int64 [words] each.
+    """
+    num_rows, num_tokens = starts.shape
+    position = np.arange(num_tokens, dtype=np.uint64)
+    order = bits(row_keys[:, None], position + np.uint64(_ORDER))
+    order >>= np.uint64(64 - _HASH_BITS)
+    order <<= np.uint64(_POSITION_BITS)
+    order |= sequence_ids.astype(np.uint64) << np.uint64(_POSITION_BITS + _HASH_BITS) | position
+    order[~starts] = _NO_WORD
+    order.sort(axis=1)  # all different, so that the order is the same everywhere
+    row = np.repeat(np.arange(num_rows), np.count_nonzero(starts, axis=1))
+    order = order[order != _NO_WORD]
+    first_token = row * num_tokens + (order & np.uint64((1 << _POSITION_BITS) - 1)).astype(np.int64)
+    sequence = row << 12 | (order >> np.uint64(_POSITION_BITS + _HASH_BITS)).astype(np.int64)
+    return first_token, np.cumsum(np.diff(sequence, prepend=-1) != 0) - 1
+
+
+def _take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    """Takes, in each group and in order, every item that fits in what is left of the group's budget.
+
+    A round takes the items up to the first that does not fit and drops what no longer fits: the same
     choice as one by one, in a few rounds.
 
     Args:
         group: ints [n], non-decreasing.
         sizes: ints [n], positive.
-        budgets: ints [groups].
+        budgets: int64 [groups].
 
     Returns:
         bool [n].
@@ -126,13 +131,13 @@ def _take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -
     left = budgets.copy()
     item = np.flatnonzero(sizes <= left[group])
     while len(item):
-        g, s = group[item], sizes[item]
-        total = np.cumsum(s)
-        total -= (total - s)[np.searchsorted(g, g)]  # within the group
-        fits = total <= left[g]
+        g, size = group[item], sizes[item]
+        total = np.cumsum(size)
+        before = np.maximum.accumulate(np.where(np.diff(g, prepend=-1) != 0, total - size, 0))
+        fits = total - before <= left[g]
         taken[item[fits]] = True
-        left -= np.bincount(g[fits], weights=s[fits], minlength=len(left)).astype(left.dtype)
-        item = item[~fits & (s <= left[g])]
+        left -= np.bincount(g[fits], weights=size[fits], minlength=len(left)).astype(np.int64)
+        item = item[~fits & (size <= left[g])]
     return taken
 
 
@@ -146,7 +151,7 @@ def corrupt(
     mask_token_rate: float,
     random_token_rate: float,
 ) -> np.ndarray:
-    """Replaces chosen tokens by [MASK] or by a random token, or lets them stand (80%, 10% and 10% in BERT).
+    """Replaces chosen tokens by [MASK] or a random token, or lets them stand: in BERT 80, 10 and 10%.
 
     Args:
         input_ids: int32 [B, T].
@@ -182,7 +187,8 @@ def gather_targets(input_ids: np.ndarray, chosen: np.ndarray, size: int) -> dict
         masked_lm_positions and masked_lm_ids, int32 [B, M], and masked_lm_weights, float32 [B, M].
     """
     row, position = np.nonzero(chosen)
-    slot = np.arange(len(row)) - np.searchsorted(row, row)
+    count = np.count_nonzero(chosen, axis=1)
+    slot = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     targets = {
         "masked_lm_positions": np.zeros((len(chosen), size), np.int32),
         "masked_lm_ids": np.zeros((len(chosen), size), np.int32),
@@ -195,9 +201,9 @@ def gather_targets(input_ids: np.ndarray, chosen: np.ndarray, size: int) -> dict
 
 
 def shuffle_visible_tokens(batch: Mapping[str, np.ndarray], tokenizer, seed: int) -> dict[str, np.ndarray]:
-    """The batch with the visible tokens of every sequence in random order: what a model that uses context minds.
+    """The batch with the visible tokens of every sequence in random order: a model that uses context minds.
 
-    Specials, padding and the positions to be predicted stay where they are.
+    Specials, padding and the tokens to be predicted stay where they are.
 
     Args:
         batch: the arrays of a batch (see `Batches`).

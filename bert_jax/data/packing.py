@@ -13,8 +13,8 @@ class Patterns:
         lengths: int64 [P, S], tokens of each sequence of a row (specials included), 0 where there is none.
         counts: int64 [P], rows of each pattern.
         first_rows: int64 [P], rows of the patterns before.
-        first_uses: int64 [P, S], sequences of the slot's length that all slots before it take; row r of the pattern
-            takes number first_uses + r of the sequences of that length.
+        first_uses: int64 [P, S], sequences of the slot's length that the slots before it take; row r of
+            the pattern takes number first_uses + r of the sequences of that length.
     """
 
     lengths: np.ndarray
@@ -28,10 +28,10 @@ class Patterns:
 
 
 def pack(histogram: np.ndarray, max_sequences_per_row: int) -> Patterns:
-    """Packs sequences into rows of T tokens: longest sequences first, each into the fullest row that has room.
+    """Packs sequences into rows of T tokens: longest first, each into the fullest row that has room.
 
-    Works on counts of lengths, not on sequences: 16 million take milliseconds. With one sequence per row every length
-    is a pattern of its own.
+    Works on counts of lengths, not on sequences: 16 million take milliseconds. With one sequence per row
+    every length is a pattern of its own.
 
     Args:
         histogram: ints [T + 1], number of sequences of each length; entry 0 is ignored.
