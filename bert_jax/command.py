@@ -76,6 +76,9 @@ def _with_config_path(argv: list[str]) -> list[str]:
     """Replaces a config's name by its path; checks the keys of overrides, which absl would not explain."""
     result = []
     for position, word in enumerate(argv):
+        if word.startswith("--"):  # --like-lecture is --like_lecture
+            name, equals, value = word.partition("=")
+            word = name.replace("-", "_").replace("__", "--", 1) + equals + value
         if word.startswith("--config="):
             word = f"--config={config_lib.find_config(word.removeprefix('--config='))}"
         elif position and argv[position - 1] == "--config":

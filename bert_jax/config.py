@@ -19,7 +19,10 @@ from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole config, resolved and checked. `init_from` names a checkpoint whose weights a new run starts from."""
+    """A whole config, resolved and checked.
+
+    `init_from` names a checkpoint (a run's folder or one of its steps) whose weights a new run starts from.
+    """
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -32,11 +35,13 @@ class Config:
         if self.data.max_seq_length > self.model.max_position_embeddings:
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than "
-                f"model.max_position_embeddings={self.model.max_position_embeddings}; shorten the one or enlarge the other."
+                f"model.max_position_embeddings={self.model.max_position_embeddings}; "
+                "shorten the one or enlarge the other."
             )
         if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
             raise UserError(
-                "model.type_vocab_size=1 cannot tell two sentences apart; use 2 or data.second_objective=none."
+                "model.type_vocab_size=1 cannot tell two sentences apart; "
+                "use 2 or data.second_objective=none."
             )
         if self.data.global_batch_size % self.train.gradient_accumulation_steps:
             raise UserError(
@@ -74,8 +79,12 @@ class Phase:
     last_step: int
 
 
-SECTIONS = {
-    field.name: type(field.default) for field in dataclasses.fields(Config) if field.name != "init_from"
+SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "mesh": MeshConfig,
 }
 
 

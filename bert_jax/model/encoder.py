@@ -6,6 +6,7 @@ L layers. Parameters of the layers carry a leading L, so that 2 or 48 layers com
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,9 +96,7 @@ class Encoder(nnx.Module):
         remat: none, or a name of `REMAT_POLICIES`.
     """
 
-    def __init__(
-        self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, remat: str = "none"
-    ):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: str = "none"):
         self.config, self.dtype, self.remat = config, dtype, remat
         self.embeddings = Embeddings(config, rngs)
         self.layers = _stacked_layers(config, rngs)

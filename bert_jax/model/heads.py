@@ -1,5 +1,7 @@
 """The heads of pretraining: masked language model and next sentence prediction (Devlin et al., 2019, 3.1)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,9 +29,7 @@ class MaskedLanguageModelHead(nnx.Module):
 class BertForPreTraining(nnx.Module):
     """Encoder with both heads. Arguments as `Encoder`."""
 
-    def __init__(
-        self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, remat: str = "none"
-    ):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: str = "none"):
         self.encoder = Encoder(config, rngs, dtype, remat)
         self.masked_lm = MaskedLanguageModelHead(config, rngs)
         self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs)

@@ -5,6 +5,7 @@ devices in bfloat16. Here the cast is inside a custom gradient that accumulates 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax import lax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
     """x [..., in] · kernel [in, out] + bias [out], multiplied in the dtype of `x`, returned as `dtype`."""
     return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype) + bias.astype(dtype)
 
@@ -22,7 +23,7 @@ def _dense_forward(x, kernel, bias, dtype):
     return dense(x, kernel, bias, dtype), (x, kernel, bias)
 
 
-def _dense_backward(dtype, residuals, gradient):
+def _dense_backward(_, residuals, gradient):
     x, kernel, bias = residuals
     leading = tuple(range(x.ndim - 1))
     dbias = jnp.sum(gradient, axis=leading, dtype=bias.dtype)
@@ -49,7 +50,7 @@ class Dense(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table [entries, features], looked up by integer ids [...] -> [..., features] in the table's dtype."""
+    """A table [entries, features], looked up by ids: int [...] -> [..., features] in the table's dtype."""
 
     def __init__(self, entries: int, features: int, stddev: float, rngs: nnx.Rngs):
         self.embedding = nnx.Param(truncated_normal(rngs, (entries, features), stddev))
@@ -59,7 +60,7 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis (Ba et al., 2016): statistics in the weights' dtype, result in the dtype of x."""
+    """Normalises the last axis (Ba et al., 2016); statistics in the weights' dtype, result in that of x."""
 
     def __init__(self, features: int, epsilon: float):
         self.epsilon = epsilon
@@ -75,5 +76,5 @@ class LayerNorm(nnx.Module):
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:
-    """Normal values cut at two standard deviations, as TensorFlow's initializer of BERT (no rescaling after)."""
+    """Normal values cut at two standard deviations, as TensorFlow's (no rescaling afterwards)."""
     return stddev * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)

@@ -47,7 +47,8 @@ class PretrainingObjective:
 
     def terms(self, model: nnx.Module, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
         """Losses and accuracies of a batch as (sum, weight)."""
-        return _terms(*model(batch, dropout_keys), batch)
+        masked_lm_logits, next_sentence_logits = model(batch, dropout_keys)  # type: ignore[operator]
+        return _terms(masked_lm_logits, next_sentence_logits, batch)
 
     def evaluation_terms(self, model: nnx.Module, batch: Batch) -> dict[str, Term]:
         """`terms`, and the masked-LM loss and the unigram loss over the positions that show `[MASK]`.

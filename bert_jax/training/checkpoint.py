@@ -118,7 +118,7 @@ class Checkpoints:
                 (folder / name).write_bytes(content)
             sums = {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)}
             (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(sums, indent=1))
-            (folder / f"{CHECKSUMS}.tmp").rename(folder / CHECKSUMS)
+            (folder / f"{CHECKSUMS}.tmp").replace(folder / CHECKSUMS)
         for old in committed_steps(self._directory)[: -self._keep_last]:
             if not (self._keep_every and old % self._keep_every == 0):
                 self._manager.delete(old)

@@ -76,7 +76,7 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
 
 
 class StopRequest:
-    """While entered, SIGTERM and Ctrl-C ask for a stop after the step in hand; a second Ctrl-C stops at once."""
+    """While entered, SIGTERM and Ctrl-C ask for a stop after the step in hand; a second Ctrl-C kills."""
 
     def __init__(self) -> None:
         self.requested: int | None = None
@@ -154,7 +154,7 @@ class Run:
         return step_lib.init_state(params, optimizer, self.abstract), {}
 
     def train_phase(self, phase: Phase) -> None:
-        """Steps from where the state is to the end of the phase; saves when due, when asked to stop, and last."""
+        """Steps from where the state is to the end of the phase, or to where a signal asks to stop."""
         step, train = int(self.state.step), self.config.train
         if step >= phase.last_step:
             return
@@ -195,7 +195,7 @@ class Run:
         """Writes one row of held-out metrics: means over all examples, not means of batches' means."""
         row: dict[str, Any] = {"step": step}
         for prefix, batches in self.task.evaluations(final).items():
-            total: dict[str, np.ndarray] = {}
+            total: dict[str, Any] = {}
             for batch in batches(self.rows):
                 terms = jax.device_get(self._evaluation_step(self.state.params, to_global(self.mesh, batch)))
                 total = {name: total.get(name, 0.0) + np.float64(term) for name, term in terms.items()}

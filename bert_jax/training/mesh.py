@@ -74,9 +74,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
             return NamedSharding(mesh, P())
         matches = [spec for pattern, spec in RULES if re.search(rf"(^|/|_){pattern}$", path_name(path))]
         if len(matches) != 1:
-            raise UserError(
-                f"parameter {path_name(path)} {leaf.shape} matches {len(matches)} sharding rules, not one."
-            )
+            raise UserError(f"{path_name(path)} {leaf.shape} matches {len(matches)} sharding rules, not one.")
         return NamedSharding(mesh, matches[0])
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
@@ -87,8 +85,9 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int) -> 
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if global_batch_size % (shards * accumulation_steps):
         raise UserError(
-            f"data.global_batch_size={global_batch_size} is not divisible by {shards} devices (mesh.data × mesh.fsdp)"
-            f" × train.gradient_accumulation_steps={accumulation_steps}; use a multiple of {shards * accumulation_steps}."
+            f"data.global_batch_size={global_batch_size} is not divisible by {shards} devices "
+            f"(mesh.data × mesh.fsdp) × train.gradient_accumulation_steps={accumulation_steps}; "
+            f"use a multiple of {shards * accumulation_steps}."
         )
 
 

@@ -27,7 +27,7 @@ class MetricsFile:
         text = "".join(json.dumps(row) + "\n" for row in rows) if resumed_at else ""
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text)
-        temporary.rename(path)
+        temporary.replace(path)
 
     def write(self, row: dict[str, Any]) -> None:
         with self._path.open("a") as file:

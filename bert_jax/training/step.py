@@ -21,7 +21,8 @@ Metrics = dict[str, jax.Array]
 class Task(Protocol):
     """What the loop knows of an objective; `bert_jax.tasks.pretraining` is the first."""
 
-    objective: tuple[str, ...]
+    @property
+    def objective(self) -> tuple[str, ...]: ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]: ...
 
@@ -39,7 +40,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def abstract_model(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Any]:
-    """The structure of a module and its parameters as a nested dict of ShapeDtypeStructs; computes nothing."""
+    """A module's structure, and its parameters as a nested dict of ShapeDtypeStructs; computes nothing."""
     structure, params = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
     return structure, nnx.to_pure_dict(params)
 
@@ -85,12 +86,12 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     accumulation_steps: int = 1,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+) -> Any:
     """The jitted update (state, batch, key) -> (state, metrics); `state` is donated.
 
-    The loss is the sum over the task's objective of each term's mean over the whole global batch. Dropout of a
-    row depends on (key, step, row) alone, and sums are divided by weights of the whole batch, so accumulation
-    and sharding change nothing but rounding.
+    The loss is the sum over the task's objective of each term's mean over the whole global batch. Dropout of
+    a row depends on (key, step, row) alone, and sums are divided by weights of the whole batch, so
+    accumulation and sharding change nothing but rounding.
     """
 
     def loss_of(params, batch, dropout_keys, weights):

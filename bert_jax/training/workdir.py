@@ -45,7 +45,7 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file.with_name("config.json.tmp").write_text(json.dumps(content, indent=1))
-        file.with_name("config.json.tmp").rename(file)
+        file.with_name("config.json.tmp").replace(file)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.") from None
     return workdir
@@ -59,6 +59,6 @@ def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str,
     ]
     if differing:
         raise UserError(
-            f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for a new run, "
-            "or the old values to go on with that one."
+            f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for "
+            "a new run, or the old values to go on with that one."
         )
