@@ -1,4 +1,4 @@
-"""Tests run on eight virtual CPU devices, so that every mesh can be tried anywhere, and keep what XLA compiled.
+"""Tests run on eight virtual CPU devices, so that every mesh can be tried; what XLA compiled is kept.
 
 All by environment variables, so that the commands which tests start do the same.
 """
@@ -8,9 +8,8 @@ import pathlib
 import sys
 
 assert "jax" not in sys.modules, "jax reads these variables when it is imported: too late to set them"
+COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/jax")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
