@@ -35,9 +35,9 @@ def resolved_config() -> config_lib.Config:
     return config_lib.from_dict(flags.FLAGS.config.to_dict())
 
 
-def config_name() -> str:
-    """The name of the config of the command line, e.g. `bert_tiny`."""
-    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+def config_file() -> pathlib.Path:
+    """The config file of the command line."""
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def run(main: Callable[[], int | None]) -> None:

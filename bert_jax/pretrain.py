@@ -18,7 +18,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder (default: runs/
 
 def main() -> int:
     config = command.resolved_config()
-    workdir = WORKDIR.value or f"runs/{command.config_name()}"
+    workdir = WORKDIR.value or f"runs/{command.config_file().stem}"
     dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
     return train(config, Pretraining(config, dataset), workdir)
 

@@ -124,7 +124,7 @@ class Run:
             structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
         )
         self._evaluation_step = step_lib.make_evaluation_step(structure, task)
-        self._key = jax.random.key(
+        self.key = jax.random.key(
             config.train.seed, impl={"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
         )
 
@@ -166,8 +166,8 @@ class Run:
             batch = to_global(self.mesh, next(batches))
             self.recorder.waited(time.perf_counter() - waiting)
             if compiled is None:
-                compiled = self._compile(batch)
-            self.state, metrics = compiled(self.state, batch, self._key)
+                compiled = self.compile(batch)
+            self.state, metrics = compiled(self.state, batch, self.key)
             step += 1
             self.recorder.add(step, metrics)
             last = step == self.last_step
@@ -183,10 +183,10 @@ class Run:
         if self.stop.requested:
             log.info("stopped at step %d of %d; the same command goes on from here", step, self.last_step)
 
-    def _compile(self, batch: step_lib.Batch) -> Callable[..., Any]:
+    def compile(self, batch: step_lib.Batch) -> Any:
         """Compiles the step once, ahead of time: a later recompilation is impossible, not just unlikely."""
         start = time.perf_counter()
-        compiled = self._train_step.lower(self.state, batch, self._key).compile()
+        compiled = self._train_step.lower(self.state, batch, self.key).compile()
         log.info("compiled the training step in %.1f s", time.perf_counter() - start)
         self.recorder.start_clock()
         return compiled

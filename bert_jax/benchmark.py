@@ -1,0 +1,223 @@
+"""Measure preparation, input pipeline or training step on this machine; a table of medians and spreads.
+
+    python -m bert_jax.benchmark --config=bert_tiny --what=prepare
+    python -m bert_jax.benchmark --config=bert_tiny --what=input
+    python -m bert_jax.benchmark --config=bert_tiny --what=step
+
+Nothing else should run on the machine meanwhile.
+"""
+
+import dataclasses
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import psutil
+from absl import flags
+
+from bert_jax import command
+from bert_jax.config import Config
+from bert_jax.data import dataset as dataset_lib
+from bert_jax.data.batches import Batches
+from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
+from bert_jax.data.index import Index
+from bert_jax.data.sources import read_text
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.loop import Run, StopRequest
+from bert_jax.training.mesh import make_mesh, to_global
+
+command.define_config_flags()
+WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step"], "What to measure.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.")
+
+PLANNED_SEQUENCES = 16_000_000
+
+
+def main() -> int:
+    config = command.resolved_config()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()} × {jax.device_count()}")
+    {"prepare": prepare, "input": inputs, "step": step}[WHAT.value](config)
+    return 0
+
+
+def prepare(config: Config) -> None:
+    """Speed and memory of the `prepare` command on the embedded corpus, once and ten times over.
+
+    The rate is that of the text beyond the first copy: start-up and tokenizer training, which do not grow with
+    the corpus, are in neither.
+    """
+    text = "\n\n".join("\n".join(document) for document in read_text("corpus:"))
+    megabytes = len(text.encode()) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        for copies in (1, 10):
+            # Every copy of a document differs in a word, so that none is held out or dropped together.
+            copy = [text.replace("\n\n", f"\n\ncopy {number} ") for number in range(copies)]
+            pathlib.Path(folder, f"{copies}.txt").write_text("\n\n".join(copy))
+        trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
+        model = trained.directory / "tokenizer" / "sentencepiece.model"
+        print(f"{'tokenizer':<16}{'MB/s and core':>14}{'spread':>16}{'peak MiB, 1×':>14}{'10×':>8}")
+        for name, vocab_size in ((f"sentencepiece:{model}", config.model.vocab_size), ("wordpiece:bert_uncased", 30522)):
+            rates, peaks = [], {}
+            for repeat in range(REPEATS.value):
+                seconds = {}
+                for copies in (1, 10):
+                    arguments = [
+                        f"--config.data.source=text:{folder}/{copies}.txt",
+                        f"--config.data.tokenizer={name}",
+                        f"--config.model.vocab_size={vocab_size}",
+                        f"--data_dir={folder}/{vocab_size}-{copies}-{repeat}",
+                    ]
+                    seconds[copies], peaks[copies] = _run("bert_jax.prepare", arguments)
+                rates.append(9 * megabytes / (seconds[10] - seconds[1]) / (os.cpu_count() or 1))
+            kind = name.split(":")[0]
+            print(f"{kind:<16}{_median(rates):>14}{_spread(rates):>16}{peaks[1]:>14.0f}{peaks[10]:>8.0f}")
+
+
+def inputs(config: Config) -> None:
+    """Batches of one thread: real tokens per second, fill; and the plan of an epoch of 16 M sequences."""
+    shapes = {
+        "T=128": {"max_seq_length": 128, "max_sequences_per_row": 1, "masking": "token"},
+        "T=128 packed": {"max_seq_length": 128, "max_sequences_per_row": 8, "masking": "whole_word"},
+        "T=512 packed": {"max_seq_length": 512, "max_sequences_per_row": 16, "masking": "whole_word"},
+    }
+    store = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
+    print(f"{'batches':<16}{'M real tokens/s':>16}{'spread':>16}{'fill':>8}{'NotNext':>9}")
+    for name, shape in shapes.items():
+        data = dataclasses.replace(config.data, **shape)
+        batches = Batches(store.split("train"), data, store.tokenizer, config.train.seed)
+        facts = batches.describe()
+
+        def measure(batches: Batches = batches) -> float:
+            start, tokens = time.perf_counter(), 0
+            for number in range(50):
+                tokens += int((batches(number)["sequence_ids"] > 0).sum())
+            return tokens / (time.perf_counter() - start) / 1e6
+
+        rates = _repeated(measure)
+        print(
+            f"{name:<16}{_median(rates):>16}{_spread(rates):>16}{facts['fill']:>8.2%}{facts['not_next_share']:>9.1%}"
+        )
+    _plan_of_an_epoch()
+
+
+def _plan_of_an_epoch() -> None:
+    """Time and memory to plan 16 M packed sequences of a synthetic index, and to find a row."""
+    rng = np.random.default_rng(0)
+    documents = PLANNED_SEQUENCES // 5
+    sentences = np.maximum(1, rng.poisson(22, documents))
+    lengths = np.clip(rng.lognormal(3.0, 0.6, sentences.sum()), 1, 500).astype(np.int64)
+    index = Index.from_lengths(lengths, sentences)
+    del lengths, sentences
+    plan_config = PlanConfig(128, 8, 0.1, pairs=True)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with _PeakMemory(process) as peak:
+        start = time.perf_counter()
+        plan = EpochPlan(index, plan_config, 0, 0)
+        seconds = time.perf_counter() - start
+    rows = rng.integers(0, plan.num_rows, 4096)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        plan.rows(rows)
+        return (time.perf_counter() - start) / len(rows) * 1e6
+
+    per_row = _repeated(measure)
+    print(
+        f"plan of {plan.num_sequences:,} sequences, {plan.num_rows:,} rows: {seconds:.1f} s, "
+        f"{(peak.bytes - before) / 2**20:.0f} MiB; a row: {_median(per_row)} µs ({_spread(per_row)})"
+    )
+
+
+def step(config: Config) -> None:
+    """Time of the compiled training step on real batches, without input."""
+    dataset = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
+    task = Pretraining(config, dataset)
+    mesh = make_mesh(config.mesh)
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), StopRequest() as stop:
+        run = Run(config, task, pathlib.Path(folder), mesh, stop)
+        batch = to_global(mesh, next(iter(task.batches(config.phases()[0], 0, run.rows))))
+        compiled = run.compile(batch)
+        tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())
+
+        def measure() -> float:
+            start = time.perf_counter()
+            run.state, metrics = compiled(run.state, batch, run.key)
+            jax.block_until_ready((run.state, metrics))
+            return time.perf_counter() - start
+
+        measure()
+        seconds = [measure() for _ in range(4 * REPEATS.value)]
+        memory = compiled.memory_analysis()
+        run.checkpoints.close()
+    median = statistics.median(seconds)
+    print(f"{'step':<16}{'ms':>10}{'spread':>18}{'real tokens/s':>16}{'arguments MiB':>15}{'temporaries MiB':>17}")
+    print(
+        f"{config.data.global_batch_size}×{config.data.max_seq_length:<12}{median * 1e3:>10.1f}"
+        f"{_spread([s * 1e3 for s in seconds]):>18}{tokens / median:>16,.0f}"
+        f"{memory.argument_size_in_bytes / 2**20:>15.1f}{memory.temp_size_in_bytes / 2**20:>17.1f}"
+    )
+
+
+def _run(module: str, arguments: list[str]) -> tuple[float, float]:
+    """Runs a command of ours; returns its wall seconds and the peak MiB of all its processes together."""
+    start = time.perf_counter()
+    command_line = [sys.executable, "-m", module, f"--config={command.config_file()}", *arguments]
+    process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with _PeakMemory(psutil.Process(process.pid)) as peak:
+        _, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(command_line)} failed:\n{errors.decode()}")
+    return time.perf_counter() - start, peak.bytes / 2**20
+
+
+class _PeakMemory:
+    """Samples the memory of a process and its children while entered (proportional set size where there is one)."""
+
+    def __init__(self, process: psutil.Process):
+        self._process, self._over, self.bytes = process, threading.Event(), 0
+
+    def __enter__(self) -> "_PeakMemory":
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._over.wait(0.05):
+            total = 0
+            try:
+                for process in [self._process, *self._process.children(recursive=True)]:
+                    total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+            self.bytes = max(self.bytes, total)
+
+
+def _repeated(measure: Callable[[], float]) -> list[float]:
+    measure()
+    return [measure() for _ in range(REPEATS.value)]
+
+
+def _median(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{min(values):.1f} to {max(values):.1f}"
+
+
+if __name__ == "__main__":
+    command.run(main)
