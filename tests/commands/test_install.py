@@ -10,8 +10,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_installed_package_carries_configs_and_corpus(tmp_path):
-    """Installed from a copy into a folder of its own and used from there, with the clone out of reach."""
+def test_installed_package_is_whole(tmp_path):
+    """Installed from a copy into a folder of its own and used from there: corpus and configs came along."""
     source, site = tmp_path / "source", tmp_path / "site"
     for name in ("bert_jax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -19,17 +19,14 @@ def test_installed_package_carries_configs_and_corpus(tmp_path):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     subprocess.run([*pip, "--target", site, source], check=True)
-    shutil.rmtree(source)
-
-    assert {path.name.split("-")[0] for path in site.iterdir()} == {
-        "bert_jax"
-    }  # no stray `configs` or `tests`
 
     def files(folder):
-        return {path.name for path in folder.iterdir() if path.is_file()}
+        return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
-    assert files(site / "bert_jax/data/corpus") == files(ROOT / "bert_jax/data/corpus")
-    assert files(site / "bert_jax/configs") == files(ROOT / "configs")
+    configs = {pathlib.Path("configs") / path for path in files(source / "configs")}
+    assert files(site / "bert_jax") == files(source / "bert_jax") | configs
+    tops = {path.name.split("-")[0] for path in site.iterdir()}
+    assert tops == {"bert_jax"}  # and its .dist-info: no stray `configs` or `tests`
 
     code = "from bert_jax.config import find_config; print(find_config('bert_tiny'))"
     environment = os.environ | {"PYTHONPATH": str(site)}
