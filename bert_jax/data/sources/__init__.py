@@ -1,0 +1,83 @@
+"""Where text comes from: `data.source` as a list of sources, each a stream of chunks of documents.
+
+A source only reads and cuts raw bytes (or record ranges), which is fast enough for one process; a chunk is
+small, picklable and parses itself, so that the work spreads over all cores even from a single big file.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from bert_jax.data.config import DataConfig
+from bert_jax.data.sources.files import CORPUS_GLOB, Digests, FileSource, JsonlBlock, MissingInput, TextBlock
+from bert_jax.data.sources.tfds import TfdsSource
+from bert_jax.errors import UserError
+
+__all__ = ["Chunk", "Digests", "MissingInput", "Source", "open_sources"]
+
+KINDS = ("corpus", "text", "jsonl", "tfds")
+
+
+class Chunk(Protocol):
+    """A run of whole documents.
+
+    Attributes:
+        read_bytes: bytes of the source's files that were used up (compressed ones where they are compressed).
+    """
+
+    read_bytes: int
+
+    def documents(self) -> Iterator[list[str]]:
+        """Yields documents, each a list of paragraphs (stripped, not empty).
+
+        Raises:
+            UserError: if the content is not what the source says it is, naming the place.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Documents of one SPEC of `data.source`.
+
+    Attributes:
+        spec: as written in the config.
+        size: bytes of its files, the sum of `read_bytes` of its chunks.
+    """
+
+    spec: str
+    size: int
+
+    def fingerprint(self, digests: Digests) -> list[Any]:
+        """JSON-able, the same for the same documents in the same order."""
+        ...
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yields all documents, in an order and in pieces that depend on the content alone."""
+        ...
+
+
+def open_sources(data: DataConfig) -> list[Source]:
+    """The sources that `data.source` names. A comma separates two SPECs only where a kind follows it.
+
+    Raises:
+        UserError: if a SPEC has no known kind.
+        MissingInput: if its files or its dataset are not on this machine.
+    """
+    specs = re.split(rf",\s*(?=(?:{'|'.join(KINDS)}):)", data.source.strip())
+    return [_open_source(spec.strip(), data) for spec in specs]
+
+
+def _open_source(spec: str, data: DataConfig) -> Source:
+    kind, separator, rest = spec.partition(":")
+    if not separator or kind not in KINDS or (kind != "corpus" and not rest):
+        raise UserError(
+            f"data.source={spec!r} is not a source: use corpus:, text:GLOB, jsonl:GLOB or "
+            "tfds:NAME[:SPLIT[:FEATURE]], or several of them with commas between."
+        )
+    if kind == "tfds":
+        return TfdsSource(spec, rest)
+    if kind == "jsonl":
+        return FileSource(spec, rest, JsonlBlock, {"text_field": data.text_field})
+    if kind == "corpus" and rest:
+        raise UserError(f"data.source={spec!r}: the embedded corpus has no parts; use corpus: alone.")
+    return FileSource(spec, rest or CORPUS_GLOB, TextBlock, {})

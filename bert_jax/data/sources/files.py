@@ -1,0 +1,261 @@
+"""Text and JSONL files, plain or compressed, local or remote: read once, cut at document boundaries."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import glob
+import hashlib
+import json
+import lzma
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import zstandard
+from etils import epath
+
+from bert_jax.errors import UserError
+
+CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "corpus" / "*.txt.xz")
+CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
+MAX_DOCUMENT_BYTES = 16 << 20  # longer documents go on in a second one, so that memory stays bounded
+DECOMPRESSORS = {
+    ".gz": functools.partial(zlib.decompressobj, wbits=31),
+    ".xz": lzma.LZMADecompressor,
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+
+
+class MissingInput(UserError):
+    """A source is not on this machine, so it cannot be told whether a dataset made from it is up to date."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Raw bytes of whole documents of one file, from byte `offset` and line `line` (decompressed) on."""
+
+    path: str
+    data: bytes
+    offset: int
+    line: int
+    read_bytes: int
+    options: dict[str, str]
+
+    KIND: ClassVar[str]
+    END: ClassVar[re.Pattern]  # ends with the newline behind which a document may begin
+
+    def text(self) -> str:
+        try:
+            return self.data.decode("utf-8-sig" if self.offset == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            # utf-8-sig counts from behind the byte order mark.
+            start = len(self.data) - len(error.object) + error.start
+            raise UserError(
+                f"{self.path}: byte {self.offset + start} is not valid UTF-8 ({error.reason}); convert "
+                "the file, for example with iconv -f latin1 -t utf-8."
+            ) from None
+
+
+class TextBlock(Block):
+    """One paragraph per line, blank lines between documents."""
+
+    KIND: ClassVar[str] = "text"
+    # A document ends behind a newline that is followed by a line of white space alone.
+    END: ClassVar[re.Pattern] = re.compile(rb"\n[ \t\r\f\v]*\n")
+
+    def documents(self) -> Iterator[list[str]]:
+        paragraphs = []
+        for line in self.text().split("\n"):
+            if line := line.strip():
+                paragraphs.append(line)
+            elif paragraphs:
+                yield paragraphs
+                paragraphs = []
+        if paragraphs:
+            yield paragraphs
+
+
+class JsonlBlock(Block):
+    """One JSON object per line; its field `text_field` is a document of one paragraph per line."""
+
+    KIND: ClassVar[str] = "jsonl"
+    END: ClassVar[re.Pattern] = re.compile(rb"\n")
+
+    def documents(self) -> Iterator[list[str]]:
+        for number, line in enumerate(self.text().split("\n"), self.line):
+            if line.strip():
+                yield paragraphs_of(self._document(line, number))
+
+    def _document(self, line: str, number: int) -> str:
+        field = self.options["text_field"]
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{self.path}, line {number}: not valid JSON ({error}).") from None
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise UserError(
+                f"{self.path}, line {number}: no text in the field {field!r} (found: {found or 'no field'}); "
+                "set data.text_field."
+            )
+        # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
+        return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def paragraphs_of(document: str) -> list[str]:
+    """The lines of a document that hold something, stripped."""
+    return [line for paragraph in document.split("\n") if (line := paragraph.strip())]
+
+
+class FileSource:
+    """The files of a glob pattern (`~` and `**` work), sorted by name.
+
+    Raises:
+        MissingInput: if there is no such file.
+    """
+
+    def __init__(self, spec: str, pattern: str, block: type[Block], options: dict[str, str]):
+        self.spec, self._block, self._options = spec, block, options
+        self.paths = _matches(os.path.expanduser(pattern))
+        if not self.paths:
+            is_directory = epath.Path(os.path.expanduser(pattern)).is_dir()
+            hint = f"it is a directory, use {spec.rstrip('/')}/*" if is_directory else "check the path"
+            raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
+        self.size = sum(epath.Path(path).stat().length for path in self.paths)
+
+    def fingerprint(self, digests: "Digests") -> list[Any]:
+        return [self._block.KIND, self._options, digests.of(self.paths)]
+
+    def chunks(self) -> Iterator[Block]:
+        for path in self.paths:
+            yield from self._blocks(path)
+
+    def _blocks(self, path: str) -> Iterator[Block]:
+        """Blocks of at least CHUNK_BYTES (but for the last) that end where a document ends."""
+        offset, line, done = 0, 1, 0
+        for data, read_bytes in _cut(_read(path), self._block.END, path):
+            yield self._block(path, data, offset, line, read_bytes - done, self._options)
+            offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
+
+
+def _matches(pattern: str) -> list[str]:
+    if "://" not in pattern:
+        return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    fixed = re.match(r"[^*?\[]*/", pattern)[0]  # the part before the first wildcard's component
+    return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
+
+
+def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
+    """Joins blocks and cuts them behind the last document end, as soon as there are CHUNK_BYTES."""
+    rest, read_bytes = b"", 0
+    for data, read_bytes in blocks:
+        rest += data
+        if len(rest) < CHUNK_BYTES:
+            continue
+        cut = _last_end(rest, end)
+        if not cut and len(rest) > MAX_DOCUMENT_BYTES:
+            cut = rest.rfind(b"\n") + 1
+            if not cut:
+                raise UserError(f"{path}: a line of over {MAX_DOCUMENT_BYTES:,} bytes; is this a text file?")
+        if cut:
+            yield rest[:cut], read_bytes
+            rest = rest[cut:]
+    if rest:
+        yield rest, read_bytes
+
+
+def _last_end(data: bytes, end: re.Pattern) -> int:
+    """Position behind the last match of `end`, 0 if there is none. Searches in growing tails."""
+    tail = 1 << 14
+    while True:
+        start = max(0, len(data) - tail)
+        last = 0
+        for match in end.finditer(data, start):
+            last = match.end()
+        if last or not start:
+            return last
+        tail *= 8
+
+
+def _read(path: str) -> Iterator[tuple[bytes, int]]:
+    """Yields (decompressed bytes, bytes of the file read so far).
+
+    Raises:
+        UserError: if the file cannot be read or its compressed content is broken or ends early.
+    """
+    try:
+        with epath.Path(path).open("rb") as file:
+            new = DECOMPRESSORS.get(os.path.splitext(path)[1])
+            yield from _decompressed(file, new) if new else _plain(file)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _plain(file) -> Iterator[tuple[bytes, int]]:
+    read_bytes = 0
+    while data := file.read(CHUNK_BYTES):
+        read_bytes += len(data)
+        yield data, read_bytes
+
+
+def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
+    """Handles several streams in one file (parallel compressors write them) and zeros between them."""
+    stream, read_bytes = new(), 0
+    while data := file.read(1 << 16):
+        read_bytes += len(data)
+        while data := data.lstrip(b"\0") if stream.eof else data:
+            stream = new() if stream.eof else stream
+            yield stream.decompress(data), read_bytes
+            data = stream.unused_data if stream.eof else b""
+    if read_bytes and not stream.eof:
+        raise EOFError("the compressed data ends early")
+
+
+class Digests:
+    """SHA-256 of files' contents, remembered by (path, size, modification time) in a JSON file.
+
+    So a big corpus is not read again at every start. A cache that cannot be written only costs time.
+    """
+
+    def __init__(self, cache: epath.Path):
+        self._cache = cache
+        try:
+            self._known = json.loads(cache.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, paths: list[str]) -> list[str]:
+        """Hex digests of the files' contents, in the order of `paths`."""
+        before = dict(self._known)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            digests = list(threads.map(self._digest, paths))
+        if self._known != before:
+            self._save()
+        return digests
+
+    def _digest(self, path: str) -> str:
+        path = os.path.abspath(path) if "://" not in path else path
+        stat = epath.Path(path).stat()
+        modified = os.stat(path).st_mtime_ns if "://" not in path else str(stat.mtime)
+        known = self._known.get(path)
+        if known and known[:2] == [stat.length, modified]:
+            return known[2]
+        try:
+            with epath.Path(path).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error}.") from error
+        self._known[path] = [stat.length, modified, digest]
+        return digest
+
+    def _save(self):
+        temporary = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
+        try:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            temporary.rename(self._cache)
+        except OSError:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""TFDS text datasets that are prepared on disk, read record by record without TensorFlow."""
+
+import dataclasses
+import itertools
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+from etils import epath
+
+from bert_jax.data.sources.files import CHUNK_BYTES, Digests, MissingInput, paragraphs_of
+from bert_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Serialized tf.train.Example protos, whose bytes feature `feature` is a document."""
+
+    spec: str
+    feature: str
+    records: list[bytes]
+    read_bytes: int
+
+    def documents(self) -> Iterator[list[str]]:
+        from tensorflow_datasets.proto import tf_example_pb2  # here, since importing TFDS takes a second
+
+        for record in self.records:
+            values = tf_example_pb2.Example.FromString(record).features.feature[self.feature].bytes_list.value
+            try:
+                yield paragraphs_of(b"\n".join(values).decode())
+            except UnicodeDecodeError as error:
+                raise UserError(f"data.source={self.spec!r}: a record is not UTF-8 ({error}).") from None
+
+
+class TfdsSource:
+    """A prepared dataset in TFDS's data directory, or at a path: NAME[:SPLIT[:FEATURE]].
+
+    SPLIT is a name or an instruction like train[:10%] (default: train), FEATURE a text feature (default:
+    `text`, or the only one). ArrayRecord and TFRecord files are read; nothing is downloaded.
+
+    Raises:
+        MissingInput: if the dataset is not on this machine, with what would get it.
+        UserError: if the split or the feature does not exist.
+    """
+
+    def __init__(self, spec: str, rest: str):
+        # Colons also stand inside train[10%:], before a version number and in gs://.
+        name, *options = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", rest)
+        split, feature, *extra = [*options, "", ""][: max(2, len(options))]
+        if extra:
+            raise UserError(f"data.source={spec!r} has too many parts: use tfds:NAME[:SPLIT[:FEATURE]].")
+        info = _builder(spec, name).info
+        self.spec, self._split, self._name = spec, split or "train", info.full_name
+        self._feature = _text_feature(spec, info.features, feature)
+        self._format = info.file_format.value
+        if self._format not in ("array_record", "tfrecord"):
+            raise UserError(f"data.source={spec!r} is stored as {self._format}; build it as array_record.")
+        try:
+            self._files = info.splits[self._split].file_instructions
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"data.source={spec!r} has no split {self._split!r}; it has {', '.join(info.splits)}."
+            ) from error
+        self._sizes = [
+            epath.Path(file.filename).stat().length * file.take // max(1, file.examples_in_shard)
+            for file in self._files
+        ]
+        self.size = sum(self._sizes)
+
+    def fingerprint(self, digests: Digests) -> list[Any]:  # noqa: ARG002
+        """Name, version and shape: TFDS promises that the same version is the same data."""
+        files = [[os.path.basename(file.filename), file.skip, file.take] for file in self._files]
+        return ["tfds", self._name, self._split, self._feature, files, self._sizes]
+
+    def chunks(self) -> Iterator[Records]:
+        batches = {"array_record": _array_record_batches, "tfrecord": _tfrecord_batches}[self._format]
+        for file, size in zip(self._files, self._sizes, strict=True):
+            batch_size = max(1, CHUNK_BYTES * file.take // max(1, size))
+            for records in batches(file, batch_size):
+                yield Records(self.spec, self._feature, records, size * len(records) // file.take)
+
+
+def _builder(spec: str, name: str):
+    import tensorflow_datasets as tfds
+
+    if (epath.Path(os.path.expanduser(name)) / "dataset_info.json").exists():
+        return tfds.builder_from_directory(os.path.expanduser(name))
+    size = ""
+    try:
+        builder = tfds.builder(name)
+        if builder.is_prepared():
+            return builder
+        if builder.info.download_size or builder.info.dataset_size:
+            size = f", {builder.info.download_size} to download and {builder.info.dataset_size} on disk"
+    except (tfds.core.registered.DatasetNotFoundError, ImportError):
+        pass  # TFDS only knows datasets whose own requirements are installed
+    raise MissingInput(
+        f"data.source={spec!r}: this dataset is not prepared on this machine{size} (looked in "
+        f"{tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR if it is elsewhere). TFDS gets it with: "
+        f"tfds build {name} --file_format=array_record (for this step many datasets need "
+        "pip install tensorflow apache-beam). Or train on your own text: data.source=text:GLOB."
+    )
+
+
+def _text_feature(spec: str, features: Any, asked: str) -> str:
+
+    texts = [
+        "/".join(path)  # as TFDS stores a feature in a dict of features
+        for path, info in _flat(features.get_tensor_info())
+        if info.np_dtype == np.object_ and not info.shape
+    ]
+    chosen = asked or ("text" if "text" in texts or len(texts) != 1 else texts[0])
+    if chosen not in texts:
+        raise UserError(
+            f"data.source={spec!r} has no text feature {chosen!r}; it has {', '.join(texts) or 'none'} "
+            "(tfds:NAME:SPLIT:FEATURE)."
+        )
+    return chosen
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _flat(value, (*path, key))
+
+
+def _array_record_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(file.filename)
+    stop = file.skip + file.take
+    for start in range(file.skip, stop, batch_size):
+        yield reader.read(start, min(start + batch_size, stop))
+
+
+def _tfrecord_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
+    with epath.Path(file.filename).open("rb") as stream:
+        records = itertools.islice(_tfrecords(stream), file.skip, file.skip + file.take)
+        while batch := list(itertools.islice(records, batch_size)):
+            yield batch
+
+
+def _tfrecords(stream: IO[bytes]) -> Iterator[bytes]:
+    """A TFRecord file repeats: length (uint64), its checksum (uint32), the record, its checksum (uint32)."""
+    while header := stream.read(12):
+        (length,) = struct.unpack("<Q", header[:8])
+        yield stream.read(length)
+        stream.read(4)

@@ -1,0 +1,108 @@
+"""A few processes that apply a function to a stream of items, in order and in bounded memory."""
+
+import collections
+import concurrent.futures
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
+
+from bert_jax.errors import UserError
+
+
+class Workers:
+    """Processes that live as long as the `with` block.
+
+    Each is a fresh interpreter that runs this module alone. So nothing of the parent is inherited: a fork would
+    copy locks of JAX's threads and device handles, and multiprocessing's other ways import the parent's main
+    module (JAX, Flax, Orbax) in every worker. A worker ends by itself when the parent is gone.
+    """
+
+    def __init__(self, count: int):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TOKENIZERS_PARALLELISM": "false",  # the processes are the parallelism
+        }
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", "from bert_jax.data.workers import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
+            for _ in range(count)
+        ]
+        self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_):
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Yields function(item) in the order of the items; at most a few items per process are under way.
+
+        Raises:
+            UserError: if a process was killed; and whatever `function` raises.
+        """
+        call = pickle.dumps(function)
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(len(self._processes)) as threads:
+            try:
+                for item in items:
+                    pending.append(threads.submit(self._call, call, item))
+                    if len(pending) > 2 * len(self._processes):
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _call(self, call: bytes, item: Any) -> Any:
+        process = self._idle.get()
+        try:
+            pickle.dump((call, item), process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            succeeded, result = pickle.load(process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            raise UserError(
+                f"a worker process ended with code {process.wait()}; code -9 means that it was killed, most often "
+                "for want of memory: use fewer workers."
+            ) from None
+        finally:
+            self._idle.put(process)
+        if not succeeded:
+            raise result
+        return result
+
+
+def serve() -> None:
+    """What a worker runs: reads (pickled function, item), writes (succeeded, result or exception), until the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get among the replies
+    call, function = None, None
+    while True:
+        try:
+            new_call, item = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            if new_call != call:
+                call, function = new_call, pickle.loads(new_call)
+            reply = True, function(item)
+        except Exception as error:
+            reply = False, error
+        pickle.dump(reply, replies, pickle.HIGHEST_PROTOCOL)
+        replies.flush()
