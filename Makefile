@@ -4,6 +4,7 @@ CONFIG ?= bert_tiny
 WORKDIR ?=
 DATA_DIR ?=
 STEP ?= 0
+WHAT ?= prepare input step
 ARGS ?=
 VENV ?= .venv
 
@@ -29,6 +30,7 @@ help:  ## list the targets
 	@echo "           PYTHON=$(PYTHON) ACCELERATOR=cuda12|cuda13|tpu"
 
 setup: $(STAMP)  ## create .venv from requirements.lock; PYTHON= and ACCELERATOR= choose what for
+	@echo "$(VENV) is ready: $$($(VENV)/bin/python --version), $$($(VENV)/bin/python -c 'import jax; print("JAX", jax.__version__)')."
 
 $(STAMP): setup.cfg requirements.lock $(CHANGED)
 	@echo "Setting up $(VENV) ($(PYTHON)$(ACCELERATOR:%=, %)): downloads packages once, takes one to three minutes."
@@ -60,8 +62,8 @@ lint: $(STAMP)  ## check style, formatting and types
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 
-bench: $(STAMP)  ## measure prepare, input and step on this machine
-	@$(RUN) bert_jax.benchmark --config=$(CONFIG) $(ARGS)
+bench: $(STAMP)  ## measure WHAT (prepare, input, step) on this machine
+	@for what in $(WHAT); do $(VENV)/bin/python -m bert_jax.benchmark --config=$(CONFIG) --what=$$what $(ARGS) || exit; done
 
 lock:  ## resolve requirements.lock anew for all supported Pythons and extras (needs uv)
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy requires-python \
