@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,8 +53,8 @@ def main() -> int:
 def prepare(config: Config) -> None:
     """Speed and memory of the `prepare` command on the embedded corpus, once and ten times over.
 
-    The rate is that of the text beyond the first copy: start-up and tokenizer training, which do not grow with
-    the corpus, are in neither.
+    The rate is that of the text beyond the first copy: start-up and tokenizer training, which do not grow
+    with the corpus, are left out.
     """
     text = "\n\n".join("\n".join(document) for document in read_text("corpus:"))
     megabytes = len(text.encode()) / 1e6
@@ -65,7 +66,10 @@ def prepare(config: Config) -> None:
         trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
         print(f"{'tokenizer':<16}{'MB/s and core':>14}{'spread':>16}{'peak MiB, 1×':>14}{'10×':>8}")
-        for name, vocab_size in ((f"sentencepiece:{model}", config.model.vocab_size), ("wordpiece:bert_uncased", 30522)):
+        for name, vocab_size in (
+            (f"sentencepiece:{model}", config.model.vocab_size),
+            ("wordpiece:bert_uncased", 30522),
+        ):
             rates, peaks = [], {}
             for repeat in range(REPEATS.value):
                 seconds = {}
@@ -84,7 +88,7 @@ def prepare(config: Config) -> None:
 
 def inputs(config: Config) -> None:
     """Batches of one thread: real tokens per second, fill; and the plan of an epoch of 16 M sequences."""
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         "T=128": {"max_seq_length": 128, "max_sequences_per_row": 1, "masking": "token"},
         "T=128 packed": {"max_seq_length": 128, "max_sequences_per_row": 8, "masking": "whole_word"},
         "T=512 packed": {"max_seq_length": 512, "max_sequences_per_row": 16, "masking": "whole_word"},
@@ -160,7 +164,10 @@ def step(config: Config) -> None:
         memory = compiled.memory_analysis()
         run.checkpoints.close()
     median = statistics.median(seconds)
-    print(f"{'step':<16}{'ms':>10}{'spread':>18}{'real tokens/s':>16}{'arguments MiB':>15}{'temporaries MiB':>17}")
+    print(
+        f"{'rows × tokens':<16}{'ms':>10}{'spread':>18}{'real tokens/s':>16}"
+        f"{'arguments MiB':>15}{'temporaries MiB':>17}"
+    )
     print(
         f"{config.data.global_batch_size}×{config.data.max_seq_length:<12}{median * 1e3:>10.1f}"
         f"{_spread([s * 1e3 for s in seconds]):>18}{tokens / median:>16,.0f}"
@@ -181,7 +188,7 @@ def _run(module: str, arguments: list[str]) -> tuple[float, float]:
 
 
 class _PeakMemory:
-    """Samples the memory of a process and its children while entered (proportional set size where there is one)."""
+    """Samples the resident memory of a process and its children while entered; the most is kept."""
 
     def __init__(self, process: psutil.Process):
         self._process, self._over, self.bytes = process, threading.Event(), 0

@@ -14,7 +14,7 @@ from bert_jax.errors import UserError
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them
 
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED = 2, 130
 log = logging.getLogger("bert_jax")
 
 
@@ -53,6 +53,8 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def _parse_flags() -> None:

@@ -46,7 +46,8 @@ class Config:
         if self.data.global_batch_size % self.train.gradient_accumulation_steps:
             raise UserError(
                 f"data.global_batch_size={self.data.global_batch_size} is not divisible by "
-                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps}; change one of them."
+                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps}; "
+                "change one of them."
             )
 
     def phases(self) -> tuple["Phase", ...]:
@@ -94,7 +95,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Builds the checked `Config` from nested plain values, e.g. a `config.json` or a ConfigDict's `to_dict()`.
+    """Builds the checked `Config` from nested plain values, e.g. of a `config.json` or a ConfigDict.
 
     Raises:
         UserError: for an unknown section or field (with the nearest known one) or a value out of range.

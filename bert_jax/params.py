@@ -4,8 +4,6 @@ python -m bert_jax.params --config=bert_base
 python -m bert_jax.params --config=bert_base --like-lecture
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 from absl import flags
@@ -61,10 +59,9 @@ def table(model: ModelConfig) -> str:
     count, layers = counts(model), model.num_hidden_layers
     lines = []
 
-    def row(name: str, parameters: int, note: Any = "") -> None:
-        lines.append(
-            f"{name:<34}{parameters:>14,}{parameters * BYTES_PER_PARAMETER / 2**20:>12,.1f} MiB  {note}"
-        )
+    def row(name: str, parameters: int, note: str = "") -> None:
+        mebibytes = parameters * BYTES_PER_PARAMETER / 2**20
+        lines.append(f"{name:<34}{parameters:>14,}{mebibytes:>12,.1f} MiB  {note}".rstrip())
 
     def rule() -> None:
         lines.append("-" * 64)
@@ -99,13 +96,13 @@ def lecture(model: ModelConfig) -> str:
     exact = embeddings + model.num_hidden_layers * layer
     return "\n".join(
         [
-            f"embeddings    ({LECTURE_VOCABULARY:,} + {model.max_position_embeddings} + {model.type_vocab_size})"
-            f" × {d} = {embeddings / 1e6:.1f} M",
+            f"embeddings    ({LECTURE_VOCABULARY:,} + {model.max_position_embeddings} + "
+            f"{model.type_vocab_size}) × {d} = {embeddings / 1e6:.1f} M",
             f"attention     4 × {d} × {d} = {attention / 1e6:.1f} M",
             f"feed-forward  2 × {d} × {f} = {feed_forward / 1e6:.1f} M",
             f"layer         {layer / 1e6:.1f} M, about {round(layer / 1e6)} M",
-            f"total         {embeddings / 1e6:.1f} M + {model.num_hidden_layers} × {round(layer / 1e6)} M = {rounded:.0f} M"
-            f" (with the layers unrounded {exact / 1e6:.1f} M)",
+            f"total         {embeddings / 1e6:.1f} M + {model.num_hidden_layers} × {round(layer / 1e6)} M"
+            f" = {rounded:.0f} M (with the layers unrounded {exact / 1e6:.1f} M)",
         ]
     )
 

@@ -47,7 +47,7 @@ class PretrainingObjective:
 
     def terms(self, model: nnx.Module, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
         """Losses and accuracies of a batch as (sum, weight)."""
-        masked_lm_logits, next_sentence_logits = model(batch, dropout_keys)  # type: ignore[operator]
+        masked_lm_logits, next_sentence_logits = model(batch, dropout_keys)
         return _terms(masked_lm_logits, next_sentence_logits, batch)
 
     def evaluation_terms(self, model: nnx.Module, batch: Batch) -> dict[str, Term]:
@@ -75,6 +75,14 @@ class Pretraining(PretrainingObjective):
         self._config, self._dataset = config, dataset
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
+
+    def initial_params(self, params: Any) -> Any:
+        """With `train.unigram_bias` the masked-LM head starts out knowing how frequent each token is."""
+        if not self._config.train.unigram_bias:
+            return params
+        head = params["masked_lm"]
+        bias = jax.device_put(jnp.asarray(-self._unigram_loss, head["bias"].dtype), head["bias"].sharding)
+        return {**params, "masked_lm": {**head, "bias": bias}}
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """The given rows of the global batches from `first_step` of the phase on."""

@@ -7,6 +7,7 @@ taken on the devices before it was written: Orbax alone loads a flipped byte wit
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
 from bert_jax.training.mesh import path_name
 from bert_jax.training.step import TrainState
 
@@ -176,14 +178,28 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         return checkpointer.restore(folder / "meta")
 
 
-def restore_params(folder: epath.Path, abstract_params: Any) -> Any:
+def restore_params(folder: epath.Path, model: ModelConfig, abstract_params: Any) -> Any:
     """The parameters of one checkpoint, laid out as `abstract_params` says.
 
+    Args:
+        folder: of the checkpoint.
+        model: the network that `abstract_params` belong to.
+        abstract_params: ShapeDtypeStructs with shardings.
+
     Raises:
-        UserError: when the checkpoint is damaged or holds a network of another shape.
+        UserError: when the checkpoint is damaged or holds another network.
     """
     try:
-        return _restore_items(folder, {"params": abstract_params}, read_meta(folder)["digests"])["params"]
+        meta = read_meta(folder)
+        theirs = meta["config"]["model"]
+        differing = [
+            f"model.{name} is {theirs.get(name)!r} there and {value!r} here"
+            for name, value in dataclasses.asdict(model).items()
+            if theirs.get(name) != value and "dropout" not in name
+        ]
+        if differing:
+            raise UserError(f"checkpoint {folder} holds another network: {'; '.join(differing)}.")
+        return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
     except DamagedCheckpoint as damage:
         raise UserError(f"checkpoint {folder} is damaged: {damage}.") from None
 

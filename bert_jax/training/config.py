@@ -55,6 +55,7 @@ class TrainConfig:
 
     num_steps: int = 1_000_000
     seed: int = 0
+    unigram_bias: bool = False  # start the masked-LM bias at log frequencies: short runs need not learn them
     prng: str = "threefry"  # rbg is faster on TPU, but dropout then depends on the mesh
     gradient_accumulation_steps: int = _run_time(1)
     log_every: int = _run_time(100)

@@ -41,6 +41,10 @@ class Task(step_lib.Task, Protocol):
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module: ...
 
+    def initial_params(self, params: Any) -> Any:
+        """What a new run starts from, given random parameters."""
+        ...
+
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[HostBatch]:
         """The given rows of the global batches from `first_step` of the phase on."""
         ...
@@ -119,6 +123,7 @@ class Run:
         self.state, meta = self._initial_state(optimizer)
         file = MetricsFile(workdir / "metrics.jsonl", resumed_at=int(self.state.step))
         self.file, window = file, meta.get("window")
+        self._saved_step = int(self.state.step)
         self.recorder = Recorder(file, config.train.log_every, self.last_step, self.schedule, window)
         self._train_step = step_lib.make_train_step(
             structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
@@ -146,10 +151,10 @@ class Run:
             return state, meta
         if self.config.init_from:
             folder = find_checkpoint(self.config.init_from)
-            params = restore_params(folder, self.abstract.params)
+            params = restore_params(folder, self.config.model, self.abstract.params)
             log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
         else:
-            params = step_lib.init_params(self._build, self.abstract, train.seed)
+            params = self.task.initial_params(step_lib.init_params(self._build, self.abstract, train.seed))
             log.info("started at step 0 with random weights (seed %d)", train.seed)
         return step_lib.init_state(params, optimizer, self.abstract), {}
 
@@ -172,7 +177,7 @@ class Run:
             self.recorder.add(step, metrics)
             last = step == self.last_step
             evaluate = last or step % train.eval_every == 0
-            save = last or step % train.checkpoint_every == 0 or bool(self.stop.requested)
+            save = last or step % train.checkpoint_every == 0
             if evaluate or save:
                 self.recorder.flush()
                 if evaluate:
@@ -181,6 +186,8 @@ class Run:
                     self.save()
                 self.recorder.start_clock()
         if self.stop.requested:
+            self.recorder.flush()
+            self.save()
             log.info("stopped at step %d of %d; the same command goes on from here", step, self.last_step)
 
     def compile(self, batch: step_lib.Batch) -> Any:
@@ -206,6 +213,10 @@ class Run:
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
 
     def save(self) -> None:
+        """Starts to save the state, unless this step is saved already."""
+        if int(self.state.step) == self._saved_step:
+            return
+        self._saved_step = int(self.state.step)
         self.checkpoints.save(
             self.state,
             {
