@@ -9,9 +9,7 @@ import numpy as np
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = 2**64 - 1
-_ROUNDS = (
-    4  # of a Feistel network: the fewest that give a strong pseudorandom permutation (Luby and Rackoff, 1988)
-)
+_ROUNDS = 8  # the four that do for large n leave a bias of 7% where n is below 10
 
 
 def key(*words: int | str) -> np.uint64:
@@ -65,21 +63,19 @@ def permute(
     """
     key, x, n = np.broadcast_arrays(key, x, np.asarray(n, np.int64))
     side = np.ceil(np.sqrt(n)).astype(np.int64)
-    result = np.array(x, np.int64)
-    outside = np.ones(result.shape, bool)
-    while outside.any():
+    result = _feistel(key, x, side, inverse)
+    while (outside := result >= n).any():
         result[outside] = _feistel(key[outside], result[outside], side[outside], inverse)
-        outside = result >= n
     return result
 
 
 def _feistel(key: np.ndarray, x: np.ndarray, side: np.ndarray, inverse: bool) -> np.ndarray:
     left, right = np.divmod(x, side)
-    for round_ in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
+    for turn in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
         known, moved = (left, right) if inverse else (right, left)
-        shift = below(bits(key, known * _ROUNDS + round_), side)
-        moved = moved - shift if inverse else moved + shift
-        moved += np.where(moved < 0, side, 0) - np.where(moved >= side, side, 0)
+        shift = below(bits(key, known * _ROUNDS + turn), side)
+        moved = moved + (side - shift if inverse else shift)
+        moved -= side * (moved >= side)
         left, right = (moved, known) if inverse else (known, moved)
     return left * side + right
 

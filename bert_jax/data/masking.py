@@ -217,10 +217,9 @@ def shuffle_visible_tokens(batch: Mapping[str, np.ndarray], tokenizer, seed: int
     visible = (batch["sequence_ids"] > 0) & ~np.isin(ids, tokenizer.special_ids)
     row, slot = np.nonzero(batch["masked_lm_weights"])
     visible[row, batch["masked_lm_positions"][row, slot]] = False
+    row_keys = bits(key(seed, "shuffle"), ids).sum(axis=1)  # of the row's content: wherever it stands
     row, column = np.nonzero(visible)
-    order = np.lexsort(
-        (bits(key(seed, "shuffle"), row * ids.shape[1] + column), batch["sequence_ids"][row, column], row)
-    )
+    order = np.lexsort((bits(row_keys[row], column), batch["sequence_ids"][row, column], row))
     shuffled = ids.copy()
     shuffled[row, column] = ids[row, column][order]
     return {**batch, "input_ids": shuffled}

@@ -1,0 +1,105 @@
+"""Print the batch of a step as a person reads it: pairs, labels, and what is masked.
+
+python -m bert_jax.inspect --config=bert_tiny --step=100
+python -m bert_jax.inspect --config=bert_tiny --step=100 --rows=256
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from absl import flags
+
+from bert_jax import command, prepare
+from bert_jax.data.batches import Batches
+from bert_jax.errors import UserError
+
+FATES = ("masked", "replaced", "kept")  # of a token that is to be predicted
+
+command.define_config_flags()
+STEP = flags.DEFINE_integer("step", 0, "The step whose batch is printed.", lower_bound=0)
+ROWS = flags.DEFINE_integer("rows", 8, "How many rows of it.", lower_bound=1)
+
+
+def main() -> None:
+    config = command.resolved_config()
+    phases = [phase for phase in config.phases() if phase.first_step <= STEP.value < phase.last_step]
+    if not phases:
+        raise UserError(
+            f"--step={STEP.value} is not a step of the run, which ends at {config.phases()[-1].last_step}."
+        )
+    dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
+    phase = phases[0].config
+    batches = Batches(dataset.split("train"), phase.data, dataset.tokenizer, phase.train.seed)
+    batch = batches(STEP.value - phases[0].first_step)
+    print(f"step {STEP.value}\n{summary(batch, dataset.tokenizer)}")
+    for row in range(min(ROWS.value, phase.data.global_batch_size)):
+        for lines in sequences(batch, row, dataset.tokenizer):
+            print(f"\n{lines}")
+    hidden = phase.data.global_batch_size - ROWS.value
+    if hidden > 0:
+        print(f"\n… and {hidden} more rows; --rows={phase.data.global_batch_size} prints all.")
+
+
+def summary(batch: Mapping[str, np.ndarray], tokenizer) -> str:
+    """Two lines: shapes, fill, share of NotNext, share of the text to be predicted and what stands there."""
+    rows, tokens = batch["input_ids"].shape
+    real = batch["sequence_ids"] > 0
+    not_next = batch["next_sentence_labels"][batch["next_sentence_weights"] > 0]
+    fates = [fate for row in range(rows) for fate, *_ in _predictions(batch, row, tokenizer)]
+    visible = np.count_nonzero(real & ~np.isin(batch["input_ids"], tokenizer.special_ids))
+    text = visible + fates.count("masked")
+    shares = [f"{fates.count(fate) / max(len(fates), 1):.1%} {fate}" for fate in FATES]
+    return (
+        f"{rows} rows of {tokens} tokens, {real.mean():.1%} filled, "
+        f"{batch['masked_lm_ids'].shape[1]} slots for predictions in each\n"
+        f"{batch['sequence_ids'].max(axis=1).sum()} sequences, "
+        f"{not_next.sum() / max(len(not_next), 1):.1%} of the pairs NotNext, "
+        f"{len(fates) / max(text, 1):.1%} of the text to be predicted ({', '.join(shares)})"
+    )
+
+
+def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> Iterator[str]:
+    """Each sequence of a row: its label, the pieces of A and B as the model sees them, and the targets.
+
+    A target is written as position in the sequence and piece; after it, in brackets, what replaces it.
+    """
+    predictions = _predictions(batch, row, tokenizer)
+    for number in range(1, int(batch["sequence_ids"][row].max()) + 1):
+        inside = batch["sequence_ids"][row] == number
+        label = "no B"
+        if batch["next_sentence_weights"][row, number - 1]:
+            label = ("IsNext", "NotNext")[batch["next_sentence_labels"][row, number - 1]]
+        lines = [f"row {row}, sequence {number}: {label}, {np.count_nonzero(inside)} tokens"]
+        for segment, name in enumerate("AB"):
+            ids = batch["input_ids"][row, inside & (batch["token_type_ids"][row] == segment)]
+            if len(ids):
+                lines.append(f"  {name:<10}{' '.join(map(tokenizer.piece, ids.tolist()))}")
+        for fate in FATES:
+            targets = [
+                f"{batch['position_ids'][row, position]} {target}"
+                + (f" [{shown}]" if fate == "replaced" else "")
+                for f, position, target, shown in predictions
+                if f == fate and inside[position]
+            ]
+            if targets:
+                lines.append(f"  {fate:<10}{', '.join(targets)}")
+        yield "\n".join(lines)
+
+
+def _predictions(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> list[tuple[str, int, str, str]]:
+    """(fate, position in the row, target piece, piece shown) of each token to be predicted."""
+    used = batch["masked_lm_weights"][row] > 0
+    result = []
+    for position, target in zip(
+        batch["masked_lm_positions"][row, used].tolist(),
+        batch["masked_lm_ids"][row, used].tolist(),
+        strict=True,
+    ):
+        shown = int(batch["input_ids"][row, position])
+        fate = "masked" if shown == tokenizer.mask_id else "kept" if shown == target else "replaced"
+        result.append((fate, position, tokenizer.piece(target), tokenizer.piece(shown)))
+    return result
+
+
+if __name__ == "__main__":
+    command.run(main)
