@@ -59,8 +59,8 @@ class Tokenizer(abc.ABC):
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encodes many texts; every distinct word once, as natural text repeats its words.
 
-        Per core this is as fast as SentencePiece's unigram encoder on whole sentences, and several times faster
-        than its BPE or WordPiece.
+        Per core this is as fast as SentencePiece's unigram encoder on whole sentences, and several times
+        faster than its BPE or WordPiece.
 
         Returns:
             int32 [tokens], ids of all texts one after the other; int64 [texts], tokens of each text.
@@ -95,8 +95,14 @@ class Tokenizer(abc.ABC):
         """The piece of one token id, as the vocabulary has it."""
 
     @abc.abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Names and contents of the files that `load_tokenizer` reads."""
+
     def save(self, directory: epath.PathLike) -> None:
         """Writes what `load_tokenizer` reads."""
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (epath.Path(directory) / name).write_bytes(content)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -190,16 +196,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids):
         runs = itertools.groupby(map(int, ids), key=set(self.special_ids).__contains__)
-        return " ".join(
+        texts = (
             " ".join(map(self.piece, run)) if special else self._processor.decode(list(run))
             for special, run in runs
         )
+        return " ".join(filter(None, texts))
 
     def piece(self, token):
         return self._processor.id_to_piece(int(token))
 
-    def save(self, directory):
-        (epath.Path(directory) / self.FILE).write_bytes(self._model)
+    def files(self):
+        return {self.FILE: self._model}
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -249,10 +256,10 @@ class WordPieceTokenizer(Tokenizer):
     def piece(self, token):
         return self._vocabulary[int(token)]
 
-    def save(self, directory):
-        directory = epath.Path(directory)
-        (directory / self.FILE).write_text("\n".join(self._vocabulary) + "\n")
-        (directory / self.SETTINGS).write_text(json.dumps({"do_lower_case": self._lowercase}) + "\n")
+    def files(self):
+        vocabulary = "\n".join(self._vocabulary) + "\n"
+        settings = json.dumps({"do_lower_case": self._lowercase}) + "\n"
+        return {self.FILE: vocabulary.encode(), self.SETTINGS: settings.encode()}
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
@@ -275,7 +282,7 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
 def tokenizer_file(data: DataConfig) -> str | None:
     """The file that `data.tokenizer` names, None if the tokenizer is to be trained.
 
-    `wordpiece:bert_uncased` is the published uncased vocabulary (30,522 pieces), shipped with the package.
+    `wordpiece:bert_uncased` is the published uncased vocabulary (30,522 pieces), which is shipped.
 
     Raises:
         MissingInput: if there is no such file.

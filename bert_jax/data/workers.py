@@ -17,9 +17,9 @@ from bert_jax.errors import UserError
 class Workers:
     """Processes that live as long as the `with` block.
 
-    Each is a fresh interpreter that runs this module alone. So nothing of the parent is inherited: a fork would
-    copy locks of JAX's threads and device handles, and multiprocessing's other ways import the parent's main
-    module (JAX, Flax, Orbax) in every worker. A worker ends by itself when the parent is gone.
+    Each is a fresh interpreter that runs `serve`. So nothing of the parent is inherited: a fork would copy
+    locks of JAX's threads and device handles, and multiprocessing's other ways import the parent's main module
+    (JAX, Flax, Orbax) in every worker. A worker ends by itself when the parent is gone.
     """
 
     def __init__(self, count: int):
@@ -77,8 +77,8 @@ class Workers:
             succeeded, result = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise UserError(
-                f"a worker process ended with code {process.wait()}; code -9 means that it was killed, most often "
-                "for want of memory: use fewer workers."
+                f"a worker process ended with code {process.wait()}; code -9 means that it was killed, most "
+                "often for want of memory: use fewer workers."
             ) from None
         finally:
             self._idle.put(process)
@@ -88,7 +88,7 @@ class Workers:
 
 
 def serve() -> None:
-    """What a worker runs: reads (pickled function, item), writes (succeeded, result or exception), until the end."""
+    """What a worker runs: reads (pickled function, item) and writes (succeeded, result or exception)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get among the replies

@@ -13,7 +13,7 @@ from bert_jax.data.sources.files import CORPUS_GLOB, Digests, FileSource, JsonlB
 from bert_jax.data.sources.tfds import TfdsSource
 from bert_jax.errors import UserError
 
-__all__ = ["Chunk", "Digests", "MissingInput", "Source", "open_sources"]
+__all__ = ["Chunk", "Digests", "MissingInput", "Source", "open_sources", "read_text"]
 
 KINDS = ("corpus", "text", "jsonl", "tfds")
 
@@ -22,10 +22,14 @@ class Chunk(Protocol):
     """A run of whole documents.
 
     Attributes:
-        read_bytes: bytes of the source's files that were used up (compressed ones where they are compressed).
+    read_bytes: bytes of the source's files that were used up (compressed where they are compressed).
+    size: bytes that it holds.
     """
 
     read_bytes: int
+
+    @property
+    def size(self) -> int: ...
 
     def documents(self) -> Iterator[list[str]]:
         """Yields documents, each a list of paragraphs (stripped, not empty).
@@ -40,11 +44,13 @@ class Source(Protocol):
     """Documents of one SPEC of `data.source`.
 
     Attributes:
-        spec: as written in the config.
-        size: bytes of its files, the sum of `read_bytes` of its chunks.
+                spec: as written in the config.
+        paths: its files, in order.
+        size: bytes of its files, about the sum of `read_bytes` of its chunks.
     """
 
     spec: str
+    paths: list[str]
     size: int
 
     def fingerprint(self, digests: Digests) -> list[Any]:
@@ -81,3 +87,10 @@ def _open_source(spec: str, data: DataConfig) -> Source:
     if kind == "corpus" and rest:
         raise UserError(f"data.source={spec!r}: the embedded corpus has no parts; use corpus: alone.")
     return FileSource(spec, rest or CORPUS_GLOB, TextBlock, {})
+
+
+def read_text(source: str) -> Iterator[list[str]]:
+    """Yields the documents of a `data.source`, each a list of paragraphs."""
+    for opened in open_sources(DataConfig(source=source)):
+        for chunk in opened.chunks():
+            yield from chunk.documents()

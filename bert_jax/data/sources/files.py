@@ -47,6 +47,10 @@ class Block:
     KIND: ClassVar[str]
     END: ClassVar[re.Pattern]  # ends with the newline behind which a document may begin
 
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
     def text(self) -> str:
         try:
             return self.data.decode("utf-8-sig" if self.offset == 0 else "utf-8")

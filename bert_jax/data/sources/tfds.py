@@ -24,6 +24,10 @@ class Records:
     records: list[bytes]
     read_bytes: int
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.records))
+
     def documents(self) -> Iterator[list[str]]:
         from tensorflow_datasets.proto import tf_example_pb2  # here, since importing TFDS takes a second
 
@@ -68,6 +72,7 @@ class TfdsSource:
             epath.Path(file.filename).stat().length * file.take // max(1, file.examples_in_shard)
             for file in self._files
         ]
+        self.paths = [os.fspath(file.filename) for file in self._files]
         self.size = sum(self._sizes)
 
     def fingerprint(self, digests: Digests) -> list[Any]:  # noqa: ARG002

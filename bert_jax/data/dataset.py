@@ -1,0 +1,333 @@
+"""Prepared datasets: find or build the one that a config asks for, and read its documents.
+
+DATA_DIR/NAME-KEY/ holds
+    manifest.json       written last: without it there is no dataset
+    tokenizer/          what `load_tokenizer` reads
+    documents-*         a TFDS dataset of ArrayRecord shards, one record per document
+    train/, heldout/    index (sentence lengths, document starts) and unigram counts of each split
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from typing import Any, Self
+
+import numpy as np
+from array_record.python import array_record_data_source
+from etils import epath
+
+from bert_jax import __version__
+from bert_jax.data import dataset_builder
+from bert_jax.data.config import DataConfig
+from bert_jax.data.dataset_builder import SHARD_NAME, UNIGRAM_COUNTS, id_dtype
+from bert_jax.data.index import Index
+from bert_jax.data.sources import Digests, MissingInput, Source, open_sources
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
+from bert_jax.data.workers import Workers
+from bert_jax.errors import UserError
+
+FORMAT = 1  # of the directory; another number, another dataset
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+# What a prepared dataset depends on, besides the vocabulary size and the contents of files.
+SETTINGS = (
+    "source",
+    "text_field",
+    "language",
+    "tokenizer",
+    "lowercase",
+    "tokenizer_sample_mb",
+    "held_out_fraction",
+)
+# In the manifest, but not in the key: a dataset stays whole and consistent when a library changes.
+LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
+log = logging.getLogger("bert_jax")
+
+
+class DocumentStore:
+    """The documents of one split.
+
+    Attributes:
+        index: sentence lengths and document starts, in the order of the records.
+        unigram_counts: int64 [V], how often each token occurs in the split.
+    """
+
+    def __init__(self, directory: epath.Path, split: str, num_shards: int, dtype: np.dtype):
+        self.index = Index.open(directory / split)
+        with (directory / split / UNIGRAM_COUNTS).open("rb") as file:
+            self.unigram_counts = np.load(file)
+        self._dtype = dtype
+        self._paths = [
+            str(directory / SHARD_NAME.format(split=split, shard=shard)) for shard in range(num_shards)
+        ]
+
+    @functools.cached_property
+    def _records(self) -> array_record_data_source.ArrayRecordDataSource:
+        return array_record_data_source.ArrayRecordDataSource(self._paths)
+
+    def read(self, documents: np.ndarray) -> list[np.ndarray]:
+        """Reads documents in one batch.
+
+        Args:
+            documents: ints [N], in any order, repetitions allowed.
+
+        Returns:
+            Token ids of each: unsigned ints [tokens].
+        """
+        documents = np.asarray(documents)
+        if not len(documents):
+            return []
+        starts = self.index.token_starts
+        lengths = (starts[documents + 1] - starts[documents]).tolist()
+        records = self._records.__getitems__(documents.tolist())
+        # The token ids are the last bytes of a record, so that nothing needs to be parsed.
+        return [
+            np.frombuffer(record, self._dtype, offset=len(record) - length * self._dtype.itemsize)
+            for record, length in zip(records, lengths, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared dataset on a disk or in a bucket.
+
+    Attributes:
+        directory: where it is.
+        manifest: what it was made of and what is in it.
+    """
+
+    directory: epath.Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: epath.PathLike) -> Self:
+        """Raises UserError if there is no prepared dataset, or one of another format."""
+        directory = epath.Path(directory)
+        try:
+            manifest = json.loads((directory / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory} is not a prepared dataset ({error}); run prepare again.") from error
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{directory} has format {manifest['format']}, not {FORMAT}; run prepare again.")
+        return cls(directory, manifest)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the documents' token ids and sentence lengths, in order."""
+        return self.manifest["dataset_sha256"]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.directory / TOKENIZER)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Names (tokenizer/…) and contents of what `load_tokenizer` needs, to be kept with checkpoints."""
+        return {f"{TOKENIZER}/{name}": content for name, content in self.tokenizer.files().items()}
+
+    def split(self, name: str) -> DocumentStore:
+        """The split `train` or `heldout`, which may be empty."""
+        shards = self.manifest["splits"][name]["shards"]
+        return DocumentStore(self.directory, name, len(shards), id_dtype(self.tokenizer.vocab_size))
+
+    def summary(self) -> str:
+        """One line for the log."""
+        splits = ", ".join(
+            f"{name} " + ", ".join(f"{facts[what]:,} {what}" for what in ("documents", "sentences", "tokens"))
+            for name, facts in self.manifest["splits"].items()
+        )
+        return f"{self.directory}: {splits}; from {self.manifest['text_bytes'] / 1e6:,.1f} MB of text"
+
+
+def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> PreparedDataset | None:
+    """The prepared dataset of this config, None if it must be made.
+
+    Where the source is not on this machine (in a pod only the data directory is mounted) but a dataset of the
+    same settings is, that one is taken, and the log says that it may be out of date.
+
+    Raises:
+        UserError: if neither is there, or the source is not valid.
+    """
+    return _find(data, vocab_size, epath.Path(data_dir))[0]
+
+
+def prepare(
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    workers: int | None = None,
+    progress: bool = True,
+) -> PreparedDataset:
+    """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
+
+    Nothing that could be read is left by a build that fails or is killed.
+
+    Args:
+        data: its first group of fields decides the dataset.
+        vocab_size: of the tokenizer.
+        data_dir: where datasets are kept; if remote, the dataset is built in the temporary directory.
+        workers: processes, by default one per core.
+        progress: a progress bar, if a person looks.
+
+    Raises:
+        UserError: for a source or tokenizer that is missing or broken, an impossible vocabulary, no text.
+    """
+    data_dir = epath.Path(data_dir)
+    found, directory, sources, fingerprints = _find(data, vocab_size, data_dir)
+    if found:
+        log.info("dataset: %s", found.summary())
+        return found
+    start = time.perf_counter()
+    megabytes = sum(source.size for source in sources) / 1e6
+    log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
+    with _building(directory) as building, Workers(workers or _num_cores()) as pool:
+        tokenizer = _tokenizer(data, vocab_size, sources, pool)
+        tokenizer_seconds = time.perf_counter() - start
+        tokenizer.save(building / TOKENIZER)
+        counts = dataset_builder.write_documents(building, sources, data, tokenizer, pool, progress)
+        seconds = time.perf_counter() - start - tokenizer_seconds
+        log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
+        manifest = {
+            "format": FORMAT,
+            **counts,
+            "settings": _settings(data, vocab_size),
+            "sources": [
+                {"spec": source.spec, "paths": source.paths, "fingerprint": fingerprint}
+                for source, fingerprint in zip(sources, fingerprints, strict=True)
+            ],
+            "seconds": {"tokenizer": round(tokenizer_seconds, 3), "documents": round(seconds, 3)},
+            "versions": {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES},
+        }
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    dataset = PreparedDataset.open(directory)
+    log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
+    if not dataset.manifest["splits"]["heldout"]["documents"]:
+        log.warning("no document is held out, so there is no evaluation: raise data.held_out_fraction.")
+    return dataset
+
+
+def _find(
+    data: DataConfig, vocab_size: int, data_dir: epath.Path
+) -> tuple[PreparedDataset | None, epath.Path, list[Source], list[Any]]:
+    """The dataset if it is there; where it belongs; the sources and their fingerprints."""
+    try:
+        sources = open_sources(data)
+        digests = Digests(data_dir / "digests.json")
+        fingerprints = [source.fingerprint(digests) for source in sources]
+        file = tokenizer_file(data)
+        kind = data.tokenizer.split(":")[0]
+        content = {
+            "format": FORMAT,
+            "sources": fingerprints,
+            "tokenizer": [kind, *(digests.of([file]) if file else [data.tokenizer_sample_mb])],
+            "lowercase": data.lowercase,
+            "vocab_size": vocab_size,
+            "language": data.language,
+            "held_out_fraction": float(data.held_out_fraction),
+        }
+    except MissingInput as missing:
+        return _of_same_settings(data, vocab_size, data_dir, missing), data_dir, [], []
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    kinds = "-".join(dict.fromkeys(source.spec.split(":")[0] for source in sources))
+    directory = data_dir / f"{kinds}-{kind}-{vocab_size}-{key}"
+    found = PreparedDataset.open(directory) if (directory / MANIFEST).exists() else None
+    return found, directory, sources, fingerprints
+
+
+def _of_same_settings(
+    data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
+) -> PreparedDataset:
+    for manifest in sorted(data_dir.glob(f"*/{MANIFEST}")) if data_dir.exists() else ():
+        dataset = PreparedDataset.open(manifest.parent)
+        if dataset.manifest["settings"] == _settings(data, vocab_size):
+            log.warning("%s Using %s, made from it earlier: whether it is up to date cannot be checked.",
+                        missing, dataset.directory)  # fmt: skip
+            return dataset
+    raise missing
+
+
+def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
+    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in SETTINGS}
+
+
+def _tokenizer(data: DataConfig, vocab_size: int, sources: Sequence[Source], workers: Workers) -> Tokenizer:
+    if tokenizer_file(data):
+        return read_tokenizer(data, vocab_size)
+    start = time.perf_counter()
+    tokenizer = dataset_builder.train_tokenizer(sources, data, vocab_size, workers)
+    seconds = time.perf_counter() - start
+    log.info("tokenizer: %s of %d pieces, trained in %.1f s", data.tokenizer, vocab_size, seconds)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _building(directory: epath.Path) -> Iterator[epath.Path]:
+    """A temporary directory that becomes `directory` if the block succeeds, and is removed if it does not.
+
+    The manifest appears last also where a rename is a copy, so that there is a whole dataset or none.
+    """
+    remote = "://" in os.fspath(directory)
+    try:
+        parent = epath.Path(tempfile.gettempdir()) if remote else directory.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        building = parent / f".{directory.name}.building-{socket.gethostname()}-{os.getpid()}"
+        building.mkdir()
+    except OSError as error:
+        raise UserError(f"--data_dir={directory.parent} cannot be written ({error}); give another.") from None
+    try:
+        yield building
+        if (directory / MANIFEST).exists():
+            return  # another process was faster
+        if remote:
+            _copy(building, directory)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+            building.rename(directory)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    files = [file for file in source.glob("**/*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name == MANIFEST):
+        destination = target / file.relative_to(source)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        file.copy(destination, overwrite=True)
+
+
+def _remove_abandoned(parent: epath.Path) -> None:
+    """Removes what killed builds of this machine left."""
+    for path in parent.glob(".*.building-*"):
+        match = re.fullmatch(r".*\.building-(.+)-(\d+)", path.name)
+        if match and match[1] == socket.gethostname() and not _is_running(int(match[2])):
+            log.info("removing %s, left by a build that was killed", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():  # of an earlier container with the same numbers
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
