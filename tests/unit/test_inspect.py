@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from bert_jax import inspect
+from tests.fakes import FakeTokenizer
+
+PAD, UNK, CLS, SEP, MASK = FakeTokenizer.special_ids
+TOKENIZER = FakeTokenizer(100, np.arange(100) < 50)
+
+
+@pytest.fixture
+def batch():
+    return {
+        "input_ids": np.array(
+            [
+                [CLS, 5, MASK, SEP, 60, 8, SEP, CLS, 9, SEP, PAD],
+                [CLS, 10, UNK, 51, SEP, MASK, MASK, SEP, PAD, PAD, PAD],
+            ]
+        ),
+        "sequence_ids": np.array([[1] * 7 + [2] * 3 + [0], [1] * 8 + [0] * 3]),
+        "token_type_ids": np.array([[0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0]]),
+        "position_ids": np.array([[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 0], [*range(8), 0, 0, 0]]),
+        "masked_lm_positions": np.array([[2, 4, 8, 0], [5, 6, 0, 0]]),
+        "masked_lm_ids": np.array([[6, 7, 9, 0], [11, 52, 0, 0]]),
+        "masked_lm_weights": np.array([[1, 1, 1, 0], [1, 1, 0, 0]]),
+        "cls_positions": np.array([[0, 7], [0, 0]]),
+        "next_sentence_labels": np.array([[0, 0], [1, 0]]),
+        "next_sentence_weights": np.array([[1, 0], [1, 0]]),
+    }
+
+
+def test_sequences_as_a_person_reads_them(batch):
+    assert list(inspect.sequences(batch, 0, TOKENIZER)) == [
+        "row 0, sequence 1: IsNext, 7 tokens\n"
+        "  A         [CLS] w5 [MASK] [SEP]\n"
+        "  B         ##60 w8 [SEP]\n"
+        "  masked    2 w6\n"
+        "  replaced  4 w7 [##60]",
+        "row 0, sequence 2: no B, 3 tokens\n"
+        "  A         [CLS] w9 [SEP]\n"
+        "  kept      1 w9",
+    ]  # fmt: skip
+    assert list(inspect.sequences(batch, 1, TOKENIZER)) == [
+        "row 1, sequence 1: NotNext, 8 tokens\n"
+        "  A         [CLS] w10 [UNK] ##51 [SEP]\n"
+        "  B         [MASK] [MASK] [SEP]\n"
+        "  masked    5 w11, 6 ##52"
+    ]
+
+
+def test_summary(batch):
+    assert inspect.summary(batch, TOKENIZER) == (
+        "2 rows of 11 tokens, 81.8% filled, 4 slots for predictions in each\n"
+        "3 sequences, 50.0% of the pairs NotNext, "
+        "55.6% of the text to be predicted (60.0% masked, 20.0% replaced, 20.0% kept)"
+    )
+
+
+def test_summary_without_pairs(batch):
+    batch["next_sentence_weights"][:] = 0
+    batch["masked_lm_weights"][:] = 0
+    batch["input_ids"][batch["input_ids"] == MASK] = 7
+    assert inspect.summary(batch, TOKENIZER).endswith(
+        "0.0% of the pairs NotNext, 0.0% of the text to be predicted (0.0% masked, 0.0% replaced, 0.0% kept)"
+    )
