@@ -46,7 +46,7 @@ def summary(batch: Mapping[str, np.ndarray], tokenizer) -> str:
     real = batch["sequence_ids"] > 0
     not_next = batch["next_sentence_labels"][batch["next_sentence_weights"] > 0]
     fates = [fate for row in range(rows) for fate, *_ in _predictions(batch, row, tokenizer)]
-    visible = np.count_nonzero(real & ~np.isin(batch["input_ids"], tokenizer.special_ids))
+    visible = int(np.count_nonzero(real & ~np.isin(batch["input_ids"], tokenizer.special_ids)))
     text = visible + fates.count("masked")
     shares = [f"{fates.count(fate) / max(len(fates), 1):.1%} {fate}" for fate in FATES]
     return (

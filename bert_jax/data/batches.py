@@ -210,7 +210,7 @@ def assemble(
         return rows.reshape(num_rows, num_tokens)
 
     def per_sequence(values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
-        result = np.zeros((num_rows, max_sequences), dtype)
+        result: np.ndarray = np.zeros((num_rows, max_sequences), dtype)
         result[sequences.row, sequences.slot] = values
         return result
 

@@ -1,4 +1,4 @@
-"""The index of a split: the lengths of all sentences and where documents start, so that planning reads no text."""
+"""The index of a split: lengths of sentences and starts of documents, so that planning reads no text."""
 
 import dataclasses
 import os
@@ -9,10 +9,10 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
-# Little-endian on disk. A sentence of more than 65,535 tokens is stored as several: only its ends matter here.
+# Little-endian on disk. A sentence of more than 65,535 tokens is stored as several: only ends matter here.
 LENGTH_DTYPE = np.dtype("<u2")
 START_DTYPE = np.dtype("<i8")
-FILES = {  # field of Index -> (file, dtype)
+FILES: dict[str, tuple[str, np.dtype]] = {  # field of Index -> (file, dtype)
     "sentence_lengths": ("sentence_lengths.bin", LENGTH_DTYPE),
     "sentence_starts": ("sentence_starts.bin", START_DTYPE),
     "token_starts": ("token_starts.bin", START_DTYPE),
@@ -24,9 +24,9 @@ class Index:
     """Sentence lengths and document starts of one split, in record order.
 
     Attributes:
-        sentence_lengths: uint16 [sentences], tokens of every sentence (without specials), document after document.
-        sentence_starts: int64 [documents + 1]; document d has sentences sentence_starts[d]:sentence_starts[d + 1].
-        token_starts: int64 [documents + 1]; document d has token_starts[d + 1] - token_starts[d] tokens.
+        sentence_lengths: uint16 [sentences], tokens of each (without specials), document after document.
+        sentence_starts: int64 [documents + 1], sentences before each document, and at last their number.
+        token_starts: int64 [documents + 1], tokens before each document, and at last their number.
     """
 
     sentence_lengths: np.ndarray
@@ -73,8 +73,8 @@ class Index:
             raise UserError(
                 f"the index in {directory} cannot be read ({error}); run prepare again."
             ) from error
-        counts = (len(index.sentence_starts), int(index.sentence_starts[-1]))
-        if counts != (len(index.token_starts), index.num_sentences):
+        starts = index.sentence_starts
+        if len(starts) != len(index.token_starts) or len(starts) < 1 or starts[-1] != index.num_sentences:
             raise UserError(f"the index in {directory} is not whole; run prepare again.")
         return index
 
@@ -114,7 +114,7 @@ class IndexWriter:
 
 
 def storable(sentence_lengths: np.ndarray) -> np.ndarray:
-    """Sentence lengths as stored, uint16: empty sentences left out, sentences that are too long in several pieces.
+    """Sentence lengths as stored, uint16: empty sentences left out, overlong ones in several pieces.
 
     >>> storable(np.array([3, 0, 70_000]))
     array([    3, 65535,  4465], dtype=uint16)

@@ -40,7 +40,8 @@ def pack(histogram: np.ndarray, max_sequences_per_row: int) -> Patterns:
     Source: Krell et al., "Efficient sequence packing without cross-contamination", 2021 (LPFHP).
     """
     capacity = len(histogram) - 1
-    packed = [[] for _ in range(capacity + 1)]  # room that is left -> [(rows, lengths in each of them)]
+    # Room that is left -> [(rows, lengths in each of them)].
+    packed: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(capacity + 1)]
     for length in range(capacity, 0, -1):
         left = int(histogram[length])
         room = length

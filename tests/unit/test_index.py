@@ -46,6 +46,9 @@ def test_a_cut_or_missing_file_is_a_user_error(tmp_path, file):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="run prepare again"):
         Index.open(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="run prepare again"):
+        Index.open(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match="run prepare again"):
         Index.open(tmp_path)
