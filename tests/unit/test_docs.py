@@ -39,7 +39,7 @@ def test_annotated_tree_names_files_that_exist():
     parents, missing = [], []
     for line in block.splitlines():
         indent = len(line) - len(line.lstrip())
-        names = re.split(r"\s{3,}", line.strip())[0].split()
+        names = re.split(r"\s{2,}", line.strip())[0].split()
         parents = parents[: indent // 2]
         missing += [name for name in names if not ROOT.joinpath(*parents, name).exists()]
         parents.append(names[0])
