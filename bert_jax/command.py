@@ -1,5 +1,6 @@
 """What every command shares: flags, the log, and errors as one line instead of a stack trace."""
 
+import ast
 import logging
 import pathlib
 import sys
@@ -38,6 +39,11 @@ def resolved_config() -> config_lib.Config:
 def config_file() -> pathlib.Path:
     """The config file of the command line."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def config_docstring() -> str:
+    """What the config of the command line says of itself."""
+    return ast.get_docstring(ast.parse(config_file().read_text())) or ""
 
 
 def run(main: Callable[[], int | None]) -> None:

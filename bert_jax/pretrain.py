@@ -9,6 +9,8 @@ The same command again resumes. Everything of the run is kept in --workdir.
 from absl import flags
 
 from bert_jax import command, prepare
+from bert_jax.data.sources.files import MissingInput
+from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.loop import train
 
@@ -19,7 +21,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder (default: runs/
 def main() -> int:
     config = command.resolved_config()
     workdir = WORKDIR.value or f"runs/{command.config_file().stem}"
-    dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
+    try:
+        dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
+    except MissingInput as missing:
+        # What a config needs is told by its docstring: corpus, disk, time, and how to use one's own text.
+        raise UserError(f"{missing}\n\n{command.config_docstring()}") from None
     return train(config, Pretraining(config, dataset), workdir)
 
 

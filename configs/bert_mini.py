@@ -1,6 +1,6 @@
 """BERT-tiny (2 layers, 128 hidden) on the embedded corpus: the first run, on a laptop.
 
-    make pretrain                    # or: python -m bert_jax.pretrain --config=bert_tiny
+make pretrain                    # or: python -m bert_jax.pretrain --config=bert_tiny
 """
 
 from bert_jax.config import default_config

@@ -29,7 +29,7 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
     Raises:
         UserError: when it holds a run of another identity (with what differs), or cannot be written.
     """
-    workdir = epath.Path(path)
+    workdir = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
     identity = json.loads(json.dumps({**config.identity(), "data_digest": data_digest}))
     file = workdir / "config.json"
     if file.exists():
