@@ -33,7 +33,7 @@ setup: $(STAMP)  ## create .venv from requirements.lock; PYTHON= and ACCELERATOR
 	@echo "$(VENV) is ready: $$($(VENV)/bin/python --version), $$($(VENV)/bin/python -c 'import jax; print("JAX", jax.__version__)')."
 
 $(STAMP): setup.cfg requirements.lock $(CHANGED)
-	@echo "Setting up $(VENV) ($(PYTHON)$(ACCELERATOR:%=, %)): downloads packages once, takes one to three minutes."
+	@echo "Setting up $(VENV) ($(PYTHON)$(ACCELERATOR:%=, %)): once, one to three minutes, about 1 GB on disk."
 	@$(PYTHON) -m venv $(if $(CHANGED),--clear) $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint requirements.lock --editable ".[test$(ACCELERATOR:%=,%)]"
