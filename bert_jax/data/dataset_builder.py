@@ -37,14 +37,14 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Trains on at most data.tokenizer_sample_mb of text, spread evenly over the corpus.
 
+    A unigram model takes 12 times the sample of memory, and half a second of a core per megabyte.
+
     Raises:
         UserError: if there is no text, or the vocabulary size does not fit it.
     """
-    chunks = sample(
-        itertools.chain.from_iterable(source.chunks() for source in sources), data.tokenizer_sample_mb * 10**6
-    )
+    chunks = itertools.chain.from_iterable(source.chunks() for source in sources)
     counts: collections.Counter[str] = collections.Counter()
-    for more in workers.map(count_words, chunks):
+    for more in workers.map(count_words, sample(chunks, data.tokenizer_sample_mb * 10**6)):
         counts.update(more)
     if not counts:
         raise UserError(f"data.source={data.source!r} has no text: every document is empty.")
@@ -145,7 +145,7 @@ def serialized_example(**features: bytes) -> bytes:
     Equal to what TFDS's own serializer writes, in a fraction of the time. The last feature's bytes are the
     last of the record, which makes reading them free.
     """
-    # Example.features = 1; Features.feature = 1 (a map: key = 1, value = 2); Feature.bytes_list = 1; value = 1.
+    # Field numbers: Example.features 1, Features.feature 1 (a map: key 1, value 2), Feature.bytes_list 1.
     entries = (
         _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
         for name, value in features.items()

@@ -17,9 +17,9 @@ from bert_jax.errors import UserError
 class Workers:
     """Processes that live as long as the `with` block.
 
-    Each is a fresh interpreter that runs `serve`. So nothing of the parent is inherited: a fork would copy
-    locks of JAX's threads and device handles, and multiprocessing's other ways import the parent's main module
-    (JAX, Flax, Orbax) in every worker. A worker ends by itself when the parent is gone.
+    Each is a fresh interpreter that runs `serve`, so that it inherits nothing: a fork would copy the locks of
+    JAX's threads and device handles, and multiprocessing's other ways import the parent's main module (JAX,
+    Flax, Orbax) in every worker. A worker ends by itself when the parent is gone.
     """
 
     def __init__(self, count: int):

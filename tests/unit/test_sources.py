@@ -1,0 +1,271 @@
+import gzip
+import hashlib
+import itertools
+import json
+import lzma
+import re
+import struct
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import zstandard
+from array_record.python import array_record_module
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_datasets.proto import tf_example_pb2
+
+from bert_jax.data.config import DataConfig
+from bert_jax.data.sources import Digests, MissingInput, files, open_sources, read_text
+from bert_jax.errors import UserError
+
+TEXT = "One.\nTwo.\n\nThree.\n"
+DOCUMENTS = [["One.", "Two."], ["Three."]]
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def chunks(source, **settings):
+    return [
+        chunk for opened in open_sources(DataConfig(source=source, **settings)) for chunk in opened.chunks()
+    ]
+
+
+def read_jsonl(path, **settings):
+    return [document for chunk in chunks(f"jsonl:{path}", **settings) for document in chunk.documents()]
+
+
+def test_the_embedded_corpus():
+    documents = list(read_text("corpus:"))
+    assert len(documents) == 659
+    assert sum(map(len, documents)) == 38340
+    assert documents[0][0] == "EMMA"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT,
+        "\n\n \n" + TEXT + "\n\n",
+        TEXT.replace("\n", "\r\n"),
+        "\ufeff" + TEXT,
+        "One.\nTwo.\n \t \nThree.",
+    ],
+)
+def test_paragraphs_and_documents(tmp_path, content):
+    assert list(read_text(f"text:{write(tmp_path / 'a.txt', content)}")) == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)],
+)
+def test_compressed_files(tmp_path, suffix, compress):
+    several = compress(b"One.\nTw") + compress(b"o.\n\nThree.\n") + b"\0" * 8
+    for number, content in enumerate([compress(TEXT.encode()), several]):
+        path = write(tmp_path / f"{number}.txt{suffix}", content)
+        assert list(read_text(f"text:{path}")) == DOCUMENTS
+    big = compress(bytes(i * i % 251 for i in range(100_000)))
+    for broken in (big[: len(big) // 2], b"no such format" + big):
+        path = write(tmp_path / f"broken.txt{suffix}", broken)
+        with pytest.raises(UserError, match=re.escape(f"{path} cannot be read")):
+            list(read_text(f"text:{path}"))
+
+
+def test_globs_home_commas_and_several_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write(tmp_path / "deep" / "er" / "b.txt", "B")
+    write(tmp_path / "deep" / "a,b.txt", "A")
+    write(tmp_path / "c.jsonl", '{"text": "C"}')
+    assert list(read_text("text:~/deep/**/*.txt")) == [["A"], ["B"]]
+    assert list(read_text("text:~/deep/a,b.txt, jsonl:~/c.jsonl,text:~/deep/er/b.txt")) == [
+        ["A"],
+        ["C"],
+        ["B"],
+    ]
+
+
+def test_no_match_names_the_source_and_the_remedy(tmp_path):
+    with pytest.raises(MissingInput, match=r"nothing\*' matches no file"):
+        open_sources(DataConfig(source=f"text:{tmp_path}/nothing*"))
+    with pytest.raises(MissingInput, match=rf"it is a directory, use text:{tmp_path}/\*"):
+        open_sources(DataConfig(source=f"text:{tmp_path}"))
+
+
+@pytest.mark.parametrize("source", ["", "books.txt", "text:", "parquet:a", "corpus:austen"])
+def test_unknown_sources(source):
+    with pytest.raises(UserError, match=r"use corpus:"):
+        open_sources(DataConfig(source=source))
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("chunk_bytes", [4, 1 << 20])
+def test_invalid_utf8_is_reported_with_file_and_byte(tmp_path, monkeypatch, prefix, chunk_bytes):
+    monkeypatch.setattr(files, "CHUNK_BYTES", chunk_bytes)
+    path = write(tmp_path / "latin.txt", prefix + "Café.\n\nDéjà".encode() + "\n\nCaf\xe9".encode("latin1"))
+    expected = path.read_bytes().index(b"\xe9")
+    with pytest.raises(UserError, match=rf"latin\.txt: byte {expected} is not valid UTF-8"):
+        list(read_text(f"text:{path}"))
+
+
+def test_jsonl(tmp_path):
+    records = [{"text": "a\n\n b "}, {"text": ""}, {"text": "\ud83d\ude00 \ud83d"}, {"text": "c", "x": [1]}]
+    path = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, records)))
+    assert read_jsonl(path) == [["a", "b"], [], ["😀 \ufffd"], ["c"]]
+    path = write(tmp_path / "b.jsonl", '{"body": "b"}')
+    assert read_jsonl(path, text_field="body") == [["b"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"body": "b"}', r"line 4: no text in the field 'text' \(found: body\)"),
+        ('{"text": 3}', "line 4: no text in the field 'text'"),
+        ("[1]", "line 4: no text in the field"),
+        ('{"text": ', "line 4: not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [4, 1 << 20])
+def test_jsonl_errors_name_the_line(tmp_path, monkeypatch, line, message, chunk_bytes):
+    monkeypatch.setattr(files, "CHUNK_BYTES", chunk_bytes)
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n\n{"text": "b"}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        read_jsonl(path)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\r\n", "\n \n", "bc d"]), max_size=40),
+    st.integers(1, 12),
+)
+def test_documents_do_not_depend_on_where_chunks_end(tmp_path_factory, parts, chunk_bytes):
+    path = write(tmp_path_factory.mktemp("text") / "a.txt", "".join(parts))
+    whole = [block.text() for block in chunks(f"text:{path}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK_BYTES", chunk_bytes)
+        blocks = chunks(f"text:{path}")
+        documents = list(read_text(f"text:{path}"))
+    assert "".join(block.text() for block in blocks) == "".join(whole)
+    assert documents == list(read_text(f"text:{path}"))
+    assert sum(block.read_bytes for block in blocks) == path.stat().st_size
+    assert [block.offset for block in blocks] == [
+        sum(len(block.data) for block in blocks[:number]) for number in range(len(blocks))
+    ]
+
+
+def test_documents_without_end_are_cut_and_lines_without_end_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 256)
+    path = write(tmp_path / "a.txt", "paragraph\n" * 100)
+    documents = list(read_text(f"text:{path}"))
+    assert len(documents) == 4
+    assert list(itertools.chain(*documents)) == ["paragraph"] * 100
+    path = write(tmp_path / "b.txt", "word " * 100)
+    with pytest.raises(UserError, match=r"b\.txt: a line of over 256 bytes"):
+        list(read_text(f"text:{path}"))
+
+
+def test_digests_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
+    path, cache = write(tmp_path / "a.txt", "same size"), files.epath.Path(tmp_path / "digests.json")
+    first = Digests(cache).of([str(path)])
+    assert first == [hashlib.sha256(b"same size").hexdigest()]
+    with monkeypatch.context() as patch:
+        patch.setattr(files.hashlib, "file_digest", None)
+        assert Digests(cache).of([str(path)]) == first
+    write(path, "SAME SIZE")
+    assert Digests(cache).of([str(path)]) != first
+    write(cache, "not JSON")
+    assert len(Digests(cache).of([str(path)])[0]) == 64
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """letters 1.2.3: in train ten and in test two records of two texts and a number."""
+    directory = tmp_path_factory.mktemp("tfds") / "letters" / "1.2.3"
+    directory.mkdir(parents=True)
+    features = {"body": {"text": tfds.features.Text()}, "title": tfds.features.Text(), "n": np.int64}
+    for split, count in (("train", 10), ("test", 2)):
+        path = directory / f"letters-{split}.array_record-00000-of-00001"
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for n in range(count):
+            example = tf_example_pb2.Example()
+            values = {"body/text": f"Body {n}.\n\nMore.", "title": f"Title {n}"}
+            for name, text in values.items():
+                example.features.feature[name].bytes_list.value.append(text.encode())
+            example.features.feature["n"].int64_list.value.append(n)
+            writer.write(example.SerializeToString())
+        writer.close()
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=tfds.features.FeaturesDict(features),
+        split_infos=[
+            tfds.core.SplitInfo(name=split, shard_lengths=[count], num_bytes=0)
+            for split, count in (("train", 10), ("test", 2))
+        ],
+        check_data=False,
+    )
+    return directory
+
+
+def sorted_text(source):
+    return sorted(read_text(source))
+
+
+def test_tfds_array_record(letters, monkeypatch):
+    titles = sorted([f"Title {n}"] for n in range(10))
+    assert sorted_text(f"tfds:{letters}::title") == titles
+    assert sorted_text(f"tfds:{letters}:train:body/text") == sorted(
+        [f"Body {n}.", "More."] for n in range(10)
+    )
+    assert len(sorted_text(f"tfds:{letters}:train[:40%]:title")) == 4
+    assert len(sorted_text(f"tfds:{letters}:train[2:4]+test:title,tfds:{letters}:test:title")) == 6
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(letters.parent.parent))
+    monkeypatch.setattr(
+        "tensorflow_datasets.core.utils.file_utils.list_data_dirs", lambda **_: [letters.parents[1]]
+    )
+    assert sorted_text("tfds:letters:1.2.3:train:title") == titles
+
+
+def test_tfds_tfrecord_without_tensorflow(letters, tmp_path):
+    for file in letters.iterdir():
+        if "array_record" in file.name:
+            reader = array_record_module.ArrayRecordReader(str(file))
+            records = reader.read(0, reader.num_records())
+            framed = b"".join(struct.pack("<QI", len(r), 0) + r + b"\0\0\0\0" for r in records)
+            write(tmp_path / file.name.replace("array_record", "tfrecord"), framed)
+        else:
+            write(tmp_path / file.name, file.read_text().replace("array_record", "tfrecord"))
+    assert sorted_text(f"tfds:{tmp_path}::title") == sorted([f"Title {n}"] for n in range(10))
+    assert len(sorted_text(f"tfds:{tmp_path}:train[3:7]:title")) == 4
+
+
+def test_tfds_chunks_follow_the_size_of_records(letters, monkeypatch):
+    monkeypatch.setattr("bert_jax.data.sources.tfds.CHUNK_BYTES", 1)
+    source = open_sources(DataConfig(source=f"tfds:{letters}::title"))[0]
+    found = list(source.chunks())
+    assert len(found) == 10
+    assert sum(chunk.read_bytes for chunk in found) <= source.size
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (":dev:title", "no split 'dev'; it has t"),
+        ("", "no text feature 'text'; it has body/text, title"),
+        (":train:n", "no text feature 'n'"),
+        (":train:title:x", "too many parts"),
+    ],
+)
+def test_tfds_errors(letters, rest, message):
+    with pytest.raises(UserError, match=message):
+        open_sources(DataConfig(source=f"tfds:{letters}{rest}"))
+
+
+@pytest.mark.parametrize("name", ["lm1b", "no_such_dataset/config:1.0.0"])
+def test_tfds_datasets_that_are_not_here(name):
+    with pytest.raises(MissingInput, match=rf"not prepared on this machine.*tfds build {name}"):
+        open_sources(DataConfig(source=f"tfds:{name}"))
