@@ -15,29 +15,26 @@ from bert_jax.errors import UserError
 
 FATES = ("masked", "replaced", "kept")  # of a token that is to be predicted
 
-command.define_config_flags()
-STEP = flags.DEFINE_integer("step", 0, "The step whose batch is printed.", lower_bound=0)
-ROWS = flags.DEFINE_integer("rows", 8, "How many rows of it.", lower_bound=1)
-
 
 def main() -> None:
-    config = command.resolved_config()
-    phases = [phase for phase in config.phases() if phase.first_step <= STEP.value < phase.last_step]
-    if not phases:
+    config, step = command.resolved_config(), flags.FLAGS.step
+    phase = next((phase for phase in config.phases() if phase.first_step <= step < phase.last_step), None)
+    if phase is None:
         raise UserError(
-            f"--step={STEP.value} is not a step of the run, which ends at {config.phases()[-1].last_step}."
+            f"--step={step} is not a step of the run, which ends at {config.phases()[-1].last_step}."
         )
     dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
-    phase = phases[0].config
-    batches = Batches(dataset.split("train"), phase.data, dataset.tokenizer, phase.train.seed)
-    batch = batches(STEP.value - phases[0].first_step)
-    print(f"step {STEP.value}\n{summary(batch, dataset.tokenizer)}")
-    for row in range(min(ROWS.value, phase.data.global_batch_size)):
+    data, seed = phase.config.data, phase.config.train.seed
+    batch = Batches(dataset.split("train"), data, dataset.tokenizer, seed)(step - phase.first_step)
+    print(f"step {step}: {summary(batch, dataset.tokenizer)}")
+    rows = min(flags.FLAGS.rows, data.global_batch_size)
+    for row in range(rows):
         for lines in sequences(batch, row, dataset.tokenizer):
             print(f"\n{lines}")
-    hidden = phase.data.global_batch_size - ROWS.value
-    if hidden > 0:
-        print(f"\n… and {hidden} more rows; --rows={phase.data.global_batch_size} prints all.")
+    if rows < data.global_batch_size:
+        print(
+            f"\n… and {data.global_batch_size - rows} more rows; --rows={data.global_batch_size} prints all."
+        )
 
 
 def summary(batch: Mapping[str, np.ndarray], tokenizer) -> str:
@@ -102,4 +99,7 @@ def _predictions(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> list[t
 
 
 if __name__ == "__main__":
+    command.define_config_flags()
+    flags.DEFINE_integer("step", 0, "The step whose batch is printed.", lower_bound=0)
+    flags.DEFINE_integer("rows", 8, "How many rows of it.", lower_bound=1)
     command.run(main)
