@@ -40,11 +40,21 @@ class Checkpoints:
         files: names and contents that make a checkpoint self-contained, e.g. `tokenizer/vocab.txt`.
         keep_last: how many of the newest steps stay.
         keep_every: steps divisible by it stay for ever; 0 for none.
+
+    Raises:
+        UserError: when `directory` cannot be written.
     """
 
     def __init__(self, directory: epath.PathLike, files: dict[str, bytes], keep_last: int, keep_every: int):
         self._directory = epath.Path(directory)
         self._files, self._keep_last, self._keep_every = files, keep_last, keep_every
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"checkpoints cannot be written to {self._directory}: {error.strerror}; "
+                "mend that or give another --workdir."
+            ) from None
         self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         )
@@ -63,12 +73,15 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         arrays = {"params": state.params, "opt_state": state.opt_state}
-        meta = {**meta, "step": step, "digests": digests(arrays)}
+        # Orbax writes `meta` in the background, while the caller goes on changing its own.
+        meta = json.loads(json.dumps({**meta, "step": step, "digests": digests(arrays)}))
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             meta=ocp.args.JsonSave(meta),
         )
+        if step in self._manager.all_steps():  # a damaged one, or `restore_newest` would have been past it
+            self._guarded(step, lambda: self._manager.delete(step))
         self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
         self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step))
 
@@ -86,7 +99,7 @@ class Checkpoints:
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest undamaged checkpoint as (state, meta), or None when there is none at all.
 
-        Damaged ones are named in the log and passed over, never deleted.
+        Damaged ones are named in the log and passed over; they stay until the run saves that step again.
 
         Raises:
             UserError: when there are checkpoints and all of them are damaged.
@@ -121,7 +134,8 @@ class Checkpoints:
             sums = {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)}
             (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(sums, indent=1))
             (folder / f"{CHECKSUMS}.tmp").replace(folder / CHECKSUMS)
-        for old in committed_steps(self._directory)[: -self._keep_last]:
+        # Later steps are damaged ones that were passed over: they must not push out what is good.
+        for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
             if not (self._keep_every and old % self._keep_every == 0):
                 self._manager.delete(old)
 
@@ -222,13 +236,12 @@ def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[
 def digests(tree: Any) -> dict[str, str]:
     """A fingerprint of every array, by path: 16 hex digits, the same on any mesh, with nothing gathered.
 
-    The words of an array are multiplied by odd numbers that depend on their position and summed modulo 2^32,
-    twice with different numbers: no order of summation matters, and any one flipped bit changes both sums.
+    Every word of an array is scrambled together with its position, and what comes out is summed modulo 2^32;
+    twice, with different positions. The order of summation does not matter, and because scrambling is one to
+    one, a change of any one word changes both sums.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(
-        jax.jit(lambda arrays: [_fingerprint(x) for x in arrays])([leaf for _, leaf in leaves])
-    )
+    sums = jax.device_get([_fingerprint(leaf) for _, leaf in leaves])
     return {
         path_name(path): f"{int(a):08x}{int(b):08x}" for (path, _), (a, b) in zip(leaves, sums, strict=True)
     }
@@ -239,15 +252,15 @@ def params_digest(params: Any) -> str:
     return hashlib.sha256(json.dumps(digests(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
+@jax.jit  # compiled once for each shape and sharding, not once for each save
 def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
     words = words.astype(jnp.uint32)
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    first = _mix(position) | 1
-    second = _mix(position + jnp.uint32(0x9E3779B9)) | 1
-    return jnp.sum(words * first, dtype=jnp.uint32), jnp.sum(words * second, dtype=jnp.uint32)
+    first, second = _mix(words ^ _mix(position)), _mix(words ^ _mix(position + jnp.uint32(0x9E3779B9)))
+    return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
 
 
 def _mix(x: jax.Array) -> jax.Array:
