@@ -21,7 +21,7 @@ class DataConfig:
     language: str = "en"  # of the sentence splitter
     tokenizer: str = "unigram"  # unigram | bpe (trained here) | wordpiece:VOCAB.txt | sentencepiece:FILE.model
     lowercase: bool = True
-    tokenizer_sample_mb: int = 32   # megabytes of text that a SentencePiece tokenizer is trained on
+    tokenizer_sample_mb: int = 32  # megabytes of text that a SentencePiece tokenizer is trained on
     held_out_fraction: float = 0.01  # of documents, by a hash of their content
 
     # What a batch is.

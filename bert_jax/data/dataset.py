@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import pathlib
 import re
 import shutil
 import socket
@@ -299,11 +300,11 @@ def _building(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:
-    files = [file for file in source.glob("**/*") if file.is_file()]
+    files = [pathlib.Path(folder, name) for folder, _, names in os.walk(source) for name in names]
     for file in sorted(files, key=lambda file: file.name == MANIFEST):
         destination = target / file.relative_to(source)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        file.copy(destination, overwrite=True)
+        destination.write_bytes(file.read_bytes())
 
 
 def _remove_abandoned(parent: epath.Path) -> None:

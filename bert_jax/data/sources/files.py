@@ -1,6 +1,7 @@
 """Text and JSONL files, plain or compressed, local or remote: read once, cut at document boundaries."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -262,4 +263,5 @@ class Digests:
             temporary.write_text(json.dumps(self._known))
             temporary.rename(self._cache)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
