@@ -1,9 +1,10 @@
-"""BERT-small (4 layers, 512 hidden; Turc et al., 2019) on the embedded corpus: for one GPU, or as the start of a run on your own text.
+"""BERT-small (4 layers, 512 hidden; Turc et al., 2019): one GPU.
 
     make pretrain CONFIG=bert_small
     make pretrain CONFIG=bert_small ARGS="--config.data.source='text:corpus/*.txt'"    # your own text
 
-The embedded corpus is small: a model of this size learns it by heart. Not measured here.
+The embedded corpus is small: a model of this size learns it by heart, so give it text of your own.
+Not measured here.
 """
 
 from bert_jax.config import default_config
