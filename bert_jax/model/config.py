@@ -5,6 +5,7 @@ import dataclasses
 from bert_jax.errors import UserError
 
 ACTIVATIONS = ("gelu", "gelu_tanh")
+POSITION_INITIALIZERS = ("normal", "sinusoidal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ModelConfig:
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.0  # published 0.1; fused attention kernels have none
     initializer_range: float = 0.02
+    position_initializer: str = "normal"  # sinusoidal: short runs learn to look at neighbours sooner
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self):
@@ -45,13 +47,17 @@ class ModelConfig:
                 f"model.hidden_size={self.hidden_size} is not divisible by "
                 f"model.num_attention_heads={self.num_attention_heads}; change one of them."
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"model.hidden_act={self.hidden_act!r} is unknown; use one of {', '.join(ACTIVATIONS)}."
-            )
+        for name, known in (("hidden_act", ACTIVATIONS), ("position_initializer", POSITION_INITIALIZERS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"model.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
+                )
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name}={getattr(self, name)} must be in [0, 1).")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise UserError(f"model.{name}={getattr(self, name)} must be in (0, 1).")
 
     @property
     def head_size(self) -> int:

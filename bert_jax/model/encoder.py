@@ -37,6 +37,8 @@ class Embeddings(nnx.Module):
         size, stddev = config.hidden_size, config.initializer_range
         self.token = Embedding(config.vocab_size, size, stddev, rngs)
         self.position = Embedding(config.max_position_embeddings, size, stddev, rngs)
+        if config.position_initializer == "sinusoidal":
+            self.position.embedding[...] = sinusoids(config.max_position_embeddings, size, 2.0 * stddev)
         self.segment = Embedding(config.type_vocab_size, size, stddev, rngs)
         self.norm = LayerNorm(size, config.layer_norm_eps)
 
@@ -139,6 +141,17 @@ class Encoder(nnx.Module):
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
         return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
+
+
+def sinusoids(positions: int, features: int, amplitude: float) -> jax.Array:
+    """Sinusoids of Vaswani et al. (2017), section 3.5: [positions, features], initial values that are learned on.
+
+    One linear map moves every position by the same distance, so attention to neighbours is learned once and
+    not for each position apart.
+    """
+    frequencies = 10_000.0 ** (-jnp.arange(0, features, 2) / features)
+    angles = jnp.arange(positions)[:, None] * frequencies
+    return amplitude * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :features]
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
