@@ -30,9 +30,9 @@ def dataset_for(config: Config, data_dir: epath.PathLike) -> PreparedDataset:
     if dataset is None:
         name = command.config_file().stem
         raise UserError(
-            f"--data_dir={data_dir} holds no dataset for this config, and {jax.process_count()} processes must "
-            f"not build it at once: first run python -m bert_jax.prepare --config={name} --data_dir={data_dir} "
-            "with the same overrides."
+            f"--data_dir={data_dir} holds no dataset of this config, and {jax.process_count()} processes "
+            f"must not build it at once: first run python -m bert_jax.prepare --config={name} "
+            f"--data_dir={data_dir} with the same overrides."
         )
     return dataset
 

@@ -191,7 +191,8 @@ def prepare(
     start = time.perf_counter()
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
-    with _building(directory) as building, Workers(workers or _num_cores()) as pool:
+    count = workers or min(_num_cores(), 1 + int(megabytes))
+    with _building(directory) as building, Workers(count) as pool:
         tokenizer = _tokenizer(data, vocab_size, sources, pool)
         tokenizer_seconds = time.perf_counter() - start
         tokenizer.save(building / TOKENIZER)
@@ -248,12 +249,17 @@ def _find(
 def _of_same_settings(
     data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
 ) -> PreparedDataset:
-    for manifest in sorted(data_dir.glob(f"*/{MANIFEST}")) if data_dir.exists() else ():
-        dataset = PreparedDataset.open(manifest.parent)
-        if dataset.manifest["settings"] == _settings(data, vocab_size):
-            log.warning("%s Using %s, made from it earlier: whether it is up to date cannot be checked.",
-                        missing, dataset.directory)  # fmt: skip
-            return dataset
+    """The newest dataset of the same settings; raises `missing` if there is none."""
+    manifests = data_dir.glob(f"*/{MANIFEST}") if data_dir.exists() else ()
+    for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
+        content = json.loads(manifest.read_text())
+        if content["format"] == FORMAT and content["settings"] == _settings(data, vocab_size):
+            log.warning(
+                "%s Using %s, made from it earlier: whether it is up to date cannot be checked.",
+                missing,
+                manifest.parent,
+            )
+            return PreparedDataset(manifest.parent, content)
     raise missing
 
 

@@ -28,6 +28,7 @@ TRAINING_THREADS = 16
 # The rest becomes [UNK]. SentencePiece's own default, 0.9995, leaves colons and brackets out of English.
 CHARACTER_COVERAGE = 0.9999
 WORD_START = "▁"  # U+2581, how SentencePiece writes a space
+ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # made when it is imported
 
 
 class Tokenizer(abc.ABC):
@@ -73,7 +74,8 @@ class Tokenizer(abc.ABC):
         if self._words_are_independent:
             words = " ".join(texts).split(" ")
             words_per_text = np.fromiter((text.count(" ") + 1 for text in texts), np.int64)
-        numbers = collections.defaultdict(itertools.count().__next__)  # of distinct words, as they appear
+        # Numbers of the distinct words, as they appear.
+        numbers: dict[str, int] = collections.defaultdict(itertools.count().__next__)
         occurrences = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
         pieces = self._encode_words(list(numbers))
         distinct_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
@@ -121,23 +123,26 @@ class SentencePieceTokenizer(Tokenizer):
     FILE = "sentencepiece.model"
 
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
-        proto = sentencepiece_model_pb2.ModelProto()
+        proto = ModelProto()
+
         try:
             proto.ParseFromString(model)
         except Exception as error:  # protobuf's DecodeError, whose module is not public
             raise UserError(f"{name} is not a SentencePiece model ({error}).") from None
         ids = {piece.piece: token for token, piece in enumerate(proto.pieces)}
-        kind = sentencepiece_model_pb2.ModelProto.SentencePiece
+        kind = ModelProto.SentencePiece
         unknown = [token for token, piece in enumerate(proto.pieces) if piece.type == kind.UNKNOWN]
-        missing = [piece for piece in ("[CLS]", "[SEP]", "[MASK]") if piece not in ids]
-        missing += [] if "[PAD]" in ids or "<pad>" in ids else ["[PAD]"]
+        pad = "<pad>" if "<pad>" in ids else "[PAD]"
+        missing = [piece for piece in (pad, "[CLS]", "[SEP]", "[MASK]") if piece not in ids]
+
         if missing or not unknown:
             raise UserError(
                 f"{name} has no piece {', '.join(missing) or '[UNK]'}; train it with --pad_id=0 "
                 "--pad_piece=[PAD] --unk_id=1 --bos_id=-1 --eos_id=-1 --control_symbols=[CLS],[SEP],[MASK]."
             )
         self.vocab_size = len(proto.pieces)
-        self.pad_id, self.unk_id = ids.get("[PAD]", ids.get("<pad>")), unknown[0]
+        self.pad_id, self.unk_id = ids[pad], unknown[0]
+
         self.cls_id, self.sep_id, self.mask_id = ids["[CLS]"], ids["[SEP]"], ids["[MASK]"]
         for token in {*self.special_ids} - {self.unk_id}:
             proto.pieces[token].type = kind.CONTROL  # user-defined pieces would be found in plain text
@@ -156,7 +161,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, word_counts: Mapping[str, int], kind: str, vocab_size: int, lowercase: bool) -> Self:
-        """Trains on words and how often each occurs. The same counts give the same model on any machine.
+        """Trains on words and how often each occurs. The number of cores makes no difference.
 
         Words instead of sentences need half of the time. The pieces [PAD], [UNK],
         [CLS], [SEP], [MASK] have the ids 0 to 4.
@@ -310,6 +315,7 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     """
     path = epath.Path(tokenizer_file(data))
     name = f"data.tokenizer={data.tokenizer!r}"
+    tokenizer: Tokenizer
     if data.tokenizer.startswith("wordpiece:"):
         try:
             text = path.read_text(encoding="utf-8")

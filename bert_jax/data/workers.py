@@ -71,6 +71,8 @@ class Workers:
 
     def _call(self, call: bytes, item: Any) -> Any:
         process = self._idle.get()
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             pickle.dump((call, item), process.stdin, pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
@@ -92,7 +94,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get among the replies
-    call, function = None, None
+    call, function = b"", abs
     while True:
         try:
             new_call, item = pickle.load(sys.stdin.buffer)

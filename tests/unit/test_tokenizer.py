@@ -205,7 +205,7 @@ def test_models_whose_pieces_cross_words_see_whole_texts():
 
 
 def test_a_sentencepiece_model_without_special_pieces():
-    with pytest.raises(UserError, match=r"has no piece \[CLS\], \[SEP\], \[MASK\], \[PAD\]; train it with"):
+    with pytest.raises(UserError, match=r"has no piece \[PAD\], \[CLS\], \[SEP\], \[MASK\]; train it with"):
         SentencePieceTokenizer(spm_model())
     with pytest.raises(UserError, match="is not a SentencePiece model"):
         SentencePieceTokenizer(b"\xff\xffnonsense")

@@ -26,7 +26,8 @@ class Chunk(Protocol):
     size: bytes that it holds.
     """
 
-    read_bytes: int
+    @property
+    def read_bytes(self) -> int: ...
 
     @property
     def size(self) -> int: ...

@@ -1,5 +1,6 @@
 """Text and JSONL files, plain or compressed, local or remote: read once, cut at document boundaries."""
 
+import abc
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -23,7 +24,7 @@ from bert_jax.errors import UserError
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "corpus" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents go on in a second one, so that memory stays bounded
-DECOMPRESSORS = {
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": functools.partial(zlib.decompressobj, wbits=31),
     ".xz": lzma.LZMADecompressor,
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
@@ -35,7 +36,7 @@ class MissingInput(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(abc.ABC):
     """Raw bytes of whole documents of one file, from byte `offset` and line `line` (decompressed) on."""
 
     path: str
@@ -51,6 +52,10 @@ class Block:
     @property
     def size(self) -> int:
         return len(self.data)
+
+    @abc.abstractmethod
+    def documents(self) -> Iterator[list[str]]:
+        """As `Chunk.documents`."""
 
     def text(self) -> str:
         try:
@@ -149,7 +154,7 @@ class FileSource:
 def _matches(pattern: str) -> list[str]:
     if "://" not in pattern:
         return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    fixed = re.match(r"[^*?\[]*/", pattern)[0]  # the part before the first wildcard's component
+    fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"  # the folder above the first wildcard
     return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
 
 
@@ -193,7 +198,7 @@ def _read(path: str) -> Iterator[tuple[bytes, int]]:
     """
     try:
         with epath.Path(path).open("rb") as file:
-            new = DECOMPRESSORS.get(os.path.splitext(path)[1])
+            new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
             yield from _decompressed(file, new) if new else _plain(file)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error

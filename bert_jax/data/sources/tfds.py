@@ -112,11 +112,11 @@ def _builder(spec: str, name: str):
 
 def _text_feature(spec: str, features: Any, asked: str) -> str:
 
-    texts = [
+    texts = sorted(
         "/".join(path)  # as TFDS stores a feature in a dict of features
         for path, info in _flat(features.get_tensor_info())
         if info.np_dtype == np.object_ and not info.shape
-    ]
+    )
     chosen = asked or ("text" if "text" in texts or len(texts) != 1 else texts[0])
     if chosen not in texts:
         raise UserError(

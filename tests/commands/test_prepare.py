@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import pytest
+
+from bert_jax import command, prepare
+from bert_jax.config import Config
+from bert_jax.data.config import DataConfig
+from bert_jax.errors import UserError
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "bert_jax.prepare", "--config=bert_tiny", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    text = "\n\n".join(f"document {n} is about\nthe number {n * n}. Or so. It seems" for n in range(200))
+    (tmp_path / "text.txt").write_text(text)
+    return [
+        f"--config.data.source=text:{tmp_path}/text.txt",
+        "--config.data.tokenizer=bpe",
+        "--config.model.vocab_size=60",
+        f"--data_dir={tmp_path}/data_dir",
+    ]
+
+
+def test_prints_the_digest_and_finds_the_dataset_the_second_time(arguments):
+    first, second = run(*arguments), run(*arguments)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.splitlines()[-1].startswith("dataset_sha256: ")
+    assert "tokenizer: bpe of 60 pieces" in first.stdout
+    assert second.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert "tokenizer:" not in second.stdout
+
+
+def test_bad_input_is_one_line(arguments):
+    result = run(*arguments, "--config.data.source=text:/no/such/*.txt")
+    assert result.returncode == 2
+    assert result.stderr == "error: data.source='text:/no/such/*.txt' matches no file: check the path.\n"
+
+
+def test_several_processes_do_not_prepare(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    monkeypatch.setattr(command, "config_file", lambda: tmp_path / "bert_tiny.py")
+    (tmp_path / "text.txt").write_text("Some text. More text.")
+    config = Config(data=DataConfig(source=f"text:{tmp_path}/text.txt"))
+    with pytest.raises(
+        UserError, match=r"4 processes must not build it at once: first run python -m bert_jax\.prepare"
+    ):
+        prepare.dataset_for(config, tmp_path)
