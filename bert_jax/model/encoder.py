@@ -144,7 +144,7 @@ class Encoder(nnx.Module):
 
 
 def sinusoids(positions: int, features: int, amplitude: float) -> jax.Array:
-    """Sinusoids of Vaswani et al. (2017), section 3.5: [positions, features], initial values that are learned on.
+    """Sinusoids of Vaswani et al. (2017), section 3.5, [positions, features]: initial values, learned on.
 
     One linear map moves every position by the same distance, so attention to neighbours is learned once and
     not for each position apart.
