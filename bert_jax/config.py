@@ -98,18 +98,30 @@ def from_dict(values: dict[str, Any]) -> Config:
     """Builds the checked `Config` from nested plain values, e.g. of a `config.json` or a ConfigDict.
 
     Raises:
-        UserError: for an unknown section or field (with the nearest known one) or a value out of range.
+        UserError: for an unknown section or field (with the nearest known one), a value of the wrong type or
+            out of range.
     """
     sections = {}
     for name, value in values.items():
-        if name not in SECTIONS:
-            check_key(name)
+        check_key(name)
+        if name in SECTIONS:
+            _check_type(name, value, dict)
+            types = {field.name: field.type for field in dataclasses.fields(SECTIONS[name])}
+            for field, entry in value.items():
+                check_key(f"{name}.{field}")
+                _check_type(f"{name}.{field}", entry, types[field])
+            sections[name] = SECTIONS[name](**value)
+        else:
+            _check_type(name, value, str)
             sections[name] = value
-            continue
-        for field in value:
-            check_key(f"{name}.{field}")
-        sections[name] = SECTIONS[name](**value)
     return Config(**sections)
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UserError(
+            f"config.{key}={value!r} is of type {type(value).__name__}; it must be {kind.__name__}."
+        )
 
 
 def check_key(key: str) -> None:

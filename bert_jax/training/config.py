@@ -1,6 +1,7 @@
 """How the weights are updated and for how long: the `optimizer`, `train` and `mesh` sections."""
 
 import dataclasses
+import math
 
 from bert_jax.errors import UserError
 
@@ -16,7 +17,7 @@ class OptimizerConfig:
     """Optimizer and learning-rate schedule. Defaults are BERT's (Devlin et al., 2019, appendix A.2).
 
     Raises:
-        UserError: for an unknown optimizer or schedule.
+        UserError: for an unknown optimizer or schedule, or a number out of range.
     """
 
     name: str = "adamw"  # adamw | lamb
@@ -39,10 +40,18 @@ class OptimizerConfig:
                 raise UserError(
                     f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
                 )
-        if self.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate={self.learning_rate} must be positive.")
-        if self.warmup_steps < 0:
-            raise UserError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative.")
+        for name, fits, bounds in (  # written so that "not a number" does not fit
+            ("learning_rate", 0.0 < self.learning_rate < math.inf, "be positive"),
+            ("final_learning_rate", 0.0 <= self.final_learning_rate < math.inf, "not be negative"),
+            ("warmup_steps", self.warmup_steps >= 0, "not be negative"),
+            ("weight_decay", 0.0 <= self.weight_decay < math.inf, "not be negative"),
+            ("beta1", 0.0 <= self.beta1 < 1.0, "be in [0, 1)"),
+            ("beta2", 0.0 <= self.beta2 < 1.0, "be in [0, 1)"),
+            ("epsilon", 0.0 < self.epsilon < math.inf, "be positive"),
+            ("clip_norm", 0.0 <= self.clip_norm < math.inf, "not be negative"),
+        ):
+            if not fits:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} must {bounds}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,10 @@ class TrainConfig:
                      "checkpoint_every", "keep_last"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        if self.keep_every < 0:
+            raise UserError(f"train.keep_every={self.keep_every} must not be negative; 0 means none.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"train.seed={self.seed} must be at least 0 and below 2**32.")
         for name, known in (
             ("prng", ("threefry", "rbg")),
             ("remat", ("none", "dots", "full")),

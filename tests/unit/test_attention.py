@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.model.attention import attention
+
+# Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
+SEQUENCE_IDS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0], [1] * 10, [1, 2, 2, 2, 2, 3, 3, 3, 3, 3]])
+
+
+def random_inputs(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal((3, 10, 2, 4)), dtype) for _ in range(3)]
+
+
+def naive(query, key, value, sequence_ids):
+    """One token of one head after the other."""
+    output = np.zeros(value.shape)
+    for row, token, head in np.ndindex(value.shape[:3]):
+        seen = np.flatnonzero(sequence_ids[row] == sequence_ids[row, token])
+        scores = np.array([query[row, token, head] @ key[row, other, head] for other in seen]) / np.sqrt(4)
+        exponentials = np.exp(scores - scores.max())
+        output[row, token, head] = exponentials / exponentials.sum() @ value[row, seen, head]
+    return output
+
+
+def test_equal_to_a_naive_loop():
+    inputs = random_inputs()
+    with jax.default_matmul_precision("highest"):
+        output = attention(*inputs, jnp.asarray(SEQUENCE_IDS))
+    expected = naive(*(np.asarray(x, np.float64) for x in inputs), SEQUENCE_IDS)
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+def test_bfloat16_in_bfloat16_out_with_softmax_in_float32():
+    inputs = random_inputs(dtype=jnp.bfloat16)
+    output = attention(*inputs, jnp.asarray(SEQUENCE_IDS))
+    assert output.dtype == jnp.bfloat16
+    expected = naive(*(np.asarray(x, np.float64) for x in inputs), SEQUENCE_IDS)
+    np.testing.assert_allclose(np.asarray(output, np.float64), expected, atol=2e-2)
+    jaxpr = str(jax.make_jaxpr(lambda *x: attention(*x, jnp.asarray(SEQUENCE_IDS)))(*inputs))
+    assert "f32[3,2,10,10] = exp" in jaxpr
+    assert "bf16[3,2,10,10] = exp" not in jaxpr
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("changed", [1, 2, 0], ids=["first", "second", "padding"])
+def test_changing_one_sequence_leaves_the_others_bit_identical(changed, dtype):
+    mine = changed == SEQUENCE_IDS
+    others = random_inputs(1, dtype)
+    before = random_inputs(0, dtype)
+    after = [jnp.where(mine[..., None, None], 100 * y, x) for x, y in zip(before, others, strict=True)]
+    run = jax.jit(attention)
+    outputs = [np.asarray(run(*x, jnp.asarray(SEQUENCE_IDS))) for x in (before, after)]
+    assert outputs[0][~mine].tobytes() == outputs[1][~mine].tobytes()
+    assert not np.array_equal(outputs[0][mine], outputs[1][mine])
+
+
+def test_rows_of_padding_are_finite_and_have_finite_gradients():
+    inputs = random_inputs()
+    nothing = jnp.zeros((3, 10), jnp.int32)
+    assert np.isfinite(attention(*inputs, nothing)).all()
+    gradients = jax.grad(lambda *x: attention(*x, nothing).sum(), argnums=(0, 1, 2))(*inputs)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_dropout_acts_on_the_probabilities():
+    """With query 0 and identity values the output is the probabilities: 1/T each, dropped or scaled."""
+    zeros, tokens = jnp.zeros((2, 16, 1, 16)), 16
+    identity = jnp.broadcast_to(jnp.eye(16)[:, None], (2, 16, 1, 16))
+    keys = jax.random.split(jax.random.key(0), 2)
+    output = attention(zeros, zeros, identity, jnp.ones((2, 16), jnp.int32), keys, 0.25)
+    kept = output > 0
+    np.testing.assert_allclose(output[kept], 1 / tokens / 0.75, rtol=1e-6)
+    assert 0.68 < kept.mean() < 0.82  # 512 draws with p = 0.75: standard deviation 0.019
+    assert (kept[0] != kept[1]).any()

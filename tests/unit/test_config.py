@@ -1,0 +1,200 @@
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from bert_jax.config import (
+    SECTIONS,
+    Config,
+    check_key,
+    config_files,
+    default_config,
+    find_config,
+    from_dict,
+)
+from bert_jax.errors import UserError
+
+
+@pytest.mark.parametrize("name", sorted(config_files()))
+def test_shipped_configs_are_valid(name):
+    spec = importlib.util.spec_from_file_location(name, find_config(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_dict(module.get_config().to_dict())
+    assert config.train.num_steps > config.optimizer.warmup_steps
+
+
+def test_shipped_names():
+    names = {f"bert_{size}" for size in ("tiny", "mini", "small", "medium", "base", "large")}
+    assert names <= config_files().keys()
+
+
+def test_default_config_holds_every_field_once():
+    assert from_dict(default_config().to_dict()) == Config()
+    assert set(default_config()) == {*SECTIONS, "init_from"}
+
+
+def test_through_json_and_back():
+    config = from_dict({"train": {"num_steps": 7}, "init_from": "runs/a", "optimizer": {"learning_rate": 1}})
+    assert config.train.num_steps == 7
+    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, "config.trian does not exist; did you mean train?"),
+        ({"train": {"num_stepz": 5}}, "config.train.num_stepz does not exist; did you mean train.num_steps"),
+        ({"train": {"learning_rate": 5.0}}, "did you mean optimizer.learning_rate"),
+        ({"qqq": {}}, "config.qqq does not exist"),
+        ({"train": {"num_steps": "5"}}, "config.train.num_steps='5' is of type str; it must be int."),
+        ({"train": {"num_steps": 5.5}}, "config.train.num_steps=5.5 is of type float; it must be int."),
+        ({"train": {"num_steps": True}}, "config.train.num_steps=True is of type bool; it must be int."),
+        ({"train": {"num_steps": None}}, "config.train.num_steps=None is of type NoneType; it must be int."),
+        ({"data": {"lowercase": 1}}, "config.data.lowercase=1 is of type int; it must be bool."),
+        (
+            {"optimizer": {"epsilon": "1e-6"}},
+            "config.optimizer.epsilon='1e-6' is of type str; it must be float.",
+        ),
+        ({"train": 5}, "config.train=5 is of type int; it must be dict."),
+        ({"init_from": 3}, "config.init_from=3 is of type int; it must be str."),
+    ],
+    ids=str,
+)
+def test_unknown_keys_and_wrong_types(values, message):
+    with pytest.raises(UserError) as error:
+        from_dict(values)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.num_hidden_layers", 0),
+        ("model.vocab_size", -1),
+        ("model.num_attention_heads", 7),
+        ("model.hidden_size", 100),
+        ("model.hidden_act", "relu"),
+        ("model.hidden_dropout", 1.0),
+        ("model.attention_dropout", NAN),
+        ("model.position_initializer", "rotary"),
+        ("model.initializer_range", 0.0),
+        ("model.layer_norm_eps", -1e-12),
+        ("data.tokenizer", "words"),
+        ("data.max_seq_length", 7),
+        ("data.global_batch_size", 0),
+        ("data.max_sequences_per_row", 0),
+        ("data.second_objective", "sentence_order"),
+        ("data.masking", "span"),
+        ("data.mask_rate", NAN),
+        ("data.mask_rate", 0.0),
+        ("data.held_out_fraction", 1.0),
+        ("data.short_sequence_rate", 1.5),
+        ("data.random_token_rate", 0.3),
+        ("data.tokenizer_sample_mb", 0),
+        ("data.input_workers", 0),
+        ("data.prefetch_batches", 0),
+        ("optimizer.name", "sgd"),
+        ("optimizer.schedule", "step"),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", NAN),
+        ("optimizer.learning_rate", float("inf")),
+        ("optimizer.final_learning_rate", -1e-5),
+        ("optimizer.warmup_steps", -1),
+        ("optimizer.weight_decay", -0.1),
+        ("optimizer.beta1", 1.0),
+        ("optimizer.beta2", -0.1),
+        ("optimizer.epsilon", 0.0),
+        ("optimizer.clip_norm", -1.0),
+        ("train.num_steps", 0),
+        ("train.seed", -1),
+        ("train.seed", 2**32),
+        ("train.prng", "philox"),
+        ("train.gradient_accumulation_steps", 0),
+        ("train.log_every", 0),
+        ("train.eval_every", 0),
+        ("train.eval_batches", 0),
+        ("train.checkpoint_every", 0),
+        ("train.keep_last", 0),
+        ("train.keep_every", -1),
+        ("train.remat", "some"),
+        ("train.activation_dtype", "float16"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_named(key, value):
+    section, field = key.split(".")
+    with pytest.raises(UserError) as error:
+        from_dict({section: {field: value}})
+    assert f"{key}={value!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (
+            {"data": {"max_seq_length": 1024}},
+            ["data.max_seq_length=1024", "model.max_position_embeddings=512"],
+        ),
+        ({"model": {"type_vocab_size": 1}}, ["model.type_vocab_size=1", "data.second_objective=none"]),
+        (
+            {"train": {"gradient_accumulation_steps": 3}},
+            ["data.global_batch_size=256", "train.gradient_accumulation_steps=3"],
+        ),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_fit_together(values, named):
+    with pytest.raises(UserError) as error:
+        from_dict(values)
+    assert all(name in str(error.value) for name in named)
+
+
+def test_one_segment_is_enough_without_pairs():
+    config = from_dict({"model": {"type_vocab_size": 1}, "data": {"second_objective": "none"}})
+    assert config.model.type_vocab_size == 1
+
+
+def test_identity_is_all_but_what_may_change_when_a_run_resumes():
+    everything = {f"{s}.{f.name}" for s, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
+    may_change = everything - Config().identity().keys()
+    assert may_change == {
+        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
+        *("data.input_workers", "data.prefetch_batches"),
+        *("train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every"),
+        *("train.keep_last", "train.keep_every", "train.gradient_accumulation_steps", "train.remat"),
+        "train.activation_dtype",
+    }
+    assert Config().identity()["init_from"] == ""
+
+
+def test_one_phase_for_now():
+    config = from_dict({"train": {"num_steps": 30}})
+    (phase,) = config.phases()
+    assert (phase.config, phase.first_step, phase.last_step) == (config, 0, 30)
+
+
+def test_check_key():
+    check_key("train.num_steps")
+    check_key("init_from")
+    with pytest.raises(UserError, match=r"config\.data\.globl_batch_size .* data\.global_batch_size"):
+        check_key("data.globl_batch_size")
+
+
+def test_find_config(tmp_path):
+    assert find_config("bert_base").name == "bert_base.py"
+    path = tmp_path / "mine.py"
+    with pytest.raises(UserError, match=f"--config={path}: there is no such file"):
+        find_config(str(path))
+    path.write_text("")
+    assert find_config(str(path)) == path
+    with pytest.raises(UserError, match="no config of this name; did you mean bert_base"):
+        find_config("bert_bass")
+    with pytest.raises(UserError, match=r"shipped: .*bert_base"):
+        find_config("qqqqqq")

@@ -1,0 +1,139 @@
+import json
+import logging
+
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from bert_jax.training.metrics import MetricsFile, Recorder, _duration
+
+TIMINGS = {"tokens_per_second", "data_wait_fraction", "time"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return epath.Path(tmp_path / "metrics.jsonl")
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics(loss, tokens=100):
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(2 * loss), "tokens": jnp.int32(tokens)}
+
+
+def test_cut_back_to_the_step_resumed_at(path):
+    rows = [{"step": 2, "loss": 0.1}, {"step": 4, "loss": 1 / 3}, {"step": 4, "eval_loss": 2.5}]
+    later = [{"step": 6, "loss": 0.3}, {"step": 6, "params_digest": "ab"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows + later))
+    before = path.read_bytes()
+    file = MetricsFile(path, resumed_at=5)
+    assert rows_of(path) == rows
+    assert before.startswith(path.read_bytes())
+    file.write({"step": 6, "loss": 0.3})
+    assert rows_of(path) == [*rows, later[0]]
+
+
+def test_closing_row_goes_and_comes_back(path):
+    path.write_text('{"step": 6, "loss": 0.3}\n{"step": 6, "params_digest": "ab"}\n')
+    MetricsFile(path, resumed_at=6)
+    assert rows_of(path) == [{"step": 6, "loss": 0.3}]
+
+
+@pytest.mark.parametrize("torn", ['{"st', '{"step": 4, "loss": 0.3', '{"step": 4}\n{"step"'])
+def test_half_written_last_line_is_cut_off(path, torn):
+    path.write_text('{"step": 2, "loss": 0.5}\n' + torn)
+    MetricsFile(path, resumed_at=8).write({"step": 8})
+    whole = [{"step": 4}] if torn.startswith('{"step": 4}\n') else []
+    assert rows_of(path) == [{"step": 2, "loss": 0.5}, *whole, {"step": 8}]
+
+
+def test_new_run_starts_an_empty_file(path):
+    path.write_text('{"step": 2, "loss": 0.5}\n')
+    MetricsFile(path, resumed_at=0)
+    assert path.read_text() == ""
+
+
+def test_not_a_number_survives(path):
+    MetricsFile(path, resumed_at=0).write({"step": 1, "loss": float("nan")})
+    MetricsFile(path, resumed_at=1)
+    assert path.read_text() == '{"step": 1, "loss": NaN}\n'
+
+
+def recorder_of(path, resumed_at=0, window=None):
+    file = MetricsFile(path, resumed_at)
+    return Recorder(file, 3, 8, lambda step: 0.1 * step, window)
+
+
+def without_timings(rows):
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+EXPECTED = [
+    {"step": 3, "loss": 2.0, "grad_norm": 4.0, "learning_rate": 0.2},
+    {"step": 6, "loss": 5.0, "grad_norm": 10.0, "learning_rate": 0.5},
+    {"step": 8, "loss": 7.5, "grad_norm": 15.0, "learning_rate": 0.7},
+]
+
+
+def test_rows_are_means_over_their_windows(path):
+    recorder = recorder_of(path)
+    for step in range(1, 9):
+        recorder.add(step, metrics(loss=step))
+        assert len(rows_of(path)) == (step - 1) // 3  # one step late
+    recorder.flush()
+    rows = rows_of(path)
+    assert without_timings(rows) == [pytest.approx(row) for row in EXPECTED]
+    assert all(row.keys() > TIMINGS and row["tokens_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3, 4, 7])
+def test_a_window_goes_on_after_resuming(path, stopped_after):
+    recorder = recorder_of(path)
+    for step in range(1, stopped_after + 1):
+        recorder.add(step, metrics(loss=step))
+    recorder.flush()
+    saved = json.loads(json.dumps(recorder.window))
+    recorder.add(stopped_after + 1, metrics(loss=1e9))  # done, but not saved
+    recorder.flush()
+
+    recorder = recorder_of(path, stopped_after, saved)
+    for step in range(stopped_after + 1, 9):
+        recorder.add(step, metrics(loss=step))
+    recorder.flush()
+    assert without_timings(rows_of(path)) == [pytest.approx(row) for row in EXPECTED]
+
+
+def test_speed_counts_tokens_over_training_time_alone(path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    recorder = recorder_of(path)
+    now[0] = 100.0  # compiling
+    recorder.start_clock()
+    for step in (1, 2, 3):
+        recorder.waited(1.0)
+        now[0] += 4.0
+        recorder.add(step, metrics(loss=1, tokens=50))
+    recorder.flush()
+    (row,) = rows_of(path)
+    assert row["tokens_per_second"] == 12.5  # 150 tokens in 12 seconds
+    assert row["data_wait_fraction"] == 0.25
+
+
+def test_line_for_people(path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    recorder = recorder_of(path)
+    for step in (1, 2, 3):
+        recorder.add(step, metrics(loss=1.25))
+    recorder.flush()
+    assert caplog.messages[0].startswith("step 3/8 loss 1.25 learning_rate 0.2 tokens/s ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0m00s"), (59.6, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (90_061, "25h01m")],
+)
+def test_duration(seconds, text):
+    assert _duration(seconds) == text

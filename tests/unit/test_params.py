@@ -1,0 +1,60 @@
+import dataclasses
+
+import pytest
+
+from bert_jax.model.config import ModelConfig
+from bert_jax.params import counts, lecture, table
+
+BASE = """\
+                                      parameters     in training
+token embeddings                      23,440,896       268.3 MiB  30,522 × 768
+segment embeddings                         1,536         0.0 MiB
+position embeddings                      393,216         4.5 MiB  512 positions
+embeddings' LayerNorm                      1,536         0.0 MiB
+attention, each layer                  2,363,904        27.1 MiB  with its LayerNorm
+feed-forward, each layer               4,723,968        54.1 MiB  with its LayerNorm
+12 layers                             85,054,464       973.4 MiB
+pooler                                   590,592         6.8 MiB
+----------------------------------------------------------------
+encoder with pooler                  109,482,240     1,252.9 MiB
+masked-LM head                           622,650         7.1 MiB  its matrix is the token embeddings
+next-sentence head                         1,538         0.0 MiB
+----------------------------------------------------------------
+with both pretraining heads          110,106,428     1,260.1 MiB
+in training: float32 parameters and Adam's two moments, 12 bytes each"""
+
+LECTURE = """\
+embeddings    (30,000 + 512 + 2) × 768 = 23.4 M
+attention     4 × 768 × 768 = 2.4 M
+feed-forward  2 × 768 × 3072 = 4.7 M
+layer         7.1 M, about 7 M
+total         23.4 M + 12 × 7 M = 107 M (with the layers unrounded 108.4 M)"""
+
+
+def test_table_of_bert_base():
+    assert table(ModelConfig()) == BASE
+
+
+def test_lecture_of_bert_base():
+    assert lecture(ModelConfig()) == LECTURE
+    other_vocabulary = dataclasses.replace(ModelConfig(), vocab_size=50_000)
+    assert lecture(other_vocabulary) == LECTURE
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+def test_counts_of_an_odd_shape(layers):
+    model = ModelConfig(
+        num_hidden_layers=layers, hidden_size=6, num_attention_heads=3, intermediate_size=10, vocab_size=11,
+        max_position_embeddings=7, type_vocab_size=3,
+    )  # fmt: skip
+    assert counts(model) == {
+        "token embeddings": 11 * 6,
+        "segment embeddings": 3 * 6,
+        "position embeddings": 7 * 6,
+        "embeddings' LayerNorm": 2 * 6,
+        "attention": layers * (4 * (6 * 6 + 6) + 2 * 6),
+        "feed-forward": layers * (6 * 10 + 10 + 10 * 6 + 6 + 2 * 6),
+        "pooler": 6 * 6 + 6,
+        "masked-LM head": 6 * 6 + 6 + 2 * 6 + 11,
+        "next-sentence head": 6 * 2 + 2,
+    }
