@@ -98,7 +98,7 @@ def serve() -> None:
     while True:
         try:
             new_call, item = pickle.load(sys.stdin.buffer)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # the parent is gone
             return
         try:
             if new_call != call:
@@ -106,5 +106,8 @@ def serve() -> None:
             reply = True, function(item)
         except Exception as error:
             reply = False, error
-        pickle.dump(reply, replies, pickle.HIGHEST_PROTOCOL)
-        replies.flush()
+        try:
+            pickle.dump(reply, replies, pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+        except BrokenPipeError:
+            os._exit(1)
