@@ -30,17 +30,10 @@ GROUPS: dict[str, str | tuple[str, ...]] = {
     "next-sentence head": "next_sentence",
 }
 
-command.define_config_flags()
-LIKE_LECTURE = flags.DEFINE_boolean(
-    "like_lecture",
-    False,
-    f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded.",
-)
-
 
 def main() -> int:
     model = command.resolved_config().model
-    print(lecture(model) if LIKE_LECTURE.value else table(model))
+    print(lecture(model) if flags.FLAGS.like_lecture else table(model))
     return 0
 
 
@@ -108,4 +101,10 @@ def lecture(model: ModelConfig) -> str:
 
 
 if __name__ == "__main__":
+    command.define_config_flags()
+    flags.DEFINE_boolean(
+        "like_lecture",
+        False,
+        f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded.",
+    )
     command.run(main)

@@ -14,13 +14,10 @@ from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.loop import train
 
-command.define_config_flags()
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
-
 
 def main() -> int:
     config = command.resolved_config()
-    workdir = WORKDIR.value or f"runs/{command.config_file().stem}"
+    workdir = flags.FLAGS.workdir or f"runs/{command.config_file().stem}"
     try:
         dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
     except MissingInput as missing:
@@ -30,4 +27,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    command.define_config_flags()
+    flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
     command.run(main)

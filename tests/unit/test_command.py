@@ -1,0 +1,159 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from bert_jax import command
+from bert_jax.errors import UserError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command with these arguments: (exit code, stdout, stderr, resolved config or None)."""
+    log = logging.getLogger("bert_jax")
+    before = flagsaver.save_flag_values(flags.FLAGS), log.handlers, log.level, log.propagate
+    command.define_config_flags()
+
+    def run(*arguments, main=None):
+        resolved = []
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            command.run(main or (lambda: resolved.append(command.resolved_config())))
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err, resolved[0] if resolved else None
+
+    yield run
+    flagsaver.restore_flag_values(before[0], flags.FLAGS)
+    log.handlers, log.level, log.propagate = before[1:]
+
+
+@pytest.mark.parametrize("words", [["--config=bert_tiny"], ["--config", "bert_tiny"]], ids=str)
+def test_shipped_name_with_overrides(run, words):
+    code, _, err, config = run(
+        *words,
+        "--config.train.num_steps=7",
+        "--config.optimizer.learning_rate",
+        "1e-3",
+        "--noconfig.data.lowercase",
+    )
+    assert (code, err) == (0, "")
+    assert (config.train.num_steps, config.optimizer.learning_rate, config.data.lowercase) == (7, 1e-3, False)
+    assert config.model.hidden_size == 128
+
+
+def test_path_with_overrides(run, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "'''My run.'''\n"
+        "from bert_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.train.num_steps = 33\n"
+        "    return config\n"
+    )
+    code, _, err, config = run(f"--config={file}", "--config.train.seed=4")
+    assert (code, err) == (0, "")
+    assert (config.train.num_steps, config.train.seed) == (33, 4)
+    assert command.config_file() == file
+    assert command.config_docstring() == "My run."
+
+
+TINY = "--config=bert_tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing; shipped configs: bert_base, bert_large,"),
+        (["--config"], "Missing value for flag --config"),
+        (
+            ["--config=bert_tinny"],
+            "--config=bert_tinny: there is no config of this name; did you mean bert_tiny",
+        ),
+        (["--config", "bert_tinny"], "did you mean bert_tiny"),
+        (["--config=nowhere.py"], "--config=nowhere.py: there is no such file"),
+        (
+            [TINY, "--config.train.num_stepz=3"],
+            "config.train.num_stepz does not exist; did you mean train.num_steps",
+        ),
+        ([TINY, "--config.num_steps=3"], "config.num_steps does not exist; did you mean train.num_steps?"),
+        ([TINY, "--config.trian.num_steps=3"], "did you mean train.num_steps"),
+        ([TINY, "--config.train.num_steps=many"], "--config.train.num_steps=many: invalid literal for int()"),
+        ([TINY, "--config.train.num_steps=1.5"], "--config.train.num_steps=1.5: invalid literal for int()"),
+        ([TINY, "--config.train.num_steps="], "--config.train.num_steps=: invalid literal for int()"),
+        ([TINY, "--config.train.num_steps"], "Missing value for flag --config.train.num_steps"),
+        (
+            [TINY, "--config.optimizer.learning_rate=fast"],
+            "--config.optimizer.learning_rate=fast: could not convert",
+        ),
+        ([TINY, "--config.data.lowercase=maybe"], "--config.data.lowercase=maybe: "),
+        ([TINY, "--config.train=5"], "--config.train=5: Failed to parse '5' as a ConfigDict"),
+        ([TINY, "--config.train.num_steps=0"], "train.num_steps=0 must be at least 1."),
+        (
+            [TINY, "--config.data.mask_rate=2"],
+            "data.mask_rate=2.0 is not valid: use a share between 0 and 1.",
+        ),
+        (
+            [TINY, "--config.model.hidden_size=100", "--config.model.num_attention_heads=3"],
+            "is not divisible by",
+        ),
+        (
+            [TINY, "--config.data.max_seq_length=4096"],
+            "data.max_seq_length=4096 is longer than model.max_position",
+        ),
+        ([TINY, "--confg.train.num_steps=3"], "Unknown command line flag 'confg.train.num_steps'"),
+        ([TINY, "--data_dirr=x"], "Unknown command line flag 'data_dirr'. Did you mean: data_dir"),
+        ([TINY, "bert_base"], "'bert_base' is not a flag; flags look like --name=value"),
+    ],
+    ids=str,
+)
+def test_bad_command_line_is_one_line_and_exit_code_2(run, arguments, message):
+    code, out, err, config = run(*arguments)
+    assert (code, out, config) == (2, "", None)
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_exit_codes(run):
+    def main_that_raises(error):
+        def main():
+            raise error
+
+        return main
+
+    assert run(TINY, main=lambda: 75)[0] == 75
+    assert run(TINY, main=lambda: None)[0] == 0
+    code, _, err, _ = run(
+        TINY, main=main_that_raises(UserError("data.source='x' is not there; give another."))
+    )
+    assert (code, err) == (2, "error: data.source='x' is not there; give another.\n")
+    code, _, err, _ = run(TINY, main=main_that_raises(KeyboardInterrupt))
+    assert (code, err) == (130, "")
+    with pytest.raises(ZeroDivisionError):  # a bug is not the user's mistake: its trace must be seen
+        command.run(lambda: 1 // 0)
+
+
+def test_log_goes_to_stdout(run):
+    def main():
+        logging.getLogger("bert_jax").info("step %d", 3)
+
+    _, out, err, _ = run(TINY, main=main)
+    assert (out, err) == ("step 3\n", "")
+
+
+def test_command_as_people_run_it():
+    def params(*arguments):
+        words = [sys.executable, "-m", "bert_jax.params", *arguments]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    lecture = params("--config=bert_base", "--like-lecture")
+    assert lecture.stdout.endswith("= 107 M (with the layers unrounded 108.4 M)\n")
+    assert (lecture.returncode, lecture.stderr) == (0, "")
+    help_ = params("--help")
+    assert (help_.returncode, help_.stderr) == (0, "")
+    assert all(word in help_.stdout for word in ("--like_lecture", "--config", "--data_dir", "bert_base"))
