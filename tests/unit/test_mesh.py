@@ -1,0 +1,139 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from bert_jax.errors import UserError
+from bert_jax.training.config import MeshConfig
+from bert_jax.training.mesh import (
+    BATCH,
+    RULES,
+    check_batch,
+    make_mesh,
+    path_name,
+    process_rows,
+    shardings,
+    to_global,
+)
+from tests.tiny import Training, mesh_of
+
+
+@pytest.fixture(scope="module")
+def abstract():
+    return Training(mesh_of()).abstract
+
+
+def paths_of(tree):
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def rules_for(path):
+    return [pattern for pattern, _ in RULES if re.search(rf"(^|/|_){pattern}$", path)]
+
+
+def test_every_parameter_matches_exactly_one_rule_and_every_rule_a_parameter(abstract):
+    matches = {path: rules_for(path) for path in paths_of(abstract.params)}
+    assert len(matches) == 5 + 16 + 2 + 7  # embeddings, layers, pooler, heads
+    assert {path: rules for path, rules in matches.items() if len(rules) != 1} == {}
+    assert {pattern for rules in matches.values() for pattern in rules} == {pattern for pattern, _ in RULES}
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_shardings_of_a_state(abstract, axes):
+    """Optimizer state lies as the parameters do, scalars lie everywhere, and every axis divides its dimension."""
+    mesh = mesh_of(**axes)
+    result = shardings(mesh, abstract)
+    adam = next(part for part in result.opt_state if hasattr(part, "mu"))
+    assert adam.mu == adam.nu == result.params
+    assert result.step.spec == adam.count.spec == PartitionSpec()
+    for sharding, leaf in zip(jax.tree.leaves(result), jax.tree.leaves(abstract), strict=True):
+        sharding.shard_shape(leaf.shape)  # raises where an axis does not divide a dimension
+    layers = result.params["encoder"]["layers"]
+    assert layers["attention"]["query"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert layers["output"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
+    assert layers["output_norm"]["scale"].spec == PartitionSpec()
+
+
+def test_unknown_parameter_is_an_error_naming_it():
+    tree = {"encoder": {"adapter": {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}}
+    with pytest.raises(UserError, match=r"encoder/adapter/kernel \(2, 3\) matches 0 sharding rules"):
+        shardings(mesh_of(), tree)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((8, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 2, 4), (1, 2, 4)),
+        ((8, -1, 1), (8, 1, 1)),
+    ],
+    ids=str,
+)
+def test_make_mesh(sizes, shape):
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), "do not fit 8 devices"),
+        ((-1, 3, 1), "do not fit 8 devices"),
+        ((2, 2, 1), "do not fit 8 devices"),
+        ((16, 1, 1), "do not fit 8 devices"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((0, 1, 1), "sizes are positive"),
+        ((8, -2, 1), "sizes are positive"),
+    ],
+    ids=str,
+)
+def test_bad_sizes(sizes, message):
+    named = f"mesh.data={sizes[0]}, mesh.fsdp={sizes[1]}, mesh.tensor={sizes[2]}"
+    with pytest.raises(UserError, match=f"{named}.*{message}"):
+        make_mesh(MeshConfig(*sizes))
+
+
+def test_check_batch():
+    check_batch(mesh_of(data=2, fsdp=2, tensor=2), 24, 3)
+    with pytest.raises(UserError, match=r"data\.global_batch_size=20 .* 4 devices .*use a multiple of 12\."):
+        check_batch(mesh_of(data=2, fsdp=2, tensor=2), 20, 3)
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "tensor": 4}, {"fsdp": 4, "tensor": 2}], ids=str)
+def test_one_process_holds_all_rows_once(axes):
+    np.testing.assert_array_equal(process_rows(mesh_of(**axes), 16), np.arange(16))
+
+
+class OtherProcess:
+    """Stands in for a sharding of which this process holds some devices."""
+
+    def __init__(self, slices):
+        self._slices = slices
+
+    def addressable_devices_indices_map(self, _):
+        return {device: (part,) for device, part in enumerate(self._slices)}
+
+
+def test_rows_of_one_of_several_processes(monkeypatch):
+    """Replicas over `tensor` hold the same rows; they are wanted once, in order."""
+    parts = [slice(12, 16), slice(4, 8), slice(12, 16), slice(4, 8)]
+    monkeypatch.setattr("bert_jax.training.mesh.NamedSharding", lambda *_: OtherProcess(parts))
+    np.testing.assert_array_equal(process_rows(mesh_of(), 16), [4, 5, 6, 7, 12, 13, 14, 15])
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_to_global_cuts_batches_by_rows(axes):
+    mesh = mesh_of(**axes)
+    batch = {"input_ids": np.arange(16 * 3, dtype=np.int32).reshape(16, 3), "weights": np.ones((16, 2))}
+    arrays = to_global(mesh, batch)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, batch[name])
+        assert array.sharding.spec == BATCH
+        assert {shard.data.shape[0] for shard in array.addressable_shards} == {16 // shards}
