@@ -1,6 +1,9 @@
-"""BERT-tiny (2 layers, 128 hidden) on the embedded corpus: the first run, on a laptop.
+"""BERT-tiny (2 layers, 128 hidden; Turc et al., 2019) on the embedded corpus: the first run, on a laptop.
 
-make pretrain                    # or: python -m bert_jax.pretrain --config=bert_tiny
+    make pretrain
+
+A recipe for five minutes on two cores rather than the published one: short rows, more masks, no dropout, and
+starting values from which so few steps get far (larger, sinusoidal positions, token frequencies in the bias).
 """
 
 from bert_jax.config import default_config
@@ -9,12 +12,26 @@ from bert_jax.config import default_config
 def get_config():
     config = default_config()
     config.model.update(
-        num_hidden_layers=2, hidden_size=128, num_attention_heads=2, intermediate_size=512, vocab_size=8192,
-        max_position_embeddings=128, hidden_dropout=0.0,
-    )  # fmt: skip
-    config.data.update(source="corpus:", held_out_fraction=0.03, max_seq_length=128, global_batch_size=64)
-    config.optimizer.update(learning_rate=2e-3, warmup_steps=200)
+        num_hidden_layers=2,
+        hidden_size=128,
+        num_attention_heads=2,
+        intermediate_size=512,
+        vocab_size=8192,
+        max_position_embeddings=128,
+        hidden_dropout=0.0,
+        initializer_range=0.08,
+        position_initializer="sinusoidal",
+    )
+    config.data.update(
+        source="corpus:", held_out_fraction=0.03, max_seq_length=64, global_batch_size=32, mask_rate=0.3
+    )
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=100, beta2=0.98)
     config.train.update(
-        num_steps=2000, log_every=50, eval_every=500, eval_batches=16, checkpoint_every=500,
-    )  # fmt: skip
+        num_steps=2400,
+        log_every=50,
+        eval_every=400,
+        eval_batches=48,
+        checkpoint_every=400,
+        unigram_bias=True,
+    )
     return config
