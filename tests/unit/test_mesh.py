@@ -43,7 +43,7 @@ def test_every_parameter_matches_exactly_one_rule_and_every_rule_a_parameter(abs
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_shardings_of_a_state(abstract, axes):
-    """Optimizer state lies as the parameters do, scalars lie everywhere, and every axis divides its dimension."""
+    """Optimizer state lies as the parameters do, scalars lie everywhere, axes divide dimensions."""
     mesh = mesh_of(**axes)
     result = shardings(mesh, abstract)
     adam = next(part for part in result.opt_state if hasattr(part, "mu"))
