@@ -1,7 +1,6 @@
 """Tokenizers behind one interface: SentencePiece, trained here or given, and WordPiece from a vocab.txt."""
 
 import abc
-import collections
 import io
 import itertools
 import json
@@ -12,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import sentencepiece
 import tokenizers
 from etils import epath
@@ -60,24 +61,23 @@ class Tokenizer(abc.ABC):
         return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(texts) else []
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes many texts; every distinct word once, as natural text repeats its words.
+        """Encodes many texts, every distinct word once: natural text repeats its words.
 
-        Per core this is as fast as SentencePiece's unigram encoder on whole sentences, and several times
-        faster than its BPE or WordPiece.
+        So a unigram model is twice as fast as with SentencePiece's own batches of sentences, and BPE and
+        WordPiece, slow by themselves, several times.
 
         Returns:
             int32 [tokens], ids of all texts one after the other; int64 [texts], tokens of each text.
         """
         if not len(texts):
             return np.empty(0, np.int32), np.empty(0, np.int64)
-        words, words_per_text = texts, np.ones(len(texts), np.int64)
+        words, words_per_text = pa.array(texts, pa.large_string()), np.ones(len(texts), np.int64)
         if self._words_are_independent:
-            words = " ".join(texts).split(" ")
-            words_per_text = np.fromiter((text.count(" ") + 1 for text in texts), np.int64)
-        # Numbers of the distinct words, as they appear.
-        numbers: dict[str, int] = collections.defaultdict(itertools.count().__next__)
-        occurrences = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
-        pieces = self._encode_words(list(numbers))
+            split = pc.split_pattern(words, " ")
+            words, words_per_text = split.flatten(), split.value_lengths().to_numpy()
+        words = words.dictionary_encode()
+        occurrences = words.indices.to_numpy()
+        pieces = self._encode_words(words.dictionary.to_pylist())
         distinct_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
         distinct_ids = np.fromiter(itertools.chain.from_iterable(pieces), np.int32, distinct_lengths.sum())
 
