@@ -26,11 +26,11 @@ def get_config():
     )
     config.optimizer.update(learning_rate=7e-4, warmup_steps=200, beta2=0.98)
     config.train.update(
-        num_steps=7000,
+        num_steps=3600,
         log_every=100,
-        eval_every=1000,
+        eval_every=600,
         eval_batches=48,
-        checkpoint_every=500,
+        checkpoint_every=600,
         unigram_bias=True,
     )
     return config

@@ -27,7 +27,7 @@ def get_config():
     )
     config.optimizer.update(learning_rate=1e-3, warmup_steps=100, beta2=0.98)
     config.train.update(
-        num_steps=2400,
+        num_steps=1700,
         log_every=50,
         eval_every=400,
         eval_batches=48,

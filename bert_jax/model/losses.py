@@ -14,14 +14,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> T
         labels: int [...].
         weights: float [...], 0 for slots that hold no example.
     """
-    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    # A masked sum instead of a gather: with the classes sharded over devices nothing has to be collected.
-    label_logits = jnp.sum(jnp.where(classes == labels[..., None], logits, 0.0), axis=-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    losses = jax.nn.logsumexp(logits, axis=-1) - _label_logits(logits, labels)
     return jnp.sum(losses * weights), jnp.sum(weights)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Term:
     """Weighted number of right predictions, and the sum of the weights; arguments as `cross_entropy`."""
-    right = jnp.argmax(logits, axis=-1) == labels
+    right = _label_logits(logits, labels) >= jnp.max(logits, axis=-1)
     return jnp.sum(right * weights), jnp.sum(weights)
+
+
+def _label_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    # A masked sum instead of a gather: with the classes sharded over devices nothing has to be collected.
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return jnp.sum(jnp.where(classes == labels[..., None], logits, 0.0), axis=-1)
