@@ -116,7 +116,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             **means(terms),
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
             "tokens": tokens,
         }

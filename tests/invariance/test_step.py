@@ -1,0 +1,138 @@
+"""How an update is computed (in parts, again, on many devices, by a scan) changes nothing of the result.
+
+In float64, where rounding cannot hide a difference, with dropout on.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from bert_jax.model.dropout import dropout, fold_in_each
+from bert_jax.model.encoder import EMBEDDING_DROPOUT, LAYER_DROPOUT
+from bert_jax.training.mesh import to_global
+from tests.tiny import MODEL, Training, mesh_of, random_batch
+
+STEPS, ROWS, TOLERANCE = 5, 16, 1e-9
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def training_on(axes, **options):
+    """The training of a small network on a mesh of these axes."""
+    return Training(mesh_of(**axes), dtype=jnp.float64, **DROPOUT, **options)
+
+
+def run(training):
+    """Params after the steps, and the metrics of each step."""
+    with jax.set_mesh(training.mesh):
+        state, history = training.initial_state(), []
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float64")}
+        for step in range(STEPS):
+            batch = to_global(training.mesh, random_batch(step % 2, ROWS))
+            state, metrics = training.train_step(state, batch, jax.random.key(7))
+            history.append(jax.device_get(metrics))
+    assert training.train_step._cache_size() == 1  # compiled once, and never again
+    return jax.device_get(state.params), history
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return training_on({"data": 1})
+
+
+@pytest.fixture(scope="module")
+def plain(one_device):
+    return run(one_device)
+
+
+def close(x, y):
+    np.testing.assert_allclose(x, y, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_five_steps_learn_something(plain):
+    _, history = plain
+    assert history[4]["loss"] < history[0]["loss"] - 0.1
+    assert history[0].keys() == {
+        *("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"),
+        *("grad_norm", "padding_fraction", "tokens"),
+    }
+    sequence_ids = random_batch(0, ROWS)["sequence_ids"]
+    assert history[0]["tokens"] == np.count_nonzero(sequence_ids)
+    close(history[0]["padding_fraction"], np.mean(sequence_ids == 0))
+    close(history[0]["loss"], history[0]["mlm_loss"] + history[0]["nsp_loss"])
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        ({"data": 1}, {"accumulation_steps": 2, "remat": "dots"}),
+        ({"data": 1}, {"accumulation_steps": 4, "remat": "full"}),
+        ({"data": 8}, {}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation_steps": 4}),
+        pytest.param({"fsdp": 8}, {"remat": "full"}, marks=pytest.mark.slow),
+        pytest.param({"data": 4, "tensor": 2}, {"accumulation_steps": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_accumulation_remat_and_mesh_change_nothing(plain, axes, options):
+    jax.tree.map(close, run(training_on(axes, **options)), plain)
+
+
+def test_dropout_of_a_step_follows_key_and_step(one_device):
+    batch = to_global(one_device.mesh, random_batch(0, ROWS))
+
+    def loss(key, step):
+        state = one_device.initial_state()
+        state = state.replace(step=jax.device_put(np.int32(step), state.step.sharding))
+        return float(one_device.train_step(state, batch, jax.random.key(key))[1]["loss"])
+
+    with jax.set_mesh(one_device.mesh):
+        losses = [loss(7, 0), loss(7, 1), loss(8, 0)]
+        assert len(set(losses)) == 3
+        assert loss(7, 1) == losses[1]
+
+
+def test_scanned_layers_are_a_loop_over_layers(one_device):
+    model = nnx.merge(one_device.structure, one_device.initial_state().params)
+    batch, keys = random_batch(0, ROWS), jax.random.split(jax.random.key(3), ROWS)
+
+    @jax.jit
+    def loop():
+        x = model.encoder.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
+        x = dropout(x, fold_in_each(keys, EMBEDDING_DROPOUT), 0.1)
+        structure, weights = nnx.split(model.encoder.layers)
+        for number in range(MODEL.num_hidden_layers):
+            layer = nnx.merge(structure, jax.tree.map(lambda x, number=number: x[number], weights))
+            layer_keys = fold_in_each(fold_in_each(keys, LAYER_DROPOUT), number)
+            x = layer(x, batch["sequence_ids"], layer_keys)
+        return x
+
+    close(jax.jit(lambda: model.encoder(batch, keys))(), loop())
+
+
+def arrays_of(jaxpr):
+    """Shapes of all arrays that a program computes, also inside its loops and calls."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
+            if isinstance(value, Jaxpr | ClosedJaxpr):
+                yield from arrays_of(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+
+
+def test_vocabulary_logits_only_where_something_is_predicted():
+    """With a vocabulary of 101, which is no other size: no array of it is as large as all tokens' logits."""
+    training = Training(mesh_of(), vocab_size=101)
+    batch, predictions, tokens = random_batch(0, ROWS), 6, 32
+    program = jax.make_jaxpr(training.train_step)(training.abstract, batch, jax.random.key(0))
+    with_vocabulary = {shape for shape in arrays_of(program.jaxpr) if 101 in shape}
+    assert (ROWS, predictions, 101) in with_vocabulary
+    largest = max(np.prod(shape) for shape in with_vocabulary)
+    assert largest == ROWS * predictions * 101 < ROWS * tokens * 101
