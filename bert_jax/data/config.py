@@ -16,10 +16,12 @@ class DataConfig:
     """
 
     # What `prepare` builds.
-    source: str = "corpus:"  # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | tfds:NAME[:SPLIT[:FEATURE]]
+    # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | tfds:NAME[:SPLIT[:FEATURE]]
+    source: str = "corpus:"
     text_field: str = "text"  # of JSONL records
     language: str = "en"  # of the sentence splitter
-    tokenizer: str = "unigram"  # unigram | bpe (trained here) | wordpiece:VOCAB.txt | sentencepiece:FILE.model
+    # unigram | bpe (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased | sentencepiece:FILE.model
+    tokenizer: str = "unigram"
     lowercase: bool = True
     tokenizer_sample_mb: int = 32  # megabytes of text that a SentencePiece tokenizer is trained on
     held_out_fraction: float = 0.01  # of documents, by a hash of their content
