@@ -4,7 +4,7 @@ import ast
 import logging
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from absl import logging as absl_logging
@@ -15,6 +15,7 @@ from bert_jax.errors import UserError
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them
 
+HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 log = logging.getLogger("bert_jax")
 
@@ -46,15 +47,17 @@ def config_docstring() -> str:
     return ast.get_docstring(ast.parse(config_file().read_text())) or ""
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     """Parses the command line, runs `main` and exits with its return code.
 
-    A `UserError` becomes one line on stderr and exit code 2.
+    With `modes` the first word of the command line is one of them, and `main` takes it. A `UserError` becomes
+    one line on stderr and exit code 2.
     """
     _set_up_log()
     try:
+        arguments = [_take_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
         _parse_flags()
-        sys.exit(main() or 0)
+        sys.exit(main(*arguments) or 0)
     except UserError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
@@ -63,9 +66,16 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(INTERRUPTED)
 
 
+def _take_mode(modes: Sequence[str]) -> str:
+    if len(sys.argv) < 2 or sys.argv[1] not in modes:
+        given = f", not {sys.argv[1]!r}" if len(sys.argv) > 1 else ""
+        raise UserError(f"the first word says what to do: {', '.join(modes)}{given}.")
+    return sys.argv.pop(1)
+
+
 def _parse_flags() -> None:
     module = sys.modules["__main__"]
-    if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+    if HELP & set(sys.argv[1:]):
         print(f"{module.__doc__}\nFlags:")
         for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
             default = "" if flag.default in (None, "") else f" (default: {flag.default})"

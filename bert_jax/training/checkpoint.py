@@ -162,7 +162,7 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
     Raises:
         UserError: when there is none.
     """
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
     if (path / CHECKSUMS).exists():
         return path
     for folder in (path / "checkpoints", path):
@@ -192,27 +192,39 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         return checkpointer.restore(folder / "meta")
 
 
-def restore_params(folder: epath.Path, model: ModelConfig, abstract_params: Any) -> Any:
-    """The parameters of one checkpoint, laid out as `abstract_params` says.
+def open_checkpoint(path: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
+    """Finds a checkpoint (see `find_checkpoint`), checks its files and returns its folder and `meta`.
+
+    Raises:
+        UserError: when there is none, or it is damaged.
+    """
+    folder = find_checkpoint(path)
+    try:
+        return folder, read_meta(folder)
+    except DamagedCheckpoint as damage:
+        raise UserError(f"checkpoint {folder} is damaged: {damage}.") from None
+
+
+def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig, abstract_params: Any) -> Any:
+    """The parameters of an opened checkpoint, laid out as `abstract_params` says.
 
     Args:
-        folder: of the checkpoint.
+        folder, meta: what `open_checkpoint` returned.
         model: the network that `abstract_params` belong to.
         abstract_params: ShapeDtypeStructs with shardings.
 
     Raises:
         UserError: when the checkpoint is damaged or holds another network.
     """
+    theirs = meta["config"]["model"]
+    differing = [
+        f"model.{name} is {theirs.get(name)!r} there and {value!r} here"
+        for name, value in dataclasses.asdict(model).items()
+        if theirs.get(name) != value and "dropout" not in name
+    ]
+    if differing:
+        raise UserError(f"checkpoint {folder} holds another network: {'; '.join(differing)}.")
     try:
-        meta = read_meta(folder)
-        theirs = meta["config"]["model"]
-        differing = [
-            f"model.{name} is {theirs.get(name)!r} there and {value!r} here"
-            for name, value in dataclasses.asdict(model).items()
-            if theirs.get(name) != value and "dropout" not in name
-        ]
-        if differing:
-            raise UserError(f"checkpoint {folder} holds another network: {'; '.join(differing)}.")
         return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
     except DamagedCheckpoint as damage:
         raise UserError(f"checkpoint {folder} is damaged: {damage}.") from None

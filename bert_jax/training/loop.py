@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from bert_jax.config import Config, Phase
 from bert_jax.model.config import ModelConfig
 from bert_jax.training import step as step_lib
-from bert_jax.training.checkpoint import Checkpoints, find_checkpoint, params_digest, restore_params
+from bert_jax.training.checkpoint import Checkpoints, open_checkpoint, params_digest, restore_params
 from bert_jax.training.mesh import check_batch, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
@@ -150,8 +150,8 @@ class Run:
             )  # fmt: skip
             return state, meta
         if self.config.init_from:
-            folder = find_checkpoint(self.config.init_from)
-            params = restore_params(folder, self.config.model, self.abstract.params)
+            folder, meta = open_checkpoint(self.config.init_from)
+            params = restore_params(folder, meta, self.config.model, self.abstract.params)
             log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
         else:
             params = self.task.initial_params(step_lib.init_params(self._build, self.abstract, train.seed))

@@ -51,11 +51,15 @@ def abstract_state(abstract_params: Any, optimizer: optax.GradientTransformation
     def init(params):
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
-    state = jax.eval_shape(init, abstract_params)
+    return with_shardings(jax.eval_shape(init, abstract_params), mesh)
+
+
+def with_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Arrays or ShapeDtypeStructs of parameters or a state -> ShapeDtypeStructs that know where they lie."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings(mesh, state),
+        tree,
+        shardings(mesh, tree),
     )
 
 

@@ -19,6 +19,7 @@ from bert_jax.training.checkpoint import (
     committed_steps,
     digests,
     find_checkpoint,
+    open_checkpoint,
     params_digest,
     restore_params,
 )
@@ -261,14 +262,15 @@ def test_find_checkpoint(copied):
 
 
 def test_params_alone(copied):
-    folder, abstract = epath.Path(copied / "10"), abstract_on({"data": 8}).params
-    assert_identical(restore_params(folder, MODEL, abstract), state_of(10).params)
+    abstract = abstract_on({"data": 8}).params
+    folder, meta = open_checkpoint(copied / "10")
+    assert_identical(restore_params(folder, meta, MODEL, abstract), state_of(10).params)
     other = dataclasses.replace(MODEL, num_hidden_layers=6)
     with pytest.raises(UserError, match=r"model\.num_hidden_layers is 12 there and 6 here"):
-        restore_params(folder, other, abstract)
+        restore_params(folder, meta, other, abstract)
     damage(folder / "params/_METADATA", "middle")
     with pytest.raises(UserError, match=f"{folder} is damaged: {folder / 'params/_METADATA'} has changed"):
-        restore_params(folder, MODEL, abstract)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
