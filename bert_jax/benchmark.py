@@ -162,7 +162,7 @@ def step(config: Config) -> None:
         measure()
         seconds = [measure() for _ in range(4 * REPEATS.value)]
         memory = compiled.memory_analysis()
-        run.checkpoints.close()
+        run.close()
     median = statistics.median(seconds)
     print(
         f"{'rows × tokens':<16}{'ms':>10}{'spread':>18}{'real tokens/s':>16}"

@@ -6,24 +6,58 @@
 The same command again resumes. Everything of the run is kept in --workdir.
 """
 
+import json
+
 from absl import flags
+from etils import epath
 
 from bert_jax import command, prepare
 from bert_jax.data.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.training.loop import train
+from bert_jax.training.loop import FINISHED, train
 
 
 def main() -> int:
     config = command.resolved_config()
-    workdir = flags.FLAGS.workdir or f"runs/{command.config_file().stem}"
+    workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_file().stem}")
     try:
         dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
     except MissingInput as missing:
         # What a config needs is told by its docstring: corpus, disk, time, and how to use one's own text.
         raise UserError(f"{missing}\n\n{command.config_docstring()}") from None
-    return train(config, Pretraining(config, dataset), workdir)
+    code = train(config, Pretraining(config, dataset), workdir)
+    if code == FINISHED:
+        print(closing(workdir))
+    return code
+
+
+def closing(workdir: epath.Path) -> str:
+    """The scores of a finished run in a small table, and what to do next."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = next((row for row in reversed(rows) if "eval_loss" in row), {})
+    unigram = scores.get("eval_unigram_loss")
+    lines = ["", f"{'held-out text':<34}{'score':>8}"] if scores else []
+    for name, title in (
+        ("eval_mask_token_loss", "loss where [MASK] stands"),
+        ("eval_shuffled_mask_token_loss", "… with the visible tokens shuffled"),
+        ("eval_unigram_loss", "… by frequency alone"),
+        ("eval_mlm_accuracy", "masked-LM accuracy"),
+        ("eval_nsp_accuracy", "next-sentence accuracy"),
+    ):
+        if name in scores:
+            gain = f"   {scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
+            lines.append(f"{title:<34}{scores[name]:>8.4f}{gain}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"next:  make predict CHECKPOINT={workdir} TEXT='The [MASK] of the United States.'",
+            f"       look at {workdir}/report.html, or tensorboard --logdir {workdir}",
+            "       a larger model:  make pretrain CONFIG=bert_mini",
+            "       your own text:   make pretrain ARGS=\"--config.data.source='text:/path/to/*.txt'\"",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from bert_jax.errors import UserError
 
@@ -71,6 +72,7 @@ class TrainConfig:
     eval_every: int = _run_time(10_000)
     eval_batches: int = _run_time(32)
     checkpoint_every: int = _run_time(10_000)
+    profile_steps: str = _run_time("")  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
     keep_last: int = _run_time(3)  # checkpoints
     keep_every: int = _run_time(0)  # also keep those of every n-th step for ever; 0: none
     remat: str = _run_time("none")  # none | dots (keep matmul outputs) | full (recompute everything)
@@ -85,6 +87,8 @@ class TrainConfig:
             raise UserError(f"train.keep_every={self.keep_every} must not be negative; 0 means none.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"train.seed={self.seed} must be at least 0 and below 2**32.")
+        if self.profile_steps and not re.fullmatch(r"\d+:\d+", self.profile_steps):
+            raise UserError(f"train.profile_steps={self.profile_steps!r} is not FIRST:LAST, e.g. 10:15.")
         for name, known in (
             ("prng", ("threefry", "rbg")),
             ("remat", ("none", "dots", "full")),

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.config import Config, Phase
 from bert_jax.model.config import ModelConfig
@@ -66,7 +67,7 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     workdir = open_workdir(workdir, config, task.data_digest)
-    with jax.set_mesh(mesh), StopRequest() as stop:
+    with jax.set_mesh(mesh), StopRequest() as stop, logging_redirect_tqdm([log]):
         run = Run(config, task, workdir, mesh, stop)
         try:
             for phase in config.phases():
@@ -76,7 +77,7 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
             run.finish()
             return FINISHED
         finally:
-            run.checkpoints.close()
+            run.close()
 
 
 class StopRequest:
@@ -121,10 +122,18 @@ class Run:
             workdir / "checkpoints", task.files, config.train.keep_last, config.train.keep_every
         )
         self.state, meta = self._initial_state(optimizer)
-        file = MetricsFile(workdir / "metrics.jsonl", resumed_at=int(self.state.step))
-        self.file, window = file, meta.get("window")
-        self._saved_step = int(self.state.step)
-        self.recorder = Recorder(file, config.train.log_every, self.last_step, self.schedule, window)
+        first_step = self._saved_step = int(self.state.step)
+        self.file = MetricsFile(workdir, resumed_at=first_step)
+        self.recorder = Recorder(
+            self.file, config.train.log_every, first_step, self.last_step, self.schedule, meta.get("window")
+        )
+        tokens = config.data.global_batch_size * config.data.max_seq_length
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params))
+        log.info(
+            "training %s parameters on %d × %s to step %d, %s tokens a step; everything is kept in %s",
+            f"{parameters:,}", mesh.size, mesh.devices.flat[0].device_kind, self.last_step, f"{tokens:,}",
+            workdir,
+        )  # fmt: skip
         self._train_step = step_lib.make_train_step(
             structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
         )
@@ -172,6 +181,7 @@ class Run:
             self.recorder.waited(time.perf_counter() - waiting)
             if compiled is None:
                 compiled = self.compile(batch)
+            self.profile(step)
             self.state, metrics = compiled(self.state, batch, self.key)
             step += 1
             self.recorder.add(step, metrics)
@@ -189,6 +199,16 @@ class Run:
             self.recorder.flush()
             self.save()
             log.info("stopped at step %d of %d; the same command goes on from here", step, self.last_step)
+
+    def profile(self, step: int) -> None:
+        """Starts or ends the trace that `train.profile_steps` asks for."""
+        first, _, last = self.config.train.profile_steps.partition(":")
+        if first and step == int(first):
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+        elif last and step == int(last):
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            log.info("trace of steps %s to %d: xprof --logdir %s/profile", first, step - 1, self.workdir)
 
     def compile(self, batch: step_lib.Batch) -> Any:
         """Compiles the step once, ahead of time: a later recompilation is impossible, not just unlikely."""
@@ -226,6 +246,12 @@ class Run:
                 "window": self.recorder.window,
             },
         )
+
+    def close(self) -> None:
+        """Waits for what is being written, also when the run ends with an error."""
+        self.recorder.close()
+        self.file.close()
+        self.checkpoints.close()
 
     def finish(self) -> None:
         """Waits for the last checkpoint and writes the digest of the trained parameters."""

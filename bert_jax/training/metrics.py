@@ -1,37 +1,52 @@
-"""What a run tells: `metrics.jsonl` for programs, one line per row for people."""
+"""What a run tells: `metrics.jsonl` and TensorBoard events for programs, a bar or lines for people."""
 
 import json
 import logging
+import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import tqdm
 from etils import epath
+from tensorboardX import SummaryWriter
+
+from bert_jax.errors import UserError
 
 log = logging.getLogger("bert_jax")
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`.
+    """`metrics.jsonl`, one JSON object a line, each with its `step`; the same numbers as TensorBoard events.
 
     Args:
-        path: the file.
+        workdir: where they lie.
         resumed_at: rows after this step, half-written lines and the closing row of a finished run are cut
             off, so that a resumed run ends with the same file as an undisturbed one.
     """
 
-    def __init__(self, path: epath.Path, resumed_at: int):
-        self._path = path
+    def __init__(self, workdir: epath.Path, resumed_at: int):
+        self._path = path = workdir / "metrics.jsonl"
         rows = [row for row in _read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
         text = "".join(json.dumps(row) + "\n" for row in rows) if resumed_at else ""
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text)
         temporary.replace(path)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1, flush_secs=10)
 
     def write(self, row: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if isinstance(value, float) and name != "time":
+                group = "held-out" if name.startswith("eval_") else "training"
+                self._events.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, row["step"])
+
+    def close(self) -> None:
+        """Writes out what TensorBoard's writer still holds; `metrics.jsonl` is always complete."""
+        self._events.close()
 
 
 def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
@@ -47,7 +62,8 @@ def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
 class Recorder:
     """Averages the steps of a window into a row, one step late so that the devices never wait for the host.
 
-    `window` is what has been added up since the last row: it belongs into a checkpoint, so that a resumed
+    On a terminal a bar shows the newest row; elsewhere each row is a line. `window` is what has been added
+    up since the last row: it belongs into a checkpoint, so that a resumed
     run writes the same averages.
     """
 
@@ -55,6 +71,7 @@ class Recorder:
         self,
         file: MetricsFile,
         log_every: int,
+        first_step: int,
         last_step: int,
         schedule: Callable[[int], Any],
         window: dict[str, Any] | None = None,
@@ -64,6 +81,17 @@ class Recorder:
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
         self._mark = time.perf_counter()
+        self._bar = tqdm.tqdm(
+            total=last_step,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
 
     def start_clock(self) -> None:
         """Time from here on is training time (evaluation and saving are not)."""
@@ -87,6 +115,8 @@ class Recorder:
         if entry is not None:
             step, arrays = entry
             values = {name: float(value) for name, value in jax.device_get(arrays).items()}
+            _check_finite(step, values)
+            self._bar.update()
             for name, value in values.items():
                 self.window["sums"][name] = self.window["sums"].get(name, 0.0) + value
             self.window["steps"] += 1
@@ -113,19 +143,26 @@ class Recorder:
         }
         self._file.write(row)
         seconds_left = (self._last_step - step) * self._busy / max(self._timed_steps, 1)
-        shown = " ".join(
-            f"{name} {row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate"))
-        )
-        log.info(
-            "step %d/%d %s tokens/s %.0f left %s",
-            step,
-            self._last_step,
-            shown,
-            speed,
-            _duration(seconds_left),
-        )
+        shown = {name: f"{row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate"))}
+        if self._bar.disable:
+            line = " ".join(f"{name} {value}" for name, value in shown.items())
+            left = _duration(seconds_left)
+            log.info("step %d/%d %s tokens/s %.0f left %s", step, self._last_step, line, speed, left)
+        else:
+            self._bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
         self.window = {"steps": 0, "sums": {}}
         self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
+
+
+def _check_finite(step: int, values: dict[str, float]) -> None:
+    """Raises UserError if the loss or the gradient is not a number any more."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise UserError(
+                f"{name} is {values[name]} at step {step}, so training stops; older checkpoints are good. "
+                "Likely causes: optimizer.learning_rate too high or optimizer.warmup_steps too few, "
+                "optimizer.clip_norm=0, or float16-like overflow (train.activation_dtype=float32 tells)."
+            )
 
 
 def _duration(seconds: float) -> str:

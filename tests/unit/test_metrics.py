@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from bert_jax.errors import UserError
 from bert_jax.training.metrics import MetricsFile, Recorder, _duration
 
 TIMINGS = {"tokens_per_second", "data_wait_fraction", "time"}
@@ -28,7 +29,7 @@ def test_cut_back_to_the_step_resumed_at(path):
     later = [{"step": 6, "loss": 0.3}, {"step": 6, "params_digest": "ab"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows + later))
     before = path.read_bytes()
-    file = MetricsFile(path, resumed_at=5)
+    file = MetricsFile(path.parent, resumed_at=5)
     assert rows_of(path) == rows
     assert before.startswith(path.read_bytes())
     file.write({"step": 6, "loss": 0.3})
@@ -37,33 +38,33 @@ def test_cut_back_to_the_step_resumed_at(path):
 
 def test_closing_row_goes_and_comes_back(path):
     path.write_text('{"step": 6, "loss": 0.3}\n{"step": 6, "params_digest": "ab"}\n')
-    MetricsFile(path, resumed_at=6)
+    MetricsFile(path.parent, resumed_at=6)
     assert rows_of(path) == [{"step": 6, "loss": 0.3}]
 
 
 @pytest.mark.parametrize("torn", ['{"st', '{"step": 4, "loss": 0.3', '{"step": 4}\n{"step"'])
 def test_half_written_last_line_is_cut_off(path, torn):
     path.write_text('{"step": 2, "loss": 0.5}\n' + torn)
-    MetricsFile(path, resumed_at=8).write({"step": 8})
+    MetricsFile(path.parent, resumed_at=8).write({"step": 8})
     whole = [{"step": 4}] if torn.startswith('{"step": 4}\n') else []
     assert rows_of(path) == [{"step": 2, "loss": 0.5}, *whole, {"step": 8}]
 
 
 def test_new_run_starts_an_empty_file(path):
     path.write_text('{"step": 2, "loss": 0.5}\n')
-    MetricsFile(path, resumed_at=0)
+    MetricsFile(path.parent, resumed_at=0)
     assert path.read_text() == ""
 
 
 def test_not_a_number_survives(path):
-    MetricsFile(path, resumed_at=0).write({"step": 1, "loss": float("nan")})
-    MetricsFile(path, resumed_at=1)
+    MetricsFile(path.parent, resumed_at=0).write({"step": 1, "loss": float("nan")})
+    MetricsFile(path.parent, resumed_at=1)
     assert path.read_text() == '{"step": 1, "loss": NaN}\n'
 
 
 def recorder_of(path, resumed_at=0, window=None):
-    file = MetricsFile(path, resumed_at)
-    return Recorder(file, 3, 8, lambda step: 0.1 * step, window)
+    file = MetricsFile(path.parent, resumed_at)
+    return Recorder(file, 3, 0, 8, lambda step: 0.1 * step, window)
 
 
 def without_timings(rows):
@@ -137,3 +138,23 @@ def test_line_for_people(path, caplog, monkeypatch):
 )
 def test_duration(seconds, text):
     assert _duration(seconds) == text
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_loss_that_is_no_number_stops_the_run(path, name):
+    recorder = recorder_of(path)
+    recorder.add(1, metrics(0.5))
+    recorder.add(2, metrics(0.5) | {name: jnp.float32("nan")})
+    with pytest.raises(UserError, match=f"{name} is nan at step 2.*optimizer.learning_rate"):
+        recorder.flush()
+
+
+def test_rows_are_tensorboard_events_too(path):
+    file = MetricsFile(path.parent, resumed_at=0)
+    file.write({"step": 3, "loss": 0.5, "eval_loss": 0.25, "params_digest": "ab"})
+    file.close()
+    (events,) = (path.parent / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"training/loss" in content
+    assert b"held-out/loss" in content
+    assert b"params_digest" not in content
