@@ -35,7 +35,7 @@ def main() -> int:
 def closing(workdir: epath.Path) -> str:
     """The scores of a finished run in a small table, and what to do next."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    scores = next((row for row in reversed(rows) if "eval_loss" in row), {})
+    scores: dict = next((row for row in reversed(rows) if "eval_loss" in row), {})
     unigram = scores.get("eval_unigram_loss")
     lines = ["", f"{'held-out text':<34}{'score':>8}"] if scores else []
     for name, title in (
