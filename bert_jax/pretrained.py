@@ -5,10 +5,13 @@ bert.fill_mask(["The [MASK] of the United States."])
 bert.features(["A sentence.", "Another one."])
 """
 
+import collections
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -22,34 +25,52 @@ from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
 from bert_jax.training.step import abstract_model, with_shardings
 
+Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
+
 MASK = "[MASK]"
-ROWS = 32  # of a batch
-SHORTEST = 16  # tokens of a row; rows are padded to a power of two, so that few shapes are compiled
+# Stands for a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
+# Without it SentencePiece would take the full stop of "[MASK]." for a new word.
+STAND_IN = "\U0010fffd"
+TOKENS = 2048  # of a batch: enough work for an accelerator, not too much for a single text on a CPU
+SHORTEST = 16  # tokens of a row; a row is padded to a power of two, so that few shapes are compiled
+MASKS = 64  # whose probabilities, over the whole vocabulary, are in memory at a time
 
 
 class Guess(NamedTuple):
-    """One candidate for a mask."""
+    """A piece that may stand at a mask, as people read it: `##s` goes on with a word."""
 
     token: str
     probability: float
 
 
-def load(checkpoint: epath.PathLike) -> "Pretrained":
-    """Loads a checkpoint: a run's folder (its newest one) or `checkpoints/STEP`.
+def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
+    """Loads a checkpoint on one device, whatever it was trained on.
+
+    Args:
+        checkpoint: a run's folder (its newest checkpoint) or `checkpoints/STEP`.
+        dtype: of the activations, float32 or bfloat16; what comes out is float32.
 
     Raises:
-        UserError: if there is none, or it is damaged.
+        UserError: if there is no checkpoint, it is damaged, or `dtype` is another.
     """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype={dtype!r} is unknown; use float32 or bfloat16.")
     folder, meta = open_checkpoint(checkpoint)
     config = from_dict(meta["config"])
-    structure, abstract = abstract_model(lambda rngs: BertForPreTraining(config.model, rngs))
+    structure, abstract = abstract_model(
+        lambda rngs: BertForPreTraining(config.model, rngs, jnp.dtype(dtype))
+    )
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
     return Pretrained(config, load_tokenizer(folder / "tokenizer"), structure, params, meta)
 
 
 class Pretrained:
-    """A pretrained encoder with its tokenizer and heads. Texts are batched by length and run jitted.
+    """A pretrained encoder with its tokenizer and heads.
+
+    Texts are batched by length and run jitted. What comes out for a text does not depend on the texts beside
+    it: the length of its row depends on it alone, and the number of rows on that length. `[MASK]` in any text
+    is the special piece.
 
     Attributes:
         config: what it was trained with.
@@ -60,125 +81,202 @@ class Pretrained:
     """
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, structure: Any, params: Any, meta: dict[str, Any]
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        structure: nnx.GraphDef,
+        params: Any,
+        meta: dict[str, Any],
     ):
         self.config, self.tokenizer, self.params, self.meta = config, tokenizer, params, meta
         self.max_length = config.data.max_seq_length
-        self._encode = jax.jit(
-            lambda p, batch: nnx.merge(structure, p).encoder(batch, all_hidden_states=True)
-        )
-        self._predict = jax.jit(lambda p, batch: nnx.merge(structure, p)(batch))
 
-    def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[list[list[Guess]]]:
-        """The `top_k` most probable tokens for every `[MASK]` of every text.
+        def states(params, batch, layer):
+            encoder = nnx.merge(structure, params).encoder
+            last = layer == config.model.num_hidden_layers
+            return encoder(batch) if last else encoder(batch, all_hidden_states=True)[layer]
+
+        def guesses(params, hidden, rows, positions, top_k):
+            model = nnx.merge(structure, params)
+            logits = model.masked_lm(hidden[rows, positions], model.encoder.embeddings.token.embedding[...])
+            return jax.lax.top_k(jax.nn.softmax(logits), top_k)
+
+        def follows(params, batch):
+            model = nnx.merge(structure, params)
+            pooled = model.encoder.pool(model.encoder(batch), batch["cls_positions"])
+            return jax.nn.softmax(model.next_sentence(pooled).astype(jnp.float32))[:, 0, 0]  # label 0: IsNext
+
+        self._states = jax.jit(states, static_argnums=2)
+        self._guesses = jax.jit(guesses, static_argnums=4)
+        self._follows = jax.jit(follows)
+
+    def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
+        """The `top_k` most probable pieces for every `[MASK]` of every text, each mask for itself.
 
         Returns:
             For each text, for each of its masks in order, guesses from the most probable on.
 
         Raises:
-            UserError: for a text without `[MASK]` or with more tokens than the network was trained for.
+            UserError: for a text without `[MASK]` or with more tokens than the network was trained for, and
+                for a `top_k` that the vocabulary does not hold.
         """
-        for text in texts:
-            if MASK not in text:
-                raise UserError(f"--text={text!r} has no {MASK}; put {MASK} where a word is to be guessed.")
+        if not 1 <= top_k <= self.tokenizer.vocab_size:
+            raise UserError(f"top_k={top_k} must be between 1 and {self.tokenizer.vocab_size}, all pieces.")
+        rows = self._rows(texts)
+        for text, row in zip(texts, rows, strict=True):
+            if self.tokenizer.mask_id not in row.ids:
+                raise UserError(f"{_shortened(text)} has no {MASK}: put it where a word is to be guessed.")
         results: list[list[list[Guess]]] = [[] for _ in texts]
-        for numbers, batch in self._batches([(text, None) for text in texts]):
-            logits, _ = self._predict(self.params, batch)
-            probabilities = np.asarray(jax.nn.softmax(logits))
-            for row, number in enumerate(numbers):
-                for slot in np.flatnonzero(batch["masked_lm_weights"][row]):
-                    best = np.argsort(-probabilities[row, slot])[:top_k]
-                    results[number].append(
-                        [
-                            Guess(self.tokenizer.decode([i]), float(probabilities[row, slot, i]))
-                            for i in best.tolist()
-                        ]
-                    )
+        for numbers, batch in self._batches(rows):
+            hidden = self._states(self.params, batch, self.config.model.num_hidden_layers)
+            masks = np.argwhere(batch["input_ids"] == self.tokenizer.mask_id)
+            for start in range(0, len(masks), MASKS):
+                some = masks[start : start + MASKS]
+                places = np.pad(some, ((0, MASKS - len(some)), (0, 0))).T
+                best = jax.device_get(self._guesses(self.params, hidden, *places, top_k))
+                for (row, _), probabilities, tokens in zip(some, *best, strict=False):
+                    pairs = zip(tokens.tolist(), probabilities.tolist(), strict=True)
+                    results[numbers[row]].append([Guess(self._shown(token), p) for token, p in pairs])
         return results
 
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The probability that the second text of each pair follows the first: float32 [pairs]."""
+        """The probability that the second text of each pair follows the first: float32 [pairs].
+
+        Raises:
+            UserError: for what is no pair or has too many tokens, or if the network was trained without pairs.
+        """
+        for pair in pairs:
+            if isinstance(pair, str):
+                raise UserError(f"{_shortened(pair)} is not a pair; give a list of (first, second).")
         result = np.zeros(len(pairs), np.float32)
-        for numbers, batch in self._batches(pairs):
-            _, logits = self._predict(self.params, batch)
-            result[numbers] = np.asarray(jax.nn.softmax(logits))[: len(numbers), 0, 0]  # label 0 is IsNext
+        for numbers, batch in self._batches(self._rows(pairs)):
+            result[numbers] = np.asarray(self._follows(self.params, batch))[: len(numbers)]
         return result
 
-    def encode(self, texts: Sequence[str], layer: int = -1) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[Text], layer: int = -1) -> list[np.ndarray]:
         """The hidden states of every token, `[CLS]` and `[SEP]` included: float32 [tokens, D] for each text.
 
         Args:
             texts: what to encode.
             layer: 0 for the embeddings, 1 … L for a layer's output, -1 for the last.
-        """
-        result: list[np.ndarray] = [np.zeros((0, 0))] * len(texts)
-        for numbers, batch in self._batches([(text, None) for text in texts]):
-            states = np.asarray(self._encode(self.params, batch)[layer], np.float32)
-            for row, number in enumerate(numbers):
-                result[number] = states[row, : batch["sequence_ids"][row].sum()]
-        return result
 
-    def features(self, texts: Sequence[str], pooling: str = "mean", layer: int = -1) -> np.ndarray:
+        Raises:
+            UserError: for a layer that does not exist or a text of too many tokens.
+        """
+        result = {
+            number: states[: int(length)].copy()
+            for numbers, hidden, lengths in self._hidden_states(texts, layer)
+            for number, states, length in zip(numbers, hidden, lengths, strict=True)
+        }
+        return [result[number] for number in range(len(texts))]
+
+    def features(self, texts: Sequence[Text], pooling: str = "mean", layer: int = -1) -> np.ndarray:
         """One vector for each text: float32 [texts, D].
 
         Args:
             texts: what to encode.
-            pooling: `mean` over all tokens, or `cls` for the state of `[CLS]`.
+            pooling: `mean` over all tokens, `[CLS]` and `[SEP]` included, or `cls` for the state of `[CLS]`.
             layer: as in `encode`.
 
         Raises:
-            UserError: for another pooling.
+            UserError: for another pooling, and as `encode`.
         """
         if pooling not in ("mean", "cls"):
-            raise UserError(f"--pooling={pooling!r} is unknown; use mean or cls.")
-        states = self.encode(texts, layer)
-        return np.stack([state.mean(axis=0) if pooling == "mean" else state[0] for state in states])
+            raise UserError(f"pooling={pooling!r} is unknown; use mean or cls.")
+        result = np.zeros((len(texts), self.config.model.hidden_size), np.float32)
+        for numbers, hidden, lengths in self._hidden_states(texts, layer):
+            inside = np.arange(hidden.shape[1]) < lengths[:, None]
+            mean = hidden.sum(axis=1, where=inside[..., None]) / lengths[:, None]
+            result[numbers] = mean if pooling == "mean" else hidden[:, 0]
+        return result
 
-    def _batches(
-        self, pairs: Sequence[tuple[str, str | None]]
-    ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        """Batches of rows of like length, with the numbers of the texts in their rows."""
-        rows = [self._row(*pair) for pair in pairs]
-        order = sorted(range(len(rows)), key=lambda number: len(rows[number][0]))
-        for start in range(0, len(order), ROWS):
-            numbers = order[start : start + ROWS]
-            longest = max(len(rows[number][0]) for number in numbers)
-            length = min(self.max_length, max(SHORTEST, 1 << (longest - 1).bit_length()))
-            yield numbers, self._batch([rows[number] for number in numbers], length)
+    def _hidden_states(
+        self, texts: Sequence[Text], layer: int
+    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """Numbers of texts with their states, float32 [texts, T, D], and how many of the T are real."""
+        layers = self.config.model.num_hidden_layers
+        if not -layers - 1 <= layer <= layers:
+            raise UserError(f"layer={layer} does not exist: 0 is the embeddings, {layers} (or -1) the last.")
+        for numbers, batch in self._batches(self._rows(texts)):
+            hidden = np.asarray(self._states(self.params, batch, layer % (layers + 1)), np.float32)
+            yield numbers, hidden[: len(numbers)], batch["sequence_ids"][: len(numbers)].sum(axis=1)
 
-    def _row(self, text: str, second: str | None) -> tuple[list[int], int]:
-        """Ids of [CLS] A [SEP] (B [SEP]), and the number of tokens of the first part."""
-        first = [self.tokenizer.cls_id, *self._ids(text), self.tokenizer.sep_id]
-        ids = first + ([*self._ids(second), self.tokenizer.sep_id] if second is not None else [])
-        if len(ids) > self.max_length:
-            raise UserError(
-                f"a text of {len(ids)} tokens ({text[:40]!r}…) is longer than the {self.max_length} that "
-                "the network was trained with (data.max_seq_length); shorten or split it."
-            )
-        return ids, len(first)
+    def _rows(self, texts: Sequence[Text]) -> list["_Row"]:
+        """Every text as [CLS] A [SEP], or [CLS] A [SEP] B [SEP]; all are encoded in one go."""
+        if isinstance(texts, str):
+            raise UserError(f"texts={texts[:40]!r} is a single text; give a list of texts.")
+        parts = [(text,) if isinstance(text, str) else text for text in texts]
+        ids = iter(self._ids([part for pair in parts for part in pair]))
+        rows = []
+        for text, pair in zip(texts, parts, strict=True):
+            if len(pair) > 1 and self.config.data.second_objective == "none":
+                raise UserError(
+                    f"{_shortened(text)}: this network knows no pairs; it was trained with "
+                    "data.second_objective=none."
+                )
+            first, *second = ([*next(ids), self.tokenizer.sep_id] for _ in pair)
+            row = _Row([self.tokenizer.cls_id, *first, *itertools.chain(*second)], 1 + len(first))
+            if len(row.ids) > self.max_length:
+                raise UserError(
+                    f"{_shortened(text)} has {len(row.ids)} tokens and the network was trained with rows of "
+                    f"data.max_seq_length={self.max_length}; shorten or split it."
+                )
+            rows.append(row)
+        return rows
 
-    def _ids(self, text: str) -> list[int]:
-        parts = self.tokenizer.encode(text.split(MASK))
-        return [
-            i
-            for number, part in enumerate(parts)
-            for i in ([self.tokenizer.mask_id] if number else []) + part
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts. A mask stands for one piece, with the space before it if there is one."""
+        segments = [
+            segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
         ]
+        try:
+            stand_in, *encoded = self.tokenizer.encode([STAND_IN, *segments])
+        except UnicodeEncodeError as error:
+            raise UserError(f"{_shortened(error.object)} is not valid Unicode ({error.reason}).") from None
+        parts, result = iter(encoded), []
+        for text in texts:
+            ids = next(parts)
+            for _ in range(text.count(MASK)):
+                ids += [self.tokenizer.mask_id, *next(parts)[len(stand_in) :]]
+            result.append(ids)
+        return result
 
-    def _batch(self, rows: list[tuple[list[int], int]], length: int) -> dict[str, np.ndarray]:
-        shape = (ROWS, length)
-        batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "sequence_ids")}
+    def _batches(self, rows: list["_Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        """Batches of rows of like length, with the numbers of the texts in their first rows."""
+        by_length = collections.defaultdict(list)
+        for number, row in enumerate(rows):
+            power_of_two = 1 << (len(row.ids) - 1).bit_length()
+            by_length[min(self.max_length, max(SHORTEST, power_of_two))].append(number)
+        for length, numbers in by_length.items():
+            size = max(1, TOKENS // length)
+            for start in range(0, len(numbers), size):
+                some = numbers[start : start + size]
+                yield some, self._batch([rows[number] for number in some], (size, length))
+
+    def _batch(self, rows: list["_Row"], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        names = ("token_type_ids", "sequence_ids")
+        batch = {name: np.zeros(shape, np.int32) for name in names}
         batch["input_ids"] = np.full(shape, self.tokenizer.pad_id, np.int32)
-        batch["position_ids"] = np.tile(np.arange(length, dtype=np.int32), (ROWS, 1))
-        for row, (ids, first) in enumerate(rows):
-            batch["input_ids"][row, : len(ids)] = ids
-            batch["sequence_ids"][row, : len(ids)] = 1
-            batch["token_type_ids"][row, first : len(ids)] = 1
-        masked = batch["input_ids"] == self.tokenizer.mask_id
-        slots = 1 << max(0, int(masked.sum(axis=1).max()) - 1).bit_length()
-        batch["masked_lm_positions"] = np.argsort(~masked, axis=1, kind="stable")[:, :slots].astype(np.int32)
-        batch["masked_lm_weights"] = np.take_along_axis(masked, batch["masked_lm_positions"], 1).astype(
-            np.float32
-        )
-        batch["cls_positions"] = np.zeros((ROWS, 1), np.int32)
+        batch["position_ids"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+        batch["cls_positions"] = np.zeros((shape[0], 1), np.int32)
+        for number, row in enumerate(rows):
+            batch["input_ids"][number, : len(row.ids)] = row.ids
+            batch["sequence_ids"][number, : len(row.ids)] = 1
+            batch["token_type_ids"][number, row.first : len(row.ids)] = 1
         return batch
+
+    def _shown(self, token: int) -> str:
+        """A piece without SentencePiece's mark of a space, and with ## where letters go on with a word."""
+        piece = self.tokenizer.piece(token).removeprefix("##")
+        text = piece.removeprefix("▁") or piece
+        return f"##{text}" if text[:1].isalnum() and not self.tokenizer.word_starts[token] else text
+
+
+class _Row(NamedTuple):
+    ids: list[int]
+    first: int  # tokens of [CLS] A [SEP]
+
+
+def _shortened(text: Text) -> str:
+    text = text if isinstance(text, str) else " | ".join(text)
+    return f"text {text!r}" if len(text) <= 60 else f"text {text[:60]!r}…"
