@@ -1,5 +1,6 @@
 """Pretraining as a task of the loop: masked language model plus next sentence prediction."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config, Phase
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.dataset import PreparedDataset
 from bert_jax.data.masking import shuffle_visible_tokens
+from bert_jax.data.tokenizer import WORD_START, Tokenizer
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.losses import Term, accuracy, cross_entropy
@@ -112,6 +115,28 @@ class Pretraining(PretrainingObjective):
 
         return {"eval": plain, "eval_shuffled": shuffled} if final else {"eval": plain}
 
+    def examples(self, structure: nnx.GraphDef, params: Any, count: int = 8) -> list[dict[str, Any]]:
+        """What the model makes of the first held-out sequences, as JSON; all processes must call it.
+
+        Returns:
+            At most `count` of `{"sentences": [A, B], "next_sentence": …}`, none if no text is held out.
+            A sentence is a list of tokens: `text` as the model sees it, with a space before it where it
+            starts a word, and if it is to be predicted `fate` (masked, replaced or kept), `truth`, `guess`
+            and the guess's `probability`. `next_sentence` is None without B, else `truth`, whether B
+            follows, and the `probability` that the model gives to that.
+        """
+        evaluations = self.evaluations(final=False)
+        if not evaluations:
+            return []
+        rows = np.arange(min(count, self._config.data.global_batch_size))
+        batch = next(iter(evaluations["eval"](rows)))
+        guesses = jax.device_get(_guesses(structure, params, batch))
+        used = np.arange(batch["cls_positions"].shape[1]) < batch["sequence_ids"].max(axis=1, keepdims=True)
+        return [
+            _example(self._dataset.tokenizer, batch, row, slot, *guesses)
+            for row, slot in np.argwhere(used)[:count].tolist()
+        ]
+
 
 def _terms(masked_lm_logits: jax.Array, next_sentence_logits: jax.Array, batch: Batch) -> dict[str, Term]:
     masked_lm = masked_lm_logits, batch["masked_lm_ids"], batch["masked_lm_weights"]
@@ -122,3 +147,55 @@ def _terms(masked_lm_logits: jax.Array, next_sentence_logits: jax.Array, batch: 
         "mlm_accuracy": accuracy(*masked_lm),
         "nsp_accuracy": accuracy(*next_sentence),
     }
+
+
+@functools.partial(jax.jit, static_argnums=0, out_shardings=P())  # on every process, wherever parameters lie
+def _guesses(structure: nnx.GraphDef, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best token for each target and its probability [B, M], the probability that B follows [B, S]."""
+    masked_lm_logits, next_sentence_logits = nnx.merge(structure, params)(batch)
+    probabilities = jax.nn.softmax(masked_lm_logits)
+    follows = jax.nn.softmax(next_sentence_logits)[..., 0]
+    return jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1), follows
+
+
+def _example(
+    tokenizer: Tokenizer,
+    batch: dict[str, np.ndarray],
+    row: int,
+    slot: int,
+    guesses: np.ndarray,
+    probabilities: np.ndarray,
+    follows: np.ndarray,
+) -> dict[str, Any]:
+    """One sequence, as `Pretraining.examples` returns it."""
+
+    def text(token: int) -> str:
+        piece = tokenizer.piece(token)
+        bare = piece.removeprefix(WORD_START).removeprefix("##") or piece
+        return f" {bare}" if tokenizer.word_starts[token] else bare
+
+    ids, segments = batch["input_ids"][row].tolist(), batch["token_type_ids"][row].tolist()
+    used = np.flatnonzero(batch["masked_lm_weights"][row])
+    target_at = dict(zip(batch["masked_lm_positions"][row, used].tolist(), used.tolist(), strict=True))
+    sentences: list[list[dict[str, Any]]] = [[], []]
+    for position in np.flatnonzero(batch["sequence_ids"][row] == slot + 1).tolist():
+        shown = ids[position]
+        if shown in (tokenizer.cls_id, tokenizer.sep_id):
+            continue
+        token: dict[str, Any] = {"text": text(shown)}
+        if (target := target_at.get(position)) is not None:
+            truth = int(batch["masked_lm_ids"][row, target])
+            token |= {
+                "fate": "masked" if shown == tokenizer.mask_id else "kept" if shown == truth else "replaced",
+                "truth": text(truth),
+                "guess": text(int(guesses[row, target])),
+                "probability": round(float(probabilities[row, target]), 4),
+            }
+        sentences[segments[position]].append(token)
+    next_sentence = None
+    if batch["next_sentence_weights"][row, slot]:
+        next_sentence = {
+            "truth": not batch["next_sentence_labels"][row, slot],
+            "probability": round(float(follows[row, slot]), 4),
+        }
+    return {"sentences": [s for s in sentences if s], "next_sentence": next_sentence}

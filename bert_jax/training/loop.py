@@ -21,6 +21,7 @@ from bert_jax.training.checkpoint import Checkpoints, open_checkpoint, params_di
 from bert_jax.training.mesh import check_batch, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.report import record_start, write_examples, write_report
 from bert_jax.training.workdir import open_workdir, versions
 
 FINISHED, INTERRUPTED, START_AGAIN = 0, 130, 75  # exit codes: done; Ctrl-C; SIGTERM (sysexits' EX_TEMPFAIL)
@@ -54,6 +55,10 @@ class Task(step_lib.Task, Protocol):
         """Held-out batches by the prefix of their metrics; `final` after the last step."""
         ...
 
+    def examples(self, structure: nnx.GraphDef, params: Any) -> list[dict[str, Any]]:
+        """What the model makes of some held-out text, for the report; computed by all processes."""
+        ...
+
 
 def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the start, to the last step of the last phase.
@@ -78,6 +83,7 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
             return FINISHED
         finally:
             run.close()
+            write_report(workdir)
 
 
 class StopRequest:
@@ -116,7 +122,7 @@ class Run:
         self.rows = process_rows(mesh, config.data.global_batch_size)
         self.schedule = make_schedule(config.optimizer, self.last_step)
         optimizer = make_optimizer(config.optimizer, self.schedule)
-        structure, abstract_params = step_lib.abstract_model(self._build)
+        self.structure, abstract_params = step_lib.abstract_model(self._build)
         self.abstract = step_lib.abstract_state(abstract_params, optimizer, mesh)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", task.files, config.train.keep_last, config.train.keep_every
@@ -127,17 +133,18 @@ class Run:
         self.recorder = Recorder(
             self.file, config.train.log_every, first_step, self.last_step, self.schedule, meta.get("window")
         )
+        devices = f"{mesh.size} × {mesh.devices.flat[0].device_kind}"
+        record_start(workdir, first_step, devices)
         tokens = config.data.global_batch_size * config.data.max_seq_length
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params))
         log.info(
-            "training %s parameters on %d × %s to step %d, %s tokens a step; everything is kept in %s",
-            f"{parameters:,}", mesh.size, mesh.devices.flat[0].device_kind, self.last_step, f"{tokens:,}",
-            workdir,
+            "training %s parameters on %s to step %d, %s tokens a step; everything is kept in %s",
+            f"{parameters:,}", devices, self.last_step, f"{tokens:,}", workdir,
         )  # fmt: skip
         self._train_step = step_lib.make_train_step(
-            structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
+            self.structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
         )
-        self._evaluation_step = step_lib.make_evaluation_step(structure, task)
+        self._evaluation_step = step_lib.make_evaluation_step(self.structure, task)
         self.key = jax.random.key(
             config.train.seed, impl={"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
         )
@@ -194,6 +201,7 @@ class Run:
                     self.evaluate(step, last)
                 if save:
                     self.save()
+                write_report(self.workdir)
                 self.recorder.start_clock()
         if self.stop.requested:
             self.recorder.flush()
@@ -231,6 +239,7 @@ class Run:
             row |= {f"{prefix}_{name}": mean for name, mean in means.items()}
         self.file.write(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
+        write_examples(self.workdir, self.task.examples(self.structure, self.state.params))
 
     def save(self) -> None:
         """Starts to save the state, unless this step is saved already."""

@@ -29,7 +29,7 @@ class MetricsFile:
 
     def __init__(self, workdir: epath.Path, resumed_at: int):
         self._path = path = workdir / "metrics.jsonl"
-        rows = [row for row in _read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
+        rows = [row for row in read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
         text = "".join(json.dumps(row) + "\n" for row in rows) if resumed_at else ""
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text)
@@ -49,7 +49,8 @@ class MetricsFile:
         self._events.close()
 
 
-def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    """The rows of a `.jsonl` file, none if there is none."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -2,15 +2,19 @@
 
 import html
 import json
+import logging
 import math
 import pathlib
 import string
 import time
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
-from bert_jax.training.metrics import _read_rows
+from bert_jax.training.metrics import read_rows
+
+log = logging.getLogger("bert_jax")
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 MOST_POINTS = 400  # of a line; more would not be seen
@@ -82,23 +86,48 @@ CHARTS = (
 )
 
 
+def record_start(workdir: epath.Path, step: int, devices: str) -> None:
+    """Notes in `starts.jsonl` that the run starts or goes on at `step`, and on what."""
+    file = workdir / "starts.jsonl"
+    starts = [*read_rows(file), {"step": step, "devices": devices, "time": round(time.time(), 3)}]
+    _write(file, "".join(json.dumps(start) + "\n" for start in starts))
+
+
+def write_examples(workdir: epath.Path, examples: list[dict[str, Any]]) -> None:
+    """Keeps what `Task.examples` returned in `examples.json`, for this and later reports."""
+    _write(workdir / "examples.json", json.dumps(examples))
+
+
 def write_report(workdir: epath.Path) -> None:
     """Writes `report.html` from `config.json`, `metrics.jsonl`, `starts.jsonl` and `examples.json`.
 
-    Of these only the first must be there. An older report is replaced at once, never half.
+    Of these only the first must be there. Only the first process writes.
     """
     run = json.loads((workdir / "config.json").read_text())
-    rows = _read_rows(workdir / "metrics.jsonl")
-    starts = _read_rows(workdir / "starts.jsonl")
+    rows = read_rows(workdir / "metrics.jsonl")
+    starts = read_rows(workdir / "starts.jsonl")
     file = workdir / "examples.json"
     examples = json.loads(file.read_text()) if file.exists() else []
-    temporary = workdir / "report.html.tmp"
-    temporary.write_text(_page(workdir.name, run, rows, starts, examples))
-    temporary.replace(workdir / "report.html")
+    _write(workdir / "report.html", _page(workdir.name, run, rows, starts, examples))
+
+
+def _write(file: epath.Path, text: str) -> None:
+    """Replaces a file at once, never half, from the first process; a run does not end for want of it."""
+    if jax.process_index():
+        return
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        log.warning("%s could not be written: %s", file, error.strerror)
 
 
 def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict], examples: list[dict]) -> str:
-    config, last = run["config"], _last_values(rows)
+    config = run["config"]
+    if config["data"]["second_objective"] == "none":  # its metrics are zeros
+        rows = [{key: value for key, value in row.items() if "nsp" not in key} for row in rows]
+    last = {key: value for row in rows for key, value in row.items()}  # of everything ever measured
     step, total = int(last.get("step", 0)), config["train"]["num_steps"]
     resumed = sorted({start["step"] for start in starts if 0 < start["step"] < total})
     charts = [markup for chart in CHARTS if (markup := _chart(chart, rows, resumed))]
@@ -106,28 +135,23 @@ def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict],
     status = f"<b>{'Finished' if finished else 'Under way'}</b> · step {step:,} of {total:,}"
     if "time" in last:
         status += time.strftime(" · %d %b %Y, %H:%M UTC", time.gmtime(last["time"]))
+    if starts:
+        status += f" · on {html.escape(starts[-1]['devices'])}"
     if resumed:
         status += f" · resumed at step {', '.join(f'{s:,}' for s in resumed)}"
-    caption = "Colours mean the same in all charts." if charts else "Nothing has been measured yet."
-    if resumed:
-        caption += " Dotted vertical lines: the run was resumed."
+    caption = "Dotted vertical lines: the run was resumed." if resumed else ""
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         subtitle=html.escape(_subtitle(config)),
         refresh="" if finished else f'<meta http-equiv="refresh" content="{REFRESH}">',
         status=status,
         progress=f"{100 * min(1.0, step / total):.1f}",
-        tiles="\n".join(_tiles(last)),
-        caption=caption,
+        tiles=_tiles(last),
+        caption=caption if charts else "Nothing has been measured yet.",
         charts="\n".join(charts),
         examples=_examples(examples),
         configuration=_configuration(run, last.get("params_digest")),
     )
-
-
-def _last_values(rows: list[dict]) -> dict[str, Any]:
-    """The last value of everything that was ever measured."""
-    return {key: value for row in rows for key, value in row.items()}
 
 
 def _subtitle(config: dict[str, Any]) -> str:
@@ -139,31 +163,33 @@ def _subtitle(config: dict[str, Any]) -> str:
     )
 
 
-def _tiles(last: dict[str, Any]) -> list[str]:
+def _tiles(last: dict[str, Any]) -> str:
     """The headline numbers, as far as they are known."""
-
-    def tile(name: str, key: str, note: str, percent: bool = False) -> str:
-        value = _number(last[key], percent) if key in last else "–"
-        return f'<div class="tile"><small>{name}</small><b>{value}</b><small>{note}</small></div>'
-
-    def also(name: str, key: str) -> str:
-        return f"{name} {_number(last[key], percent=True)}" if key in last else ""
-
-    gain, note = {}, "nats better than unigram"
+    note = "nats better than unigram"
     if "eval_mask_token_loss" in last:
-        gain["gain"] = last["eval_unigram_loss"] - last["eval_mask_token_loss"]
+        last = last | {"gain": last["eval_unigram_loss"] - last["eval_mask_token_loss"]}
     if "eval_shuffled_mask_token_loss" in last:
         lost = last["eval_shuffled_mask_token_loss"] - last["eval_mask_token_loss"]
         note += f"; {_number(lost)} are lost when the words are shuffled"
-    last = {**last, **gain}
-    return [
-        tile("Held-out loss at [MASK]", "eval_mask_token_loss", "nats per token"),
-        tile("Unigram loss", "eval_unigram_loss", "nats: knows frequencies, sees no context"),
-        tile("Gain", "gain", note),
-        tile("MLM accuracy", "eval_mlm_accuracy", f"held-out; {also('training', 'mlm_accuracy')}", True),
-        tile("NSP accuracy", "eval_nsp_accuracy", f"held-out; {also('training', 'nsp_accuracy')}", True),
-        tile("Tokens per second", "tokens_per_second", "without padding"),
-    ]
+
+    def tile(name: str, key: str, note: str, percent: bool = False) -> str:
+        if key not in last:
+            return ""
+        number = _number(last[key], percent)
+        if (training := key.removeprefix("eval_")) != key and training in last:
+            note += f"; training {_number(last[training], percent)}"
+        return f'<div class="tile"><small>{name}</small><b>{number}</b><small>{note}</small></div>'
+
+    return "".join(
+        [
+            tile("Held-out loss at [MASK]", "eval_mask_token_loss", "nats per token"),
+            tile("Unigram loss", "eval_unigram_loss", "nats: knows frequencies, sees no context"),
+            tile("Gain", "gain", note),
+            tile("MLM accuracy", "eval_mlm_accuracy", "held-out", percent=True),
+            tile("NSP accuracy", "eval_nsp_accuracy", "held-out", percent=True),
+            tile("Tokens per second", "tokens_per_second", "padding not counted"),
+        ]
+    )
 
 
 def _chart(chart: Chart, rows: list[dict], resumed: list[int]) -> str:
@@ -187,11 +213,12 @@ def _chart(chart: Chart, rows: list[dict], resumed: list[int]) -> str:
     for line, points in lines:
         places = [f"{x(step)} {y(value)}" for step, value in points]
         drawn.append(f'<path class="{_style(line)}" d="M{"L".join(places)}"/>')
-        if line.colour in (HELD_OUT, AT_MASK) and len(points) <= MOST_DOTS:
+        if str(line.value).startswith("eval_") and len(points) <= MOST_DOTS:
             dots = "".join(f"M{place}h0" for place in places)  # a line without length is a round dot
             drawn.append(f'<path class="{_style(line)} dots" d="{dots}"/>')
     legend = [
-        f'<span><i class="{_style(line)}"></i>{line.name} <b>{_number(points[-1][1], chart.percent)}</b></span>'
+        f'<span><i class="{_style(line)}"></i>{line.name} '
+        f"<b>{_number(points[-1][1], chart.percent)}</b></span>"
         for line, points in lines
     ]
     labels = [f'<span class="y" style="top:{y(t)}%">{_short(t, chart.percent)}</span>' for t in ticks]
@@ -253,66 +280,83 @@ def _short(value: float, percent: bool = False) -> str:
 
 
 def _number(value: float, percent: bool = False) -> str:
-    """A number to read: 4 digits."""
+    """A number to read."""
     if percent:
         return f"{value:.1%}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.3g}"
 
 
 def _examples(examples: list[dict]) -> str:
     if not examples:
         return ""
-    predicted = [
+    masked = [
         token
         for example in examples
         for sentence in example["sentences"]
         for token in sentence
-        if "truth" in token
+        if token.get("fate") == "masked"
     ]
-    right = sum(token["guess"] == token["truth"] for token in predicted)
+    right = sum(token["guess"] == token["truth"] for token in masked)
+    key = "".join(
+        f"<span>{sample} {meaning}</span>"
+        for sample, meaning in (
+            (_chip("word", 0.8, None), "right, and the model's probability"),
+            (_chip("guess", 0.2, "word"), "wrong, and the truth"),
+            ('<span class="t masked">line</span>', "the model sees [MASK]"),
+            ('<span class="t replaced">dots</span>', "it sees a random token"),
+            ('<span class="t kept">dashes</span>', "it sees the truth"),
+        )
+    )
     return (
         "<section><h2>What the model says of held-out text</h2>"
-        f'<p class="soft">{right} of {len(predicted)} hidden tokens guessed right. This section quotes the '
-        "corpus.</p>"
-        '<p class="key"><span class="t right">word<small> 80%</small></span> right, with the model\'s '
-        'probability; the fuller the colour, the surer &ensp; <span class="t wrong"><s>guess</s><small> 20%'
-        "</small> word</span> wrong, and what was there &ensp; underlined: shown as [MASK]; dotted: a random "
-        "token shown in its place; dashed: shown as it is</p>"
-        f'<div class="examples">{"".join(map(_example, examples))}</div></section>'
+        f'<p class="soft">{right} of {len(masked)} [MASK] guessed right. This section quotes the corpus.</p>'
+        f'<p class="key">{key}</p><div class="examples">{"".join(map(_example, examples))}</div></section>'
     )
 
 
 def _example(example: dict[str, Any]) -> str:
     paragraphs = [
-        f'<p><span class="name">{name}</span>{"".join(map(_token, sentence)).strip()}</p>'
+        f'<p><span class="name">{name}</span>{"".join(map(_token, sentence))}</p>'
         for name, sentence in zip("AB", example["sentences"], strict=False)
     ]
-    if (follows := example.get("next_sentence")) is not None:
-        right = (follows["probability"] > 0.5) == follows["truth"]
-        said = "B follows A" if follows["probability"] > 0.5 else "B is from elsewhere"
-        surest = max(follows["probability"], 1 - follows["probability"])
-        paragraphs.append(
-            f'<p><span class="name">A→B</span><span class="t {"right" if right else "wrong"}" '
-            f'style="--p:{surest:.2f}">{said}<small> {surest:.0%}</small></span></p>'
-        )
+    if (follows := example["next_sentence"]) is not None:
+        said, probability = follows["probability"] > 0.5, follows["probability"]
+        names = {True: "B follows A", False: "B is from elsewhere"}
+        truth = None if said == follows["truth"] else names[follows["truth"]]
+        chip = _chip(names[said], max(probability, 1 - probability), truth)
+        paragraphs.append(f'<p><span class="name">A, B</span>{chip}</p>')
     return f'<div class="example">{"".join(paragraphs)}</div>'
 
 
 def _token(token: dict[str, Any]) -> str:
-    """A token in the running text; a leading space starts a word."""
+    """A token in the running text; one that starts a word begins with a space."""
     if "truth" not in token:
         return html.escape(token["text"])
-    truth, guess, right = token["truth"], token["guess"], token["guess"] == token["truth"]
-    shown = html.escape(guess.strip())
-    if guess[:1].isspace() != truth[:1].isspace():  # as the vocabularies of BERT and SentencePiece write it
-        shown = f"▁{shown}" if guess[:1].isspace() else f"##{shown}"
-    probability = f"<small> {token['probability']:.0%}</small>"
-    inside = f"{shown}{probability}" if right else f"<s>{shown}</s>{probability} {html.escape(truth.strip())}"
-    space = " " if truth[:1].isspace() else ""
-    seen = html.escape(f"shown: {token['text'].strip()}")
+    guess, truth = token["guess"].strip(), token["truth"].strip()
+    starts_word, should = token["guess"].startswith(" "), token["truth"].startswith(" ")
+    if starts_word != should and guess.isalnum():  # said as SentencePiece and WordPiece write it
+        guess = f"▁{guess}" if starts_word else f"##{guess}"
+    chip = _chip(
+        guess,
+        token["probability"],
+        None if token["guess"] == token["truth"] else truth,
+        token["fate"],
+        f"the model sees {token['text'].strip()}",
+    )
+    return " " * should + chip
+
+
+def _chip(guess: str, probability: float, truth: str | None, fate: str = "", title: str = "") -> str:
+    """What the model says in the colour of right or wrong, the fuller the surer; `truth` if it is wrong."""
+    guess = html.escape(guess)
+    text = f"{guess}<small> {probability:.0%}</small>"
+    if truth is not None:
+        text = f"<s>{guess}</s><small> {probability:.0%}</small> {html.escape(truth)}"
     return (
-        f'{space}<span class="t {"right" if right else "wrong"} {html.escape(token["fate"])}" '
-        f'style="--p:{token["probability"]:.2f}" title="{seen}">{inside}</span>'
+        f'<span class="t {"right" if truth is None else "wrong"} {html.escape(fate)}" '
+        f'style="--p:{probability:.2f}" title="{html.escape(title)}">{text}</span>'
     )
 
 
