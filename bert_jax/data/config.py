@@ -19,6 +19,7 @@ class DataConfig:
     # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | tfds:NAME[:SPLIT[:FEATURE]]
     source: str = "corpus:"
     text_field: str = "text"  # of JSONL records
+    invalid_utf8: str = "error"  # error | skip: leave out the broken line or record, and count it in the log
     language: str = "en"  # of the sentence splitter
     # unigram | bpe (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased | sentencepiece:FILE.model
     tokenizer: str = "unigram"
@@ -45,6 +46,7 @@ class DataConfig:
         kind = self.tokenizer.split(":", 1)[0]
         _require(kind in ("unigram", "bpe", "wordpiece", "sentencepiece"), self, "tokenizer",
                  "use unigram, bpe, wordpiece:VOCAB.txt or sentencepiece:FILE.model")  # fmt: skip
+        _require(self.invalid_utf8 in ("error", "skip"), self, "invalid_utf8", "use error or skip")
         _require(self.max_seq_length >= 8, self, "max_seq_length", "use at least 8")
         _require(self.global_batch_size >= 1, self, "global_batch_size", "use at least 1")
         _require(self.max_sequences_per_row >= 1, self, "max_sequences_per_row", "1 means one sequence a row")

@@ -45,6 +45,7 @@ TOKENIZER = "tokenizer"
 SETTINGS = (
     "source",
     "text_field",
+    "invalid_utf8",
     "language",
     "tokenizer",
     "lowercase",

@@ -105,8 +105,8 @@ class DocumentEncoder:
     language: str
     held_out_fraction: float
 
-    def __call__(self, chunk: Chunk) -> tuple[dict[str, EncodedDocuments], int, int]:
-        """Returns the documents by split, bytes of text, and bytes of the source's files that were read."""
+    def __call__(self, chunk: Chunk) -> tuple[dict[str, EncodedDocuments], int, int, int]:
+        """Returns the documents by split, bytes of text, bytes of the source's files read, lines skipped."""
         sentences: list[str] = []
         ends, splits, text_bytes = [0], [], 0
         for paragraphs in chunk.documents():
@@ -125,7 +125,7 @@ class DocumentEncoder:
                 if split not in parts:
                     parts[split] = EncodedDocuments(np.zeros(self.tokenizer.vocab_size, np.int64))
                 parts[split].add(ids[token_ends[number] : token_ends[number + 1]], sentence_lengths)
-        return parts, text_bytes, chunk.read_bytes
+        return parts, text_bytes, chunk.read_bytes, chunk.skipped
 
 
 def split_of(text: bytes, held_out_fraction: float) -> str:
@@ -241,7 +241,7 @@ def write_documents(
     """
     encoder = DocumentEncoder(tokenizer, data.language, data.held_out_fraction)
     chunks = itertools.chain.from_iterable(source.chunks() for source in sources)
-    text_bytes = 0
+    text_bytes = skipped = 0
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(SplitWriter(directory, split, tokenizer.vocab_size))
@@ -249,19 +249,22 @@ def write_documents(
         }
         bar = stack.enter_context(_progress_bar(sources, progress))
         start, documents = time.perf_counter(), 0
-        for parts, chunk_bytes, read_bytes in workers.map(encoder, chunks):
+        for parts, chunk_bytes, read_bytes, chunk_skipped in workers.map(encoder, chunks):
             for split, part in parts.items():
                 writers[split].add(part)
                 documents += len(part.records)
             text_bytes += chunk_bytes
+            skipped += chunk_skipped
             bar.set_postfix_str(
                 f"{documents / (time.perf_counter() - start):,.0f} documents/s", refresh=False
             )
             bar.update(read_bytes)
+    if skipped:
+        log.warning("%d lines or records are not UTF-8 and were left out (data.invalid_utf8=skip)", skipped)
     if not writers["train"].shard_lengths:
         raise UserError(
             f"data.source={data.source!r} has no text to train on ({documents} documents, "
-            f"data.held_out_fraction={data.held_out_fraction})."
+            f"data.held_out_fraction={data.held_out_fraction}); add text or hold out less."
         )
     _write_tfds_metadata(directory, writers)
     facts = {split: writer.facts() for split, writer in writers.items()}

@@ -318,7 +318,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##
 def test_encoded_documents_hold_every_token_once(paragraphs):
     tokenizer = WordPieceTokenizer(VOCABULARY, True)
     block = TextBlock("", as_text(paragraphs), 0, 1, 0, {})
-    parts, text_bytes, _ = DocumentEncoder(tokenizer, "en", 0.5)(block)
+    parts, text_bytes, *_ = DocumentEncoder(tokenizer, "en", 0.5)(block)
     texts = ["\n".join(document) for document in block.documents()]
     assert text_bytes == sum(len(text.encode()) for text in texts)
     for split in ("train", "heldout"):

@@ -112,6 +112,23 @@ def test_invalid_utf8_is_reported_with_file_and_byte(tmp_path, monkeypatch, pref
         list(read_text(f"text:{path}"))
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 9, 1 << 20])
+def test_invalid_utf8_can_be_skipped_and_counted(tmp_path, monkeypatch, chunk_bytes):
+    """A broken paragraph leaves its document in one piece; a broken record of JSONL moves no line number."""
+    monkeypatch.setattr(files, "CHUNK_BYTES", chunk_bytes)
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfA.\nb\xff\nC.\n\n\xff\n\n" + "Dé.\n".encode())
+    blocks = chunks(f"text:{path}", invalid_utf8="skip")
+    assert [d for block in blocks for d in block.documents()] == [["A.", "C."], ["Dé."]]
+    assert sum(block.skipped for block in blocks) == 2
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n{"body": 1}\n')
+    assert read_jsonl(write(tmp_path / "good.jsonl", path.read_bytes()[:-12]), invalid_utf8="skip") == [
+        ["a"],
+        ["c"],
+    ]
+    with pytest.raises(UserError, match="line 4: no text"):
+        read_jsonl(path, invalid_utf8="skip")
+
+
 def test_jsonl(tmp_path):
     records = [{"text": "a\n\n b "}, {"text": ""}, {"text": "\ud83d\ude00 \ud83d"}, {"text": "c", "x": [1]}]
     path = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, records)))
@@ -144,12 +161,12 @@ def test_jsonl_errors_name_the_line(tmp_path, monkeypatch, line, message, chunk_
 )
 def test_documents_do_not_depend_on_where_chunks_end(tmp_path_factory, parts, chunk_bytes):
     path = write(tmp_path_factory.mktemp("text") / "a.txt", "".join(parts))
-    whole = [block.text() for block in chunks(f"text:{path}")]
+    whole = ["\n".join(block.lines) for block in chunks(f"text:{path}")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "CHUNK_BYTES", chunk_bytes)
         blocks = chunks(f"text:{path}")
         documents = list(read_text(f"text:{path}"))
-    assert "".join(block.text() for block in blocks) == "".join(whole)
+    assert "".join("\n".join(block.lines) for block in blocks) == "".join(whole)
     assert documents == list(read_text(f"text:{path}"))
     assert sum(block.read_bytes for block in blocks) == path.stat().st_size
     assert [block.offset for block in blocks] == [

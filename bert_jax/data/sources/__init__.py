@@ -22,8 +22,9 @@ class Chunk(Protocol):
     """A run of whole documents.
 
     Attributes:
-    read_bytes: bytes of the source's files that were used up (compressed where they are compressed).
-    size: bytes that it holds.
+        read_bytes: bytes of the source's files that were used up (compressed where they are compressed).
+        size: bytes that it holds.
+        skipped: lines or records left out because they are not UTF-8 (data.invalid_utf8=skip).
     """
 
     @property
@@ -31,6 +32,9 @@ class Chunk(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def skipped(self) -> int: ...
 
     def documents(self) -> Iterator[list[str]]:
         """Yields documents, each a list of paragraphs (stripped, not empty).
@@ -45,7 +49,7 @@ class Source(Protocol):
     """Documents of one SPEC of `data.source`.
 
     Attributes:
-                spec: as written in the config.
+        spec: as written in the config.
         paths: its files, in order.
         size: bytes of its files, about the sum of `read_bytes` of its chunks.
     """
@@ -82,12 +86,13 @@ def _open_source(spec: str, data: DataConfig) -> Source:
             "tfds:NAME[:SPLIT[:FEATURE]], or several of them with commas between."
         )
     if kind == "tfds":
-        return TfdsSource(spec, rest)
+        return TfdsSource(spec, rest, data.invalid_utf8)
+    options = {"invalid_utf8": data.invalid_utf8}
     if kind == "jsonl":
-        return FileSource(spec, rest, JsonlBlock, {"text_field": data.text_field})
+        return FileSource(spec, rest, JsonlBlock, options | {"text_field": data.text_field})
     if kind == "corpus" and rest:
         raise UserError(f"data.source={spec!r}: the embedded corpus has no parts; use corpus: alone.")
-    return FileSource(spec, rest or CORPUS_GLOB, TextBlock, {})
+    return FileSource(spec, rest or CORPUS_GLOB, TextBlock, options)
 
 
 def read_text(source: str) -> Iterator[list[str]]:

@@ -1,6 +1,7 @@
 """Text and JSONL files, plain or compressed, local or remote: read once, cut at document boundaries."""
 
 import abc
+import codecs
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -53,19 +54,27 @@ class Block(abc.ABC):
     def size(self) -> int:
         return len(self.data)
 
+    @property
+    def skipped(self) -> int:
+        return self.lines.count(None)
+
     @abc.abstractmethod
     def documents(self) -> Iterator[list[str]]:
         """As `Chunk.documents`."""
 
-    def text(self) -> str:
+    @functools.cached_property
+    def lines(self) -> list[str | None]:
+        """The decoded lines; None for one that is not UTF-8, where data.invalid_utf8=skip."""
         try:
-            return self.data.decode("utf-8-sig" if self.offset == 0 else "utf-8")
+            return [*self.data.decode("utf-8-sig" if self.offset == 0 else "utf-8").split("\n")]
         except UnicodeDecodeError as error:
+            if self.options.get("invalid_utf8") == "skip":
+                return [_decoded(line) for line in self.data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
             # utf-8-sig counts from behind the byte order mark.
             start = len(self.data) - len(error.object) + error.start
             raise UserError(
-                f"{self.path}: byte {self.offset + start} is not valid UTF-8 ({error.reason}); convert "
-                "the file, for example with iconv -f latin1 -t utf-8."
+                f"{self.path}: byte {self.offset + start} is not valid UTF-8 ({error.reason}); convert the "
+                "file, e.g. with iconv -f latin1 -t utf-8, or set data.invalid_utf8=skip."
             ) from None
 
 
@@ -77,8 +86,10 @@ class TextBlock(Block):
     END: ClassVar[re.Pattern] = re.compile(rb"\n[ \t\r\f\v]*\n")
 
     def documents(self) -> Iterator[list[str]]:
-        paragraphs = []
-        for line in self.text().split("\n"):
+        paragraphs: list[str] = []
+        for line in self.lines:
+            if line is None:  # of the document around it, which goes on
+                continue
             if line := line.strip():
                 paragraphs.append(line)
             elif paragraphs:
@@ -95,8 +106,8 @@ class JsonlBlock(Block):
     END: ClassVar[re.Pattern] = re.compile(rb"\n")
 
     def documents(self) -> Iterator[list[str]]:
-        for number, line in enumerate(self.text().split("\n"), self.line):
-            if line.strip():
+        for number, line in enumerate(self.lines, self.line):
+            if line and line.strip():
                 yield paragraphs_of(self._document(line, number))
 
     def _document(self, line: str, number: int) -> str:
@@ -104,7 +115,9 @@ class JsonlBlock(Block):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{self.path}, line {number}: not valid JSON ({error}).") from None
+            raise UserError(
+                f"{self.path}, line {number}: not valid JSON ({error}); plain text is read with text:GLOB."
+            ) from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise UserError(
@@ -113,6 +126,13 @@ class JsonlBlock(Block):
             )
         # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
         return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _decoded(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def paragraphs_of(document: str) -> list[str]:

@@ -1,6 +1,8 @@
 """TFDS text datasets that are prepared on disk, read record by record without TensorFlow."""
 
 import dataclasses
+import difflib
+import functools
 import itertools
 import os
 import re
@@ -21,6 +23,7 @@ class Records:
 
     spec: str
     feature: str
+    invalid_utf8: str
     records: list[bytes]
     read_bytes: int
 
@@ -28,15 +31,29 @@ class Records:
     def size(self) -> int:
         return sum(map(len, self.records))
 
+    @property
+    def skipped(self) -> int:
+        return len(self.records) - len(self._texts)
+
     def documents(self) -> Iterator[list[str]]:
+        return map(paragraphs_of, self._texts)
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
         from tensorflow_datasets.proto import tf_example_pb2  # here, since importing TFDS takes a second
 
+        texts = []
         for record in self.records:
             values = tf_example_pb2.Example.FromString(record).features.feature[self.feature].bytes_list.value
             try:
-                yield paragraphs_of(b"\n".join(values).decode())
+                texts.append(b"\n".join(values).decode())
             except UnicodeDecodeError as error:
-                raise UserError(f"data.source={self.spec!r}: a record is not UTF-8 ({error}).") from None
+                if self.invalid_utf8 != "skip":
+                    raise UserError(
+                        f"data.source={self.spec!r}: a record is not UTF-8 ({error}); build it anew or set "
+                        "data.invalid_utf8=skip."
+                    ) from None
+        return texts
 
 
 class TfdsSource:
@@ -50,7 +67,7 @@ class TfdsSource:
         UserError: if the split or the feature does not exist.
     """
 
-    def __init__(self, spec: str, rest: str):
+    def __init__(self, spec: str, rest: str, invalid_utf8: str):
         # Colons also stand inside train[10%:], before a version number and in gs://.
         name, *options = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", rest)
         split, feature, *extra = [*options, "", ""][: max(2, len(options))]
@@ -58,6 +75,7 @@ class TfdsSource:
             raise UserError(f"data.source={spec!r} has too many parts: use tfds:NAME[:SPLIT[:FEATURE]].")
         info = _builder(spec, name).info
         self.spec, self._split, self._name = spec, split or "train", info.full_name
+        self._invalid_utf8 = invalid_utf8
         self._feature = _text_feature(spec, info.features, feature)
         self._format = info.file_format.value
         if self._format not in ("array_record", "tfrecord"):
@@ -78,14 +96,15 @@ class TfdsSource:
     def fingerprint(self, digests: Digests) -> list[Any]:  # noqa: ARG002
         """Name, version and shape: TFDS promises that the same version is the same data."""
         files = [[os.path.basename(file.filename), file.skip, file.take] for file in self._files]
-        return ["tfds", self._name, self._split, self._feature, files, self._sizes]
+        return ["tfds", self._name, self._split, self._feature, self._invalid_utf8, files, self._sizes]
 
     def chunks(self) -> Iterator[Records]:
         batches = {"array_record": _array_record_batches, "tfrecord": _tfrecord_batches}[self._format]
         for file, size in zip(self._files, self._sizes, strict=True):
             batch_size = max(1, CHUNK_BYTES * file.take // max(1, size))
             for records in batches(file, batch_size):
-                yield Records(self.spec, self._feature, records, size * len(records) // file.take)
+                read_bytes = size * len(records) // file.take
+                yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
 
 
 def _builder(spec: str, name: str):
@@ -93,17 +112,20 @@ def _builder(spec: str, name: str):
 
     if (epath.Path(os.path.expanduser(name)) / "dataset_info.json").exists():
         return tfds.builder_from_directory(os.path.expanduser(name))
-    size = ""
+    hint = ""
     try:
         builder = tfds.builder(name)
         if builder.is_prepared():
             return builder
         if builder.info.download_size or builder.info.dataset_size:
-            size = f", {builder.info.download_size} to download and {builder.info.dataset_size} on disk"
+            hint = f", {builder.info.download_size} to download and {builder.info.dataset_size} on disk"
     except (tfds.core.registered.DatasetNotFoundError, ImportError):
-        pass  # TFDS only knows datasets whose own requirements are installed
+        # TFDS only knows datasets whose own requirements are installed, so this one may well exist.
+        known = tfds.list_builders(with_community_datasets=False)
+        if near := difflib.get_close_matches(name.split("/")[0], known):
+            hint = f"; did you mean {' or '.join(near)}?"
     raise MissingInput(
-        f"data.source={spec!r}: this dataset is not prepared on this machine{size} (looked in "
+        f"data.source={spec!r}: this dataset is not prepared on this machine{hint} (looked in "
         f"{tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR if it is elsewhere). TFDS gets it with: "
         f"tfds build {name} --file_format=array_record (for this step many datasets need "
         "pip install tensorflow apache-beam). Or train on your own text: data.source=text:GLOB."
