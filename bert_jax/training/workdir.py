@@ -34,8 +34,8 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
     file = workdir / "config.json"
     if file.exists():
         try:
-            known = json.loads(file.read_text())["identity"]
-        except (ValueError, KeyError):
+            known = dict(json.loads(file.read_text())["identity"])
+        except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{file} is not a run's config.json; give another --workdir or move it away."
             ) from None
@@ -52,6 +52,7 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
 
 
 def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
+    known = Config().identity() | known  # a version that did not have a key did what its default does
     differing = [
         f"{key} is {known.get(key)!r} there and {asked.get(key)!r} here"
         for key in sorted(known.keys() | asked.keys())

@@ -1,0 +1,234 @@
+"""The pretrain command as a process of its own: it ends, stops, dies and goes on."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+# With a constant rate, runs of any length have the same update step, which is compiled once for all tests.
+CONFIG = """
+from bert_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.model.update(
+        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=200,
+        max_position_embeddings=32, attention_dropout=0.1,
+    )
+    config.data.update(
+        source={source!r}, held_out_fraction=0.1, global_batch_size=16, max_seq_length=32,
+        max_sequences_per_row=2,
+    )
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=4, schedule="constant")
+    config.train.update(num_steps=12, log_every=3, eval_every=6, eval_batches=2, checkpoint_every=5)
+    return config
+"""
+TIMINGS = {"time", "tokens_per_second", "data_wait_fraction"}
+DEADLINE = 300  # seconds for anything that is waited for
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A corpus of made-up words, a config for it, and room for data_dir and workdirs."""
+    folder, rng = tmp_path_factory.mktemp("pretrain"), np.random.default_rng(0)
+    words = ["".join(rng.choice(list("bdfgklmnprst")) + rng.choice(list("aeiou")) for _ in range(n % 4 + 1))
+             for n in range(200)]  # fmt: skip
+
+    def sentence():
+        return " ".join(rng.choice(words, rng.integers(4, 12))).capitalize() + "."
+
+    documents = [" ".join(sentence() for _ in range(rng.integers(2, 12))) for _ in range(300)]
+    (folder / "corpus.txt").write_text("\n\n".join(documents))
+    (folder / "tiny.py").write_text(CONFIG.format(source=f"text:{folder}/corpus.txt"))
+    return folder
+
+
+class Command:
+    """One pretrain command; it can be given again and again."""
+
+    def __init__(self, folder: pathlib.Path, name: str, *overrides: str):
+        self.workdir, self.log = folder / name, folder / f"{name}.log"
+        self._words = [
+            *(sys.executable, "-m", "bert_jax.pretrain", f"--config={folder}/tiny.py"),
+            *(f"--workdir={self.workdir}", f"--data_dir={folder}/data_dir"),
+            *(f"--config.{override}" for override in overrides),
+        ]
+
+    def start(self) -> subprocess.Popen:
+        with self.log.open("w") as log:
+            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+            return subprocess.Popen(self._words, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def run(self) -> tuple[int, str]:
+        """Exit code and output."""
+        code = self.start().wait(DEADLINE)
+        return code, self.log.read_text()
+
+    def interrupt(self, number: int, when) -> tuple[int, str]:
+        """Sends a signal as soon as `when()`."""
+        process = self.start()
+        deadline = time.monotonic() + DEADLINE
+        while not when():
+            assert process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+        process.send_signal(number)
+        return process.wait(DEADLINE), self.log.read_text()
+
+    def rows(self) -> list[dict]:
+        return [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+
+    def rows_without_timings(self) -> list[dict]:
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in self.rows()]
+
+    def last_step_logged(self) -> int:
+        steps = re.findall(r"^step (\d+)/", self.log.read_text(), re.MULTILINE)
+        return int(steps[-1]) if steps else 0
+
+    def checkpoints(self, finished: bool) -> list[str]:
+        """Names of the folders of finished or of unfinished saves."""
+        folders = (self.workdir / "checkpoints").glob("*")
+        return [path.name for path in folders if (path / "checksums.json").exists() == finished]
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A run from the first to the last step: the command and its output."""
+    command = Command(folder, "finished")
+    code, output = command.run()
+    assert code == 0, output
+    return command, output
+
+
+def test_what_a_run_leaves(finished):
+    command, output = finished
+    rows = command.rows()
+    assert [row["step"] for row in rows] == [3, 6, 6, 9, 12, 12, 12]
+    assert rows[0].keys() == TIMINGS | {
+        *("step", "loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"),
+        *("grad_norm", "learning_rate", "padding_fraction"),
+    }
+    held_out = {
+        *("eval_loss", "eval_mlm_loss", "eval_nsp_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"),
+        *("eval_mask_token_loss", "eval_unigram_loss"),
+    }
+    assert rows[2].keys() == {"step"} | held_out
+    shuffled = {name.replace("eval_", "eval_shuffled_") for name in held_out}
+    assert rows[5].keys() == {"step"} | held_out | shuffled
+    assert rows[6].keys() == {"step", "params_digest"}
+    assert rows[0]["learning_rate"] == pytest.approx(1e-2 * 2 / 4)  # of the third step
+    assert rows[4]["learning_rate"] == pytest.approx(1e-2)
+    assert 0 < rows[0]["padding_fraction"] < 0.5
+    assert 4 < rows[0]["mlm_loss"] < 7  # log(200) = 5.3
+    assert rows[5]["eval_unigram_loss"] == rows[2]["eval_unigram_loss"]
+
+    assert sorted(command.checkpoints(finished=True)) == ["10", "12", "5"]
+    assert command.checkpoints(finished=False) == []
+    saved = json.loads((command.workdir / "config.json").read_text())
+    assert saved["config"]["train"]["num_steps"] == 12
+    assert saved["versions"].keys() >= {"bert_jax", "jax", "flax", "optax"}
+    assert (command.workdir / "checkpoints/12/tokenizer").is_dir()
+    assert "started at step 0 with random weights (seed 0)" in output
+    assert output.splitlines()[-1].endswith(f"params_digest {rows[6]['params_digest']}")
+
+
+def test_finished_run_stays_as_it_is_whatever_run_time_keys_say(finished, folder):
+    command, _ = finished
+    before = (command.workdir / "metrics.jsonl").read_bytes()
+    code, output = Command(folder, "finished", "train.log_every=1", "data.input_workers=4").run()
+    assert code == 0, output
+    assert "resumed at step 12 of 12" in output
+    assert command.last_step_logged() == 0
+    assert (command.workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_workdir_of_another_run_is_refused(finished, folder):
+    code, output = Command(folder, "finished", "optimizer.learning_rate=2e-3", "train.seed=5").run()
+    assert code == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert f"--workdir={finished[0].workdir} holds another run" in line
+    assert "optimizer.learning_rate is 0.01 there and 0.002 here" in line
+    assert "train.seed is 0 there and 5 here" in line
+    assert "Traceback" not in output
+
+
+def test_init_from_starts_anew_with_given_weights(finished, folder):
+    """The first step of a warm-up has a rate of 0: after it the weights are still those that were given."""
+    source, _ = finished
+    command = Command(folder, "from", f"init_from={source.workdir}", "train.num_steps=1")
+    code, output = command.run()
+    assert code == 0, output
+    started = f"started at step 0 with the weights of {source.workdir}/checkpoints/12"
+    assert f"{started}; optimizer and schedule are new" in output
+    ours, theirs = command.rows(), source.rows()
+    assert ours[0]["learning_rate"] == 0.0
+    assert ours[1] == theirs[5] | {"step": 1}  # held-out losses
+    assert ours[2] == theirs[6] | {"step": 1}  # params_digest
+
+
+def test_signals_save_and_the_same_command_goes_on(folder):
+    command = Command(folder, "stopped", "train.num_steps=1000000", "train.log_every=1")
+    step = 0
+    for number, name, expected in ((signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "SIGINT", 130)):
+        code, output = command.interrupt(number, lambda: command.last_step_logged() > 2)
+        assert code == expected, output
+        assert f"{name}: saving a checkpoint, then stopping" in output
+        assert "Traceback" not in output
+        if step:
+            assert f"resumed at step {step} of 1000000" in output
+            assert f"\nstep {step + 1}/1000000 " in output
+        step = int(re.search(r"stopped at step (\d+) of 1000000; the same command goes on", output)[1])
+        assert str(step) in command.checkpoints(finished=True)
+        assert command.checkpoints(finished=False) == []
+        assert command.rows()[-1]["step"] == step
+    assert [row["step"] for row in command.rows() if "loss" in row] == list(range(1, step + 1))
+
+
+@pytest.mark.slow
+def test_killed_three_times_is_as_if_never_killed(folder):
+    overrides = (
+        *("train.num_steps=600", "train.checkpoint_every=50", "train.eval_every=150"),
+        "optimizer.schedule=linear",
+    )
+    undisturbed, killed = (Command(folder, name, *overrides) for name in ("undisturbed", "killed"))
+    code, output = undisturbed.run()
+    assert code == 0, output
+
+    resumed_at = 0
+    for observed, during_a_save in ((80, False), (200, True), (400, False)):
+
+        def when(observed=observed, during_a_save=during_a_save):
+            return killed.last_step_logged() > observed and (
+                not during_a_save or any(killed.checkpoints(finished=False))
+            )
+
+        code, output = killed.interrupt(signal.SIGKILL, when)
+        assert code == -signal.SIGKILL
+        if during_a_save:
+            assert len(killed.checkpoints(finished=False)) == 1
+        assert_went_on_from(output, resumed_at)
+        resumed_at = max(map(int, killed.checkpoints(finished=True)))
+        assert observed - 50 <= resumed_at < 600
+    code, output = killed.run()
+    assert code == 0, output
+    assert_went_on_from(output, resumed_at)
+
+    assert killed.rows_without_timings() == undisturbed.rows_without_timings()
+    assert "params_digest" in killed.rows()[-1]
+
+
+def assert_went_on_from(output, step):
+    if step:
+        assert f"resumed at step {step} of 600" in output
+    else:
+        assert "started at step 0" in output
+    logged = [int(number) for number in re.findall(r"^step (\d+)/", output, re.MULTILINE)]
+    assert logged[0] == 3 * (step // 3) + 3  # the first multiple of log_every after it: no step is done again
+    assert logged == sorted(logged)

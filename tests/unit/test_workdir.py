@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from bert_jax.config import from_dict
+from bert_jax.errors import UserError
+from bert_jax.training.workdir import open_workdir
+
+CONFIG = from_dict({"train": {"num_steps": 7}, "optimizer": {"learning_rate": 1e-3}})
+
+
+def test_new_run(tmp_path):
+    workdir = open_workdir(tmp_path / "runs/a", CONFIG, "d1")
+    content = json.loads((workdir / "config.json").read_text())
+    assert from_dict(content["config"]) == CONFIG
+    assert content["identity"]["train.num_steps"] == 7
+    assert content["identity"]["data_digest"] == "d1"
+    assert {"bert_jax", "jax", "flax", "optax", "numpy"} <= content["versions"].keys()
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_same_run_with_other_run_time_keys(tmp_path):
+    open_workdir(tmp_path, CONFIG, "d1")
+    before = (tmp_path / "config.json").read_bytes()
+    changed = {"train": {"num_steps": 7, "remat": "full", "keep_last": 9}, "mesh": {"tensor": 2}}
+    open_workdir(tmp_path, from_dict({**changed, "optimizer": {"learning_rate": 1e-3}}), "d1")
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("values", "digest", "difference"),
+    [
+        ({"train": {"num_steps": 8}}, "d1", "train.num_steps is 7 there and 8 here"),
+        ({"train": {"num_steps": 7, "seed": 3}}, "d1", "train.seed is 0 there and 3 here"),
+        ({"train": {"num_steps": 7}, "init_from": "x"}, "d1", "init_from is '' there and 'x' here"),
+        ({"train": {"num_steps": 7}}, "d2", "data_digest is 'd1' there and 'd2' here"),
+    ],
+    ids=str,
+)
+def test_another_run_is_refused_with_what_differs(tmp_path, values, digest, difference):
+    open_workdir(tmp_path, CONFIG, "d1")
+    with pytest.raises(UserError) as error:
+        open_workdir(tmp_path, from_dict({**values, "optimizer": {"learning_rate": 1e-3}}), digest)
+    assert f"--workdir={tmp_path} holds another run: {difference}. Give another" in str(error.value)
+
+
+def test_run_of_a_version_that_did_not_have_a_key(tmp_path):
+    """It did what the default of today does; another value than that is another run."""
+    open_workdir(tmp_path, CONFIG, "d1")
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["identity"]["train.unigram_bias"], content["identity"]["data.masking"]
+    file.write_text(json.dumps(content))
+    open_workdir(tmp_path, CONFIG, "d1")
+    values = {
+        "train": {"num_steps": 7},
+        "optimizer": {"learning_rate": 1e-3},
+        "data": {"masking": "whole_word"},
+    }
+    with pytest.raises(UserError, match=r"data\.masking is 'token' there and 'whole_word' here"):
+        open_workdir(tmp_path, from_dict(values), "d1")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"identity": 3}'])
+def test_some_other_config_json_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is not a run's config\.json"):
+        open_workdir(tmp_path, CONFIG, "d1")
+    assert (tmp_path / "config.json").read_text() == content
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["is a file", "in a file"])
+def test_unwritable_workdir_is_named(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    workdir = file / "run" if below else file
+    with pytest.raises(UserError, match=f"--workdir={workdir} cannot be written"):
+        open_workdir(workdir, CONFIG, "d1")
