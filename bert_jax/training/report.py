@@ -43,17 +43,17 @@ class Chart(NamedTuple):
 COIN = Line("coin toss", 0.5, REFERENCE)
 CHARTS = (
     Chart(
-        "Masked-language-model loss, nats per token",
+        "Masked-LM loss, nats per token",
         (
             Line("training", "mlm_loss", TRAINING),
             Line("held-out", "eval_mlm_loss", HELD_OUT),
-            Line("held-out, at [MASK] only", "eval_mask_token_loss", AT_MASK),
-            Line("unigram, at [MASK] only", "eval_unigram_loss", REFERENCE),
+            Line("held-out, [MASK] only", "eval_mask_token_loss", AT_MASK),
+            Line("unigram, [MASK] only", "eval_unigram_loss", REFERENCE),
         ),
         from_zero=False,
     ),
     Chart(
-        "Masked-language-model accuracy",
+        "Masked-LM accuracy",
         (Line("training", "mlm_accuracy", TRAINING), Line("held-out", "eval_mlm_accuracy", HELD_OUT)),
         percent=True,
     ),
@@ -335,9 +335,9 @@ def _token(token: dict[str, Any]) -> str:
     if "truth" not in token:
         return html.escape(token["text"])
     guess, truth = token["guess"].strip(), token["truth"].strip()
-    starts_word, should = token["guess"].startswith(" "), token["truth"].startswith(" ")
-    if starts_word != should and guess.isalnum():  # said as SentencePiece and WordPiece write it
-        guess = f"▁{guess}" if starts_word else f"##{guess}"
+    starts_word = token["truth"].startswith(" ")
+    if starts_word and not token["guess"].startswith(" ") and guess.isalnum():
+        guess = f"##{guess}"  # goes on with the word before it, said as WordPiece does
     chip = _chip(
         guess,
         token["probability"],
@@ -345,7 +345,7 @@ def _token(token: dict[str, Any]) -> str:
         token["fate"],
         f"the model sees {token['text'].strip()}",
     )
-    return " " * should + chip
+    return " " * starts_word + chip
 
 
 def _chip(guess: str, probability: float, truth: str | None, fate: str = "", title: str = "") -> str:
@@ -374,7 +374,7 @@ def _configuration(run: dict[str, Any], params_digest: str | None) -> str:
 
 def _section(name: str, values: dict[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(str(value))}</code></td></tr>"
+        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(str(value)) or '–'}</code></td></tr>"
         for key, value in values.items()
     )
     summary = f"<summary>{html.escape(name)}<small>{len(values)}</small></summary>"

@@ -1,0 +1,317 @@
+import html.parser
+import json
+import math
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+
+from bert_jax.config import Config
+from bert_jax.model.heads import BertForPreTraining
+from bert_jax.tasks import pretraining
+from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training import report
+from bert_jax.training.mesh import shardings
+from bert_jax.training.report import _points, _short, _ticks, record_start, write_examples, write_report
+from bert_jax.training.step import abstract_model
+from tests.fakes import FakeTokenizer, MemoryStore
+from tests.tiny import CLS, MASK, MODEL, SEP, Sequence, batch_of, mesh_of, random_batch
+
+SCRIPT = "<script>alert('&')</script>"
+TRAINING = {
+    "step": 50, "mlm_loss": 6.5, "nsp_loss": 0.7, "mlm_accuracy": 0.05, "nsp_accuracy": 0.5,
+    "learning_rate": 1e-3, "grad_norm": 2.5, "tokens_per_second": 9142.5, "padding_fraction": 0.09,
+    "data_wait_fraction": 0.03, "time": 0.0,
+}  # fmt: skip
+HELD_OUT = {
+    "step": 100, "eval_mlm_loss": 5.8, "eval_mask_token_loss": 6.32, "eval_unigram_loss": 6.62,
+    "eval_mlm_accuracy": 0.169, "eval_nsp_loss": 0.62, "eval_nsp_accuracy": 0.648,
+    "eval_shuffled_mask_token_loss": 6.59,
+}  # fmt: skip
+EXAMPLE = {
+    "sentences": [
+        [
+            {"text": " a"},
+            {"text": " [MASK]", "fate": "masked", "truth": " sea", "guess": " <s>", "probability": 0.25},
+            {"text": "man", "fate": "kept", "truth": "man", "guess": "man", "probability": 0.9},
+        ],
+        [{"text": f" {SCRIPT}"}],
+    ],
+    "next_sentence": {"truth": False, "probability": 0.7},
+}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    config = Config().to_dict()
+    config["data"]["source"] = f"text:{SCRIPT}"
+    config["train"]["num_steps"] = 200
+    workdir = epath.Path(tmp_path / "run")
+    workdir.mkdir()
+    content = {"config": config, "identity": {"data_digest": "d1ce"}, "versions": {"jax": "0.10.2"}}
+    (workdir / "config.json").write_text(json.dumps(content))
+    return workdir
+
+
+def page_of(workdir, *rows, tail=""):
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+    write_report(workdir)
+    page = (workdir / "report.html").read_text()
+    assert [path.name for path in workdir.glob("*.tmp")] == []
+    Balanced().feed(page)
+    return page
+
+
+class Balanced(html.parser.HTMLParser):
+    """Fails where a page's tags are not closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, _):
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, _):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def text_of(page):
+    """What a person reads, without style and script."""
+    page = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]*>", "", page))
+
+
+def test_a_finished_run(workdir):
+    for step in (0, 70, 200):  # the last: the command was given again after the end
+        record_start(workdir, step, "8 × TPU v4")
+    write_examples(workdir, [EXAMPLE])
+    page = page_of(workdir, TRAINING, HELD_OUT, {"step": 200, "params_digest": "feedbeef"})
+    text = text_of(page)
+    for shown in (
+        "Finished · step 200 of 200 · 01 Jan 1970, 00:00 UTC · on 8 × TPU v4 · resumed at step 70",
+        "Held-out loss at [MASK]6.320nats", "Unigram loss6.620nats",
+        "Gain0.300nats better than unigram; 0.270 are lost when the words are shuffled",
+        "MLM accuracy16.9%held-out; training 5.0%", "NSP accuracy64.8%held-out; training 50.0%",
+        "Tokens per second9,142", "data digestd1ce", "params digestfeedbeef", "jax0.10.2", "mask_rate0.15",
+        "0 of 1 [MASK] guessed right",
+    ):  # fmt: skip
+        assert shown in text, shown
+    titles = re.findall("<figcaption>(.*?),? *(?:nats.*?|before.*?|real.*?)?</figcaption>", page)
+    assert titles == [
+        *("Masked-LM loss", "Masked-LM accuracy", "Next-sentence loss", "Next-sentence accuracy"),
+        *("Learning rate", "Gradient norm", "Throughput", "Waste"),
+    ]
+    assert page.count('class="resumed"') == 8
+    assert "http-equiv" not in page  # nothing more to wait for
+
+
+def test_examples_show_guess_probability_and_truth(workdir):
+    write_examples(workdir, [EXAMPLE])
+    page = page_of(workdir)
+    first, second, judged = re.findall(r'<p><span class="name">.*?</p>', page)
+    assert text_of(first) == "A a <s> 25% seaman 90%"
+    assert 'class="t wrong masked"' in first
+    assert "<s>&lt;s&gt;</s>" in first
+    assert 'class="t right kept"' in first
+    assert text_of(second) == f"B {SCRIPT}"
+    assert text_of(judged) == "A, BB follows A 70% B is from elsewhere"
+    assert "wrong" in judged
+
+
+def test_everything_is_escaped_and_nothing_is_loaded(workdir):
+    record_start(workdir, 0, SCRIPT)
+    write_examples(workdir, [EXAMPLE])
+    page = page_of(workdir, TRAINING, HELD_OUT)
+    assert "<script>alert" not in page
+    assert page.count("<script>") == 1
+    assert text_of(page).count(SCRIPT) == 4  # source twice, devices, sentence
+    assert re.findall(r"//\w|@import|url\(|\bsrc=|\bhref=", page) == []
+
+
+def test_before_anything_is_measured(workdir):
+    write_report(workdir)  # without metrics.jsonl
+    assert (workdir / "report.html").read_text() == page_of(workdir)
+    text = text_of(page_of(workdir))
+    assert "Under way · step 0 of 200" in text
+    assert "Nothing has been measured yet." in text
+
+
+def test_half_written_last_line_and_values_that_are_not_numbers(workdir):
+    nan = {**TRAINING, "step": 100, "mlm_loss": math.nan}
+    page = page_of(workdir, TRAINING, nan, tail='{"step": 150, "mlm')
+    assert page == page_of(workdir, TRAINING, nan)
+    assert "step 100 of 200" in text_of(page)
+    assert 'http-equiv="refresh"' in page
+    assert data_of(page)["lines"][0]["points"] == [[50, 6.5]]
+
+
+def data_of(page):
+    return json.loads(html.unescape(re.findall('data-lines="(.*?)"', page)[0]))
+
+
+def test_lines_are_drawn_where_the_ticks_say(workdir):
+    page = page_of(workdir, *({"step": s, "grad_norm": g} for s, g in ((0, 4.0), (50, 1.0), (200, 0.5))))
+    assert '<path class="s0" d="M0.00 0.00L25.00 75.00L100.00 87.50"/>' in page
+    assert re.findall(r'"y" style="top:([\d.]+)%">(.*?)<', page) == [
+        ("100.00", "0"), ("75.00", "1"), ("50.00", "2"), ("25.00", "3"), ("0.00", "4"),
+    ]  # fmt: skip
+    assert [x for _, x in re.findall(r'"x" style="left:([\d.]+)%">(.*?)<', page)] == [
+        *("0", "50", "100", "150", "200")
+    ]
+
+
+def test_without_next_sentences_nothing_is_said_of_them(workdir):
+    file = workdir / "config.json"
+    file.write_text(file.read_text().replace('"next_sentence"', '"none"'))
+    text = text_of(page_of(workdir, TRAINING, HELD_OUT))
+    assert "Masked-LM accuracy" in text
+    assert not re.search("Next-sentence|NSP", text)
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(workdir, caplog):
+    (workdir / "report.html").mkdir()
+    write_report(workdir)
+    assert "report.html could not be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 0, [0, 1]),
+        (6.3, 6.3, [6, 8]),
+        (5.7, 6.74, [5.5, 5.75, 6, 6.25, 6.5, 6.75]),
+        (0, 1e-4, [0, 2e-5, 4e-5, 6e-5, 8e-5, 1e-4]),
+        (-3, 2, [-3, -2, -1, 0, 1, 2]),
+    ],
+)
+def test_ticks(low, high, expected):
+    assert _ticks(low, high) == pytest.approx(expected)
+
+
+def test_tick_labels():
+    values = (0, 0.25, 2e-5, 500, 1500, 250_000, 2e6)
+    assert [_short(value) for value in values] == ["0", "0.25", "2e-05", "500", "1.5k", "250k", "2M"]
+    assert _short(0.125, percent=True) == "12.5%"
+
+
+def test_long_lines_are_thinned_and_keep_their_peaks():
+    rows = [{"step": step, "grad_norm": 1 + step % 7 / 10} for step in range(10_000)]
+    rows[6543]["grad_norm"], rows[6549]["grad_norm"] = 99.0, -5.0
+    points = _points(report.Line("", "grad_norm", 0), rows, 10_000)
+    assert 200 < len(points) <= report.MOST_POINTS
+    assert points == sorted(points)
+    assert {(6543, 99.0), (6549, -5.0)} <= set(points)
+
+
+class Parrot(nnx.Module):
+    """Says the same whatever it is asked: token 7 with 60%, and that B follows with 80%."""
+
+    def __init__(self):
+        self.tokens = nnx.Param(jnp.log(jnp.full(64, 0.4 / 63).at[7].set(0.6)))
+        self.follows = nnx.Param(jnp.log(jnp.array([0.8, 0.2])))
+
+    def __call__(self, batch):
+        targets, sequences = batch["masked_lm_positions"].shape, batch["cls_positions"].shape
+        return (
+            jnp.broadcast_to(self.tokens[...], (*targets, 64)),
+            jnp.broadcast_to(self.follows[...], (*sequences, 2)),
+        )
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """A task whose held-out rows are `batch`."""
+
+    def make(batch):
+        store = MemoryStore([[5, 5]] * 20, vocab_size=64)
+        store.unigram_counts = np.ones(64)
+        dataset = types.SimpleNamespace(
+            tokenizer=FakeTokenizer(64, word_starts=np.arange(64) % 10 != 9), split=lambda _: store,
+            sha256="", tokenizer_files=dict,
+        )  # fmt: skip
+        task = Pretraining(Config(), dataset)
+        monkeypatch.setattr(task, "evaluations", lambda **_: {"eval": lambda _: iter([batch])})
+        return task
+
+    return make
+
+
+def test_examples_of_a_model(task):
+    pair = Sequence(
+        ids=np.array([CLS, 10, MASK, 19, SEP, 30, 7, SEP]), types=np.array([0, 0, 0, 0, 0, 1, 1, 1]),
+        positions=np.array([2, 3, 5, 6]), targets=np.array([7, 19, 31, 7]), label=1,
+    )  # fmt: skip
+    alone = Sequence(np.array([CLS, MASK, SEP]), np.zeros(3, int), np.array([1]), np.array([29]), 0)
+    batch = batch_of([[pair, alone], [pair]], tokens=16, predictions=6, slots=2)
+    batch["next_sentence_weights"][0, 1] = 0.0
+    structure, params = nnx.split(Parrot())
+    params = nnx.to_pure_dict(params)
+    says = {"guess": " w7", "probability": 0.6}
+    expected = {
+        "sentences": [
+            [
+                {"text": " w10"},
+                {"text": " [MASK]", "fate": "masked", "truth": " w7", **says},
+                {"text": "19", "fate": "kept", "truth": "19", **says},
+            ],
+            [
+                {"text": " w30", "fate": "replaced", "truth": " w31", **says},
+                {"text": " w7", "fate": "kept", "truth": " w7", **says},
+            ],
+        ],
+        "next_sentence": {"truth": False, "probability": 0.8},
+    }
+    with jax.set_mesh(mesh_of()):
+        examples = task(batch).examples(structure, params)
+        compiled = pretraining._guesses._cache_size()
+        first_two = task(batch).examples(nnx.split(Parrot())[0], params, count=2)
+    assert examples == [
+        expected,
+        {
+            "sentences": [[{"text": " [MASK]", "fate": "masked", "truth": "29", **says}]],
+            "next_sentence": None,
+        },
+        expected,
+    ]
+    assert json.loads(json.dumps(examples)) == examples
+    assert first_two == examples[:2]
+    assert pretraining._guesses._cache_size() == compiled
+
+
+def test_examples_are_the_same_on_any_mesh(task):
+    structure, abstract = abstract_model(lambda rngs: BertForPreTraining(MODEL, rngs))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract)
+
+    def on(mesh):
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(params, shardings(mesh, params))
+            return task(random_batch(0, 3)).examples(structure, sharded)
+
+    one, eight = on(mesh_of()), on(mesh_of(data=2, fsdp=2, tensor=2))
+    assert len(one) >= 3
+
+    def probabilities(examples):
+        return [t.pop("probability") for e in examples for s in e["sentences"] for t in s if "truth" in t]
+
+    np.testing.assert_allclose(probabilities(one), probabilities(eight), atol=2e-4)
+    for example in one + eight:
+        example["next_sentence"]["probability"] = round(example["next_sentence"]["probability"], 3)
+    assert one == eight
+
+
+def test_no_examples_without_held_out_text(task, monkeypatch):
+    silent = task({})
+    monkeypatch.setattr(silent, "evaluations", lambda **_: {})
+    assert silent.examples(None, None) == []
