@@ -156,7 +156,7 @@ class Batches:
         tokens = np.concatenate([texts[document][start:stop] for document, start, stop in pieces])
         if len(tokens) != lengths.sum():
             raise UserError(
-                "the documents of the dataset are not as long as its index says; run prepare again."
+                "the dataset's documents are not as long as its index says; delete it, run prepare again."
             )
         return tokens
 

@@ -63,20 +63,33 @@ class DocumentStore:
     Attributes:
         index: sentence lengths and document starts, in the order of the records.
         unigram_counts: int64 [V], how often each token occurs in the split.
+
+    Raises:
+        UserError: if a file is missing, damaged or of another dataset. Records are checked as they are read.
     """
 
-    def __init__(self, directory: epath.Path, split: str, num_shards: int, dtype: np.dtype):
-        self.index = Index.open(directory / split)
-        with (directory / split / UNIGRAM_COUNTS).open("rb") as file:
-            self.unigram_counts = np.load(file)
-        self._dtype = dtype
+    def __init__(self, directory: epath.Path, split: str, facts: dict[str, Any], vocab_size: int):
+        self.index, self._directory = Index.open(directory / split), directory
+        try:
+            with (directory / split / UNIGRAM_COUNTS).open("rb") as file:
+                self.unigram_counts = np.load(file)
+        except (OSError, EOFError, ValueError) as error:
+            raise _damaged(directory, f"{split}/{UNIGRAM_COUNTS} cannot be read ({error})") from error
+        found = {what: getattr(self.index, f"num_{what}") for what in ("documents", "sentences", "tokens")}
+        if not found.items() <= facts.items() or self.unigram_counts.shape != (vocab_size,):
+            raise _damaged(directory, f"{split} does not fit {MANIFEST} and the tokenizer")
+        self._dtype = id_dtype(vocab_size)
         self._paths = [
-            str(directory / SHARD_NAME.format(split=split, shard=shard)) for shard in range(num_shards)
+            str(directory / SHARD_NAME.format(split=split, shard=shard))
+            for shard in range(len(facts["shards"]))
         ]
 
     @functools.cached_property
     def _records(self) -> array_record_data_source.ArrayRecordDataSource:
-        return array_record_data_source.ArrayRecordDataSource(self._paths)
+        records = array_record_data_source.ArrayRecordDataSource(self._paths)
+        if len(records) != self.index.num_documents:
+            raise ValueError(f"{len(records)} records instead of {self.index.num_documents}")
+        return records
 
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
         """Reads documents in one batch.
@@ -86,18 +99,25 @@ class DocumentStore:
 
         Returns:
             Token ids of each: unsigned ints [tokens].
+
+        Raises:
+            UserError: if the files of the records are missing or damaged.
         """
         documents = np.asarray(documents)
         if not len(documents):
             return []
         starts = self.index.token_starts
         lengths = (starts[documents + 1] - starts[documents]).tolist()
-        records = self._records.__getitems__(documents.tolist())
-        # The token ids are the last bytes of a record, so that nothing needs to be parsed.
-        return [
-            np.frombuffer(record, self._dtype, offset=len(record) - length * self._dtype.itemsize)
-            for record, length in zip(records, lengths, strict=True)
-        ]
+        try:
+            records = self._records.__getitems__(documents.tolist())
+            # The token ids are the last bytes of a record, so that nothing needs to be parsed.
+            return [
+                np.frombuffer(record, self._dtype, offset=len(record) - length * self._dtype.itemsize)
+                for record, length in zip(records, lengths, strict=True)
+            ]
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = f" ({error})" if str(error) else ""
+            raise _damaged(self._directory, f"{self._paths[0]}… cannot be read{reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +137,13 @@ class PreparedDataset:
         """Raises UserError if there is no prepared dataset, or one of another format."""
         directory = epath.Path(directory)
         try:
-            manifest = json.loads((directory / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{directory} is not a prepared dataset ({error}); run prepare again.") from error
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{directory} has format {manifest['format']}, not {FORMAT}; run prepare again.")
-        return cls(directory, manifest)
+            dataset = cls(directory, json.loads((directory / MANIFEST).read_text()))
+            used = dataset.manifest["format"], dataset.sha256, dataset.summary()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _damaged(directory, f"{MANIFEST} is not that of a dataset ({error})") from error
+        if used[0] != FORMAT:
+            raise _damaged(directory, f"its format is {used[0]}, not {FORMAT}")
+        return dataset
 
     @property
     def sha256(self) -> str:
@@ -131,7 +152,10 @@ class PreparedDataset:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.directory / TOKENIZER)
+        try:
+            return load_tokenizer(self.directory / TOKENIZER)
+        except UserError as error:
+            raise _damaged(self.directory, str(error).rstrip(".")) from None
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Names (tokenizer/…) and contents of what `load_tokenizer` needs, to be kept with checkpoints."""
@@ -139,8 +163,7 @@ class PreparedDataset:
 
     def split(self, name: str) -> DocumentStore:
         """The split `train` or `heldout`, which may be empty."""
-        shards = self.manifest["splits"][name]["shards"]
-        return DocumentStore(self.directory, name, len(shards), id_dtype(self.tokenizer.vocab_size))
+        return DocumentStore(self.directory, name, self.manifest["splits"][name], self.tokenizer.vocab_size)
 
     def summary(self) -> str:
         """One line for the log."""
@@ -253,15 +276,20 @@ def _of_same_settings(
     """The newest dataset of the same settings; raises `missing` if there is none."""
     manifests = data_dir.glob(f"*/{MANIFEST}") if data_dir.exists() else ()
     for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
-        content = json.loads(manifest.read_text())
-        if content["format"] == FORMAT and content["settings"] == _settings(data, vocab_size):
-            log.warning(
-                "%s Using %s, made from it earlier: whether it is up to date cannot be checked.",
-                missing,
-                manifest.parent,
-            )
-            return PreparedDataset(manifest.parent, content)
+        with contextlib.suppress(UserError):  # a damaged dataset
+            dataset = PreparedDataset.open(manifest.parent)
+            if dataset.manifest.get("settings") == _settings(data, vocab_size):
+                log.warning(
+                    "%s Using %s, made from it earlier: whether it is up to date cannot be checked.",
+                    missing,
+                    manifest.parent,
+                )
+                return dataset
     raise missing
+
+
+def _damaged(directory: epath.Path, what: str) -> UserError:
+    return UserError(f"dataset {directory} is damaged: {what}; delete that folder and run prepare again.")
 
 
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:

@@ -71,12 +71,23 @@ class Index:
             index = cls(**{field: _load(directory / file, dtype) for field, (file, dtype) in FILES.items()})
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the index in {directory} cannot be read ({error}); run prepare again."
+                f"the index in {directory} cannot be read ({error}); delete its dataset, run prepare again."
             ) from error
-        starts = index.sentence_starts
-        if len(starts) != len(index.token_starts) or len(starts) < 1 or starts[-1] != index.num_sentences:
-            raise UserError(f"the index in {directory} is not whole; run prepare again.")
+        if not index.is_consistent():
+            raise UserError(f"the index in {directory} is damaged; delete its dataset, run prepare again.")
         return index
+
+    def is_consistent(self) -> bool:
+        """Whether the three arrays say the same; reads them once."""
+        starts, tokens = self.sentence_starts, self.token_starts
+        if len(starts) < 1 or len(starts) != len(tokens) or starts[-1] != self.num_sentences:
+            return False
+        counts, sizes = np.diff(starts), np.diff(tokens)
+        full = counts > 0
+        if starts[0] or tokens[0] or (counts < 0).any() or sizes[~full].any():
+            return False
+        sums = np.add.reduceat(self.sentence_lengths, starts[:-1][full], dtype=START_DTYPE)
+        return np.array_equal(sums, sizes[full])
 
 
 class IndexWriter:

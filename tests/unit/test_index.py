@@ -44,11 +44,23 @@ def test_a_cut_or_missing_file_is_a_user_error(tmp_path, file):
     write(tmp_path, [[3, 5], [7, 2]])
     path = tmp_path / file
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="run prepare again"):
+    with pytest.raises(UserError, match="delete its dataset, run prepare again"):
         Index.open(tmp_path)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="run prepare again"):
+    with pytest.raises(UserError, match="delete its dataset, run prepare again"):
         Index.open(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match="run prepare again"):
+    with pytest.raises(UserError, match="delete its dataset, run prepare again"):
         Index.open(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["sentence_lengths.bin", "sentence_starts.bin", "token_starts.bin"])
+def test_a_changed_byte_anywhere_is_found(tmp_path, file):
+    write(tmp_path, [[3, 5], [], [7, 2], [1]])
+    content = (tmp_path / file).read_bytes()
+    for position in range(len(content)):
+        (tmp_path / file).write_bytes(
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+        )
+        with pytest.raises(UserError, match="is damaged; delete its dataset"):
+            Index.open(tmp_path)
