@@ -19,7 +19,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> T
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Term:
-    """Weighted number of right predictions, and the sum of the weights; arguments as `cross_entropy`."""
+    """Weighted number of right predictions, and the sum of the weights; arguments as `cross_entropy`.
+
+    A label that ties for the best logit counts as predicted.
+    """
     right = _label_logits(logits, labels) >= jnp.max(logits, axis=-1)
     return jnp.sum(right * weights), jnp.sum(weights)
 

@@ -76,6 +76,13 @@ class Pretraining(PretrainingObjective):
         counts = dataset.split("train").unigram_counts + 1.0  # a token of the held-out text may never occur
         super().__init__(dataset.tokenizer.mask_id, -np.log(counts / counts.sum()).astype(np.float32))
         self._config, self._dataset = config, dataset
+        # Planned here, once: what is wrong with it is told before the training, not at the first evaluation.
+        held_out = dataset.split("heldout")
+        self._held_out = (
+            Batches(held_out, config.data, dataset.tokenizer, HELD_OUT_SEED)
+            if held_out.index.num_tokens
+            else None
+        )
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
 
@@ -98,11 +105,10 @@ class Pretraining(PretrainingObjective):
 
         A model that uses context does clearly worse on `eval_shuffled`.
         """
-        data = self._config.data
-        if not self._dataset.split("heldout").index.num_tokens:
+        held_out = self._held_out
+        if held_out is None:
             return {}
-        held_out = Batches(self._dataset.split("heldout"), data, self._dataset.tokenizer, HELD_OUT_SEED)
-        whole = max(1, held_out.rows_per_epoch() // data.global_batch_size)
+        whole = max(1, held_out.rows_per_epoch() // self._config.data.global_batch_size)
         steps = range(min(self._config.train.eval_batches, whole))
 
         def plain(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:

@@ -26,7 +26,11 @@ def test_cross_entropy(weights, total, weight):
 
 @pytest.mark.parametrize(
     ("weights", "total", "weight"),
-    [([1.0, 1.0, 1.0], 2.0, 3.0), ([0.5, 1.0, 0.0], 0.5, 1.5), ([0.0, 0.0, 0.0], 0.0, 0.0)],
+    [
+        ([1.0, 1.0, 0.0], 1.0, 2.0),
+        ([0.5, 1.0, 2.0], 2.5, 3.5),  # three that tie are predictions of each
+        ([0.0, 0.0, 0.0], 0.0, 0.0),
+    ],
 )
 def test_accuracy(weights, total, weight):
     np.testing.assert_allclose(accuracy(LOGITS, LABELS, jnp.array(weights)), (total, weight))

@@ -1,0 +1,129 @@
+import itertools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.config import from_dict
+from bert_jax.errors import UserError
+from bert_jax.tasks.pretraining import Pretraining
+from tests.fakes import FakeTokenizer, MemoryStore, random_documents
+
+VOCABULARY = 100
+
+
+def task_of(train_documents, held_out_documents, **train):
+    config = from_dict(
+        {
+            "data": {"max_seq_length": 32, "global_batch_size": 4},
+            "model": {"vocab_size": VOCABULARY},
+            "train": train,
+        }
+    )
+    splits = {"train": train_documents, "heldout": held_out_documents}
+    stores = {name: MemoryStore(documents, VOCABULARY) for name, documents in splits.items()}
+    for store in stores.values():
+        text = np.concatenate([np.zeros(0, int), *store.read(np.arange(store.index.num_documents))])
+        store.unigram_counts = np.bincount(text, minlength=VOCABULARY)
+    dataset = types.SimpleNamespace(
+        split=stores.get, tokenizer=FakeTokenizer(VOCABULARY), sha256="d1", tokenizer_files=dict
+    )
+    return Pretraining(config, dataset)
+
+
+def test_unigram_bias_is_the_log_of_the_frequencies_and_nothing_else():
+    """98 tokens, numbers 5 to 99 once, 5 to 7 twice; each counted once more than it occurs."""
+    params = {"masked_lm": {"bias": jnp.zeros(VOCABULARY), "other": jnp.ones(3)}, "encoder": jnp.ones(2)}
+    task = task_of([[49, 49]], [[20, 20]], unigram_bias=True)
+    biased = task.initial_params(params)
+    expected = np.log(np.array([1] * 5 + [3] * 3 + [2] * 92) / 198)
+    np.testing.assert_allclose(biased["masked_lm"].pop("bias"), expected, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, biased, {**params, "masked_lm": {"other": jnp.ones(3)}})
+    assert task_of([[49, 49]], [[20, 20]]).initial_params(params) is params
+
+
+class FixedLogits:
+    """A network that says the same of everything: token 6, and IsNext."""
+
+    def __call__(self, batch, _):
+        logits = jnp.zeros((*batch["masked_lm_ids"].shape, VOCABULARY)).at[..., 6].set(2.0)
+        return logits, jnp.broadcast_to(jnp.array([1.0, 0.0]), (*batch["cls_positions"].shape, 2))
+
+
+def test_evaluation_looks_at_mask_tokens_apart():
+    batch = {
+        "input_ids": np.array([[2, 4, 6, 50, 4, 3]]),  # [CLS] [MASK] kept replaced [MASK] [SEP]
+        "masked_lm_positions": np.array([[1, 2, 3, 4, 0]]),
+        "masked_lm_ids": np.array([[6, 6, 9, 7, 0]]),
+        "masked_lm_weights": np.array([[1.0, 1.0, 1.0, 1.0, 0.0]]),
+        "cls_positions": np.array([[0]]),
+        "next_sentence_labels": np.array([[1]]),
+        "next_sentence_weights": np.array([[1.0]]),
+    }
+    terms = task_of([[49, 49]], [[20, 20]]).evaluation_terms(FixedLogits(), jax.tree.map(jnp.asarray, batch))
+    other = np.log(99 + np.exp(2.0))  # -log p of any token but number 6
+    expected = {
+        "mlm_loss": (4 * other - 2 * 2.0, 4),
+        "mlm_accuracy": (2, 4),
+        "nsp_loss": (np.log(1 + np.e), 1),
+        "nsp_accuracy": (0, 1),
+        "mask_token_loss": (2 * other - 2.0, 2),  # tokens 6 and 7
+        "unigram_loss": (2 * np.log(198 / 3), 2),
+    }
+    assert terms.keys() == expected.keys()
+    for name, term in terms.items():
+        np.testing.assert_allclose(term, expected[name], rtol=1e-5, err_msg=name)
+
+
+def held_out_batches(task, final=False, rows=(0, 1, 2, 3)):
+    rows = np.array(rows)
+    return {name: list(batches(rows)) for name, batches in task.evaluations(final).items()}
+
+
+def test_held_out_batches_are_the_same_at_every_evaluation_and_for_every_seed():
+    documents = random_documents(20), random_documents(40, seed=1)
+    first = held_out_batches(task_of(*documents, eval_batches=3))
+    again = held_out_batches(task_of(*documents, eval_batches=3, seed=9))
+    assert first.keys() == {"eval"}
+    assert len(first["eval"]) == 3
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    some = held_out_batches(task_of(*documents, eval_batches=3), rows=[1, 3])
+    for whole, part in zip(first["eval"], some["eval"], strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[[1, 3]], y), whole, part)
+
+
+def test_after_the_last_step_visible_tokens_are_shuffled_too():
+    batches = held_out_batches(task_of(random_documents(20), random_documents(40, seed=1)), final=True)
+    assert batches.keys() == {"eval", "eval_shuffled"}
+    for plain, shuffled in zip(batches["eval"], batches["eval_shuffled"], strict=True):
+        assert not np.array_equal(plain["input_ids"], shuffled["input_ids"])
+        np.testing.assert_array_equal(np.sort(plain["input_ids"]), np.sort(shuffled["input_ids"]))
+        for name in plain.keys() - {"input_ids"}:
+            np.testing.assert_array_equal(plain[name], shuffled[name])
+
+
+def test_no_more_evaluation_than_there_is_text():
+    assert len(held_out_batches(task_of(random_documents(20), [[9, 9]] * 3, eval_batches=8))["eval"]) == 1
+    assert held_out_batches(task_of(random_documents(20), [])) == {}
+
+
+def test_held_out_text_without_pairs_is_told_at_once():
+    with pytest.raises(UserError, match=r"set data\.second_objective=none"):
+        task_of(random_documents(20), [[9], [12]])
+
+
+def test_training_batches_follow_the_seed_and_go_on_from_any_step():
+    def batches(seed, first_step, count):
+        task = task_of(random_documents(20), [], seed=seed, num_steps=50)
+        (phase,) = task._config.phases()
+        iterator = task.batches(phase, first_step, np.arange(4))
+        try:
+            return [batch["input_ids"] for batch in itertools.islice(iterator, count)]
+        finally:
+            iterator.close()
+
+    whole = batches(0, 0, 5)
+    np.testing.assert_array_equal(whole[3:], batches(0, 3, 2))
+    assert not np.array_equal(whole, batches(1, 0, 5))
