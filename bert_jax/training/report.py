@@ -20,8 +20,6 @@ TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 MOST_POINTS = 400  # of a line; more would not be seen
 MOST_DOTS = 40  # of a line whose points are drawn as well
 REFRESH = 60  # seconds after which an open page of a run that goes on is loaded again
-
-
 TRAINING, HELD_OUT, AT_MASK, REFERENCE = range(4)  # colours: the same kind has the same in all charts
 
 
@@ -40,50 +38,35 @@ class Chart(NamedTuple):
     from_zero: bool = True
 
 
-COIN = Line("coin toss", 0.5, REFERENCE)
 CHARTS = (
-    Chart(
-        "Masked-LM loss, nats per token",
-        (
-            Line("training", "mlm_loss", TRAINING),
-            Line("held-out", "eval_mlm_loss", HELD_OUT),
-            Line("held-out, [MASK] only", "eval_mask_token_loss", AT_MASK),
-            Line("unigram, [MASK] only", "eval_unigram_loss", REFERENCE),
-        ),
-        from_zero=False,
-    ),
-    Chart(
-        "Masked-LM accuracy",
-        (Line("training", "mlm_accuracy", TRAINING), Line("held-out", "eval_mlm_accuracy", HELD_OUT)),
-        percent=True,
-    ),
-    Chart(
-        "Next-sentence loss, nats per pair",
-        (
-            Line("training", "nsp_loss", TRAINING),
-            Line("held-out", "eval_nsp_loss", HELD_OUT),
-            COIN._replace(value=math.log(2)),
-        ),
-        from_zero=False,
-    ),
-    Chart(
-        "Next-sentence accuracy",
-        (Line("training", "nsp_accuracy", TRAINING), Line("held-out", "eval_nsp_accuracy", HELD_OUT), COIN),
-        percent=True,
-        from_zero=False,
-    ),
+    Chart("Masked-LM loss, nats per token", (
+        Line("training", "mlm_loss", TRAINING),
+        Line("held-out", "eval_mlm_loss", HELD_OUT),
+        Line("held-out, [MASK] only", "eval_mask_token_loss", AT_MASK),
+        Line("unigram, [MASK] only", "eval_unigram_loss", REFERENCE),
+    ), from_zero=False),
+    Chart("Masked-LM accuracy", (
+        Line("training", "mlm_accuracy", TRAINING),
+        Line("held-out", "eval_mlm_accuracy", HELD_OUT),
+    ), percent=True),
+    Chart("Next-sentence loss, nats per pair", (
+        Line("training", "nsp_loss", TRAINING),
+        Line("held-out", "eval_nsp_loss", HELD_OUT),
+        Line("coin toss", math.log(2), REFERENCE),
+    ), from_zero=False),
+    Chart("Next-sentence accuracy", (
+        Line("training", "nsp_accuracy", TRAINING),
+        Line("held-out", "eval_nsp_accuracy", HELD_OUT),
+        Line("coin toss", 0.5, REFERENCE),
+    ), percent=True, from_zero=False),
     Chart("Learning rate", (Line("learning rate", "learning_rate", TRAINING),)),
     Chart("Gradient norm, before clipping", (Line("gradient norm", "grad_norm", TRAINING),)),
     Chart("Throughput, real tokens per second", (Line("tokens/s", "tokens_per_second", TRAINING),)),
-    Chart(
-        "Waste",
-        (
-            Line("padding, share of the tokens", "padding_fraction", TRAINING),
-            Line("waiting for data, share of the time", "data_wait_fraction", HELD_OUT),
-        ),
-        percent=True,
-    ),
-)
+    Chart("Waste", (
+        Line("padding, share of the tokens", "padding_fraction", TRAINING),
+        Line("waiting for data, share of the time", "data_wait_fraction", HELD_OUT),
+    ), percent=True),
+)  # fmt: skip
 
 
 def record_start(workdir: epath.Path, step: int, devices: str) -> None:
@@ -299,15 +282,12 @@ def _examples(examples: list[dict]) -> str:
         if token.get("fate") == "masked"
     ]
     right = sum(token["guess"] == token["truth"] for token in masked)
-    key = "".join(
-        f"<span>{sample} {meaning}</span>"
-        for sample, meaning in (
-            (_chip("word", 0.8, None), "right, and the model's probability"),
-            (_chip("guess", 0.2, "word"), "wrong, and the truth"),
-            ('<span class="t masked">line</span>', "the model sees [MASK]"),
-            ('<span class="t replaced">dots</span>', "it sees a random token"),
-            ('<span class="t kept">dashes</span>', "it sees the truth"),
-        )
+    key = (
+        f"<span>{_chip('word', 0.8, None)} right, and the model's probability</span>"
+        f"<span>{_chip('guess', 0.2, 'word')} wrong, and the truth</span>"
+        '<span><span class="t masked">line</span> the model sees [MASK]</span>'
+        '<span><span class="t replaced">dots</span> it sees a random token</span>'
+        '<span><span class="t kept">dashes</span> it sees the truth</span>'
     )
     return (
         "<section><h2>What the model says of held-out text</h2>"
