@@ -4,6 +4,7 @@ CONFIG ?= bert_tiny
 WORKDIR ?=
 DATA_DIR ?=
 STEP ?= 0
+MODE ?= fill-mask
 WHAT ?= prepare input step
 ARGS ?=
 VENV ?= .venv
@@ -20,9 +21,12 @@ endif
 
 RUN := exec $(VENV)/bin/python -m
 PATHS = $(if $(WORKDIR),--workdir="$(WORKDIR)") $(if $(DATA_DIR),--data_dir="$(DATA_DIR)")
+# --flag=VALUE where VARIABLE is set: as one word, untouched by make and shell whatever it holds, $ and quotes too.
+option = $(if $(value $(2)),--$(1)='$(subst ','\'',$(value $(2)))')
+unexport TEXT NEXT  # or make would expand them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain prepare inspect params test test-slow lint bench lock clean changed
+.PHONY: help setup pretrain prepare inspect params predict test test-slow lint bench lock clean changed
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +54,10 @@ inspect: $(STAMP)  ## print the batch of STEP as a person reads it
 
 params: $(STAMP)  ## print where the parameters of CONFIG are
 	@$(RUN) bert_jax.params --config=$(CONFIG) $(ARGS)
+
+predict: $(STAMP)  ## fill the masks of TEXT (MODE=next-sentence: judge NEXT) with CHECKPOINT or the newest run
+	@$(RUN) bert_jax.predict $(MODE) $(call option,checkpoint,CHECKPOINT) $(call option,text,TEXT) \
+	    $(call option,next,NEXT) $(ARGS)
 
 test: $(STAMP)  ## run the fast tests
 	@$(RUN) pytest -q -m "not slow" $(ARGS)

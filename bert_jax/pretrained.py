@@ -143,7 +143,7 @@ class Pretrained:
         """The probability that the second text of each pair follows the first: float32 [pairs].
 
         Raises:
-            UserError: for what is no pair or has too many tokens, or if the network was trained without pairs.
+            UserError: for what is no pair or has too many tokens, and if the network knows no pairs.
         """
         for pair in pairs:
             if isinstance(pair, str):

@@ -1,0 +1,51 @@
+"""Tokenizers of a few words, and checkpoints of random weights, made in no time."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bert_jax.config import Config
+from bert_jax.data.config import DataConfig
+from bert_jax.data.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.model.heads import BertForPreTraining
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.step import TrainState, abstract_model, with_shardings
+from tests.tiny import MODEL, mesh_of
+
+WORDS = [
+    *("the", "state", "of", "union", "is", "strong", "and", "free", "a", "great", "people", "we", "are"),
+    *("in", "god", "trust", "so", "it", "was"),
+]
+PIECES = 72
+LONGEST = 32  # tokens of a row
+
+
+def sentencepiece() -> SentencePieceTokenizer:
+    counts = dict.fromkeys([*WORDS, *(f"{word}." for word in WORDS), "so,", "(free)"], 5)
+    return SentencePieceTokenizer.train(counts, "bpe", PIECES, lowercase=True)
+
+
+def wordpiece() -> WordPieceTokenizer:
+    return WordPieceTokenizer([*SPECIAL_PIECES, *WORDS, *".,!()s", "##s", "##ment", "govern"], lowercase=True)
+
+
+def save(folder, tokenizer, **axes):
+    """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network."""
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    structure, abstract = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jax.device_put(rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), leaf.sharding),
+        with_shardings(abstract, mesh_of(**axes)),
+    )
+    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST))
+    files = {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+    checkpoints = Checkpoints(folder / "checkpoints", files, 1, 0)
+    state = TrainState(jnp.int32(0), params, {"count": jnp.int32(0)})
+    checkpoints.save(state, json.loads(json.dumps({"config": config.to_dict()})))
+    checkpoints.close()
+    return nnx.merge(structure, params)
