@@ -1,8 +1,10 @@
 """What every command shares: flags, the log, and errors as one line instead of a stack trace."""
 
 import ast
+import errno
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +19,7 @@ flags.disclaim_key_flags()  # flags defined here belong to the command that asks
 
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 USAGE_ERROR, INTERRUPTED = 2, 130
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no bug of ours
 log = logging.getLogger("bert_jax")
 
 
@@ -62,6 +65,12 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.stdout.flush()
+        print(f"error: {error}; what was saved before is whole: the same command goes on.", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -85,7 +94,11 @@ def _parse_flags() -> None:
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+        message = " ".join(str(error).split())
+        if wrong := re.fullmatch(r"flag (--([\w.]+)=.*?): (.*)", message):
+            kind = flags.FLAGS[wrong[2]].flag_type()
+            message = f"{wrong[1]} is not valid: give a value of type {kind} ({wrong[3]})."
+        raise UserError(message) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value (--help lists them).")
 
@@ -98,17 +111,24 @@ def _with_config_path(argv: list[str]) -> list[str]:
             name, equals, value = word.partition("=")
             word = name.replace("-", "_").replace("__", "--", 1) + equals + value
         if word.startswith("--config="):
-            word = f"--config={config_lib.find_config(word.removeprefix('--config='))}"
+            word = f"--config={_config_path(word.removeprefix('--config='))}"
         elif position and argv[position - 1] == "--config":
-            word = str(config_lib.find_config(word))
+            word = _config_path(word)
         elif word.startswith("--config."):
             config_lib.check_key(word.removeprefix("--config.").split("=", 1)[0])
         result.append(word)
     return result
 
 
+def _config_path(name: str) -> str:
+    path = config_lib.find_config(name)
+    config_lib.check_file(path)
+    return str(path)
+
+
 def _set_up_log() -> None:
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and TFDS tell a lot on INFO
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS also raise what they call an error
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same of Orbax's threads
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]

@@ -7,6 +7,8 @@ the dataclass that consumes it, so defaults, types and checks have one home.
 import dataclasses
 import difflib
 import pathlib
+import runpy
+import traceback
 from typing import Any
 
 import ml_collections
@@ -166,3 +168,25 @@ def find_config(name: str) -> pathlib.Path:
             f"--config={name}: there is no config of this name; {hint} A path to a .py file works too."
         )
     return files[name]
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Runs a config file: ml_collections would run it too, but bury what is wrong in its own trace.
+
+    Raises:
+        UserError: with the line, unless the file defines `get_config()` and it returns a ConfigDict.
+    """
+    try:
+        names = runpy.run_path(str(path))
+        config = names["get_config"]() if "get_config" in names else None
+    except Exception as error:  # whatever a user's Python may raise
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        where = f"--config={path}, line {lines[-1]}" if lines else f"--config={path}"
+        raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}.") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"--config={path} must define get_config() that returns a ConfigDict: change and return what "
+            "bert_jax.config.default_config() gives."
+        )

@@ -81,16 +81,28 @@ TINY = "--config=bert_tiny"
         ),
         ([TINY, "--config.num_steps=3"], "config.num_steps does not exist; did you mean train.num_steps?"),
         ([TINY, "--config.trian.num_steps=3"], "did you mean train.num_steps"),
-        ([TINY, "--config.train.num_steps=many"], "--config.train.num_steps=many: invalid literal for int()"),
-        ([TINY, "--config.train.num_steps=1.5"], "--config.train.num_steps=1.5: invalid literal for int()"),
-        ([TINY, "--config.train.num_steps="], "--config.train.num_steps=: invalid literal for int()"),
+        (
+            [TINY, "--config.train.num_steps=many"],
+            "--config.train.num_steps=many is not valid: give a value of type int (",
+        ),
+        (
+            [TINY, "--config.train.num_steps=1.5"],
+            "--config.train.num_steps=1.5 is not valid: give a value of type int (",
+        ),
+        (
+            [TINY, "--config.train.num_steps="],
+            "--config.train.num_steps= is not valid: give a value of type int (",
+        ),
         ([TINY, "--config.train.num_steps"], "Missing value for flag --config.train.num_steps"),
         (
             [TINY, "--config.optimizer.learning_rate=fast"],
-            "--config.optimizer.learning_rate=fast: could not convert",
+            "--config.optimizer.learning_rate=fast is not valid: give a value of type float (",
         ),
-        ([TINY, "--config.data.lowercase=maybe"], "--config.data.lowercase=maybe: "),
-        ([TINY, "--config.train=5"], "--config.train=5: Failed to parse '5' as a ConfigDict"),
+        (
+            [TINY, "--config.data.lowercase=maybe"],
+            "--config.data.lowercase=maybe is not valid: give a value of type bool (",
+        ),
+        ([TINY, "--config.train=5"], "--config.train=5 is not valid: give a value of type "),
         ([TINY, "--config.train.num_steps=0"], "train.num_steps=0 must be at least 1."),
         (
             [TINY, "--config.data.mask_rate=2"],
