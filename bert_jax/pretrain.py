@@ -12,15 +12,20 @@ from absl import flags
 from etils import epath
 
 from bert_jax import command, prepare
+from bert_jax.config import Config
 from bert_jax.data.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
 from bert_jax.training.loop import FINISHED, train
+from bert_jax.training.mesh import check_batch, make_mesh
+from bert_jax.training.workdir import check_workdir
 
 
 def main() -> int:
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_file().stem}")
+    check(config, workdir)
     try:
         dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
     except MissingInput as missing:
@@ -58,6 +63,15 @@ def closing(workdir: epath.Path) -> str:
             "       your own text:   make pretrain ARGS=\"--config.data.source='text:/path/to/*.txt'\"",
         ]
     )
+
+
+def check(config: Config, workdir: epath.Path) -> None:
+    """Raises UserError for what can be told before the text is prepared, which may take hours."""
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
+    folder = check_workdir(workdir, config)
+    if config.init_from and not committed_steps(folder / "checkpoints"):
+        check_network(*open_checkpoint(config.init_from, "init_from"), config.model)
 
 
 if __name__ == "__main__":

@@ -151,16 +151,16 @@ class Checkpoints:
 
 def committed_steps(directory: epath.Path) -> list[int]:
     """The steps whose save was finished, ascending."""
-    if not directory.exists():
+    if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / CHECKSUMS).exists())
 
 
-def find_checkpoint(path: epath.PathLike) -> epath.Path:
+def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path:
     """The folder of one checkpoint: `path` itself, or the newest below it (a workdir or its `checkpoints`).
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none; `key` is where the path was given.
     """
     path = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
     if (path / CHECKSUMS).exists():
@@ -168,7 +168,9 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
     for folder in (path / "checkpoints", path):
         if steps := committed_steps(folder):
             return folder / str(steps[-1])
-    raise UserError(f"there is no checkpoint in {path}; give a run's folder or one of its checkpoints/STEP.")
+    raise UserError(
+        f"{key}: there is no checkpoint in {path}; give a run's folder or one of its checkpoints/STEP."
+    )
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:
@@ -192,17 +194,17 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         return checkpointer.restore(folder / "meta")
 
 
-def open_checkpoint(path: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
+def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
     """Finds a checkpoint (see `find_checkpoint`), checks its files and returns its folder and `meta`.
 
     Raises:
         UserError: when there is none, or it is damaged.
     """
-    folder = find_checkpoint(path)
+    folder = find_checkpoint(path, key)
     try:
         return folder, read_meta(folder)
     except DamagedCheckpoint as damage:
-        raise UserError(f"checkpoint {folder} is damaged: {damage}.") from None
+        raise _unusable(folder, damage) from None
 
 
 def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig, abstract_params: Any) -> Any:
@@ -216,6 +218,15 @@ def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig,
     Raises:
         UserError: when the checkpoint is damaged or holds another network.
     """
+    check_network(folder, meta, model)
+    try:
+        return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
+    except DamagedCheckpoint as damage:
+        raise _unusable(folder, damage) from None
+
+
+def check_network(folder: epath.Path, meta: dict[str, Any], model: ModelConfig) -> None:
+    """Raises UserError when an opened checkpoint holds another network than `model`."""
     theirs = meta["config"]["model"]
     differing = [
         f"model.{name} is {theirs.get(name)!r} there and {value!r} here"
@@ -223,11 +234,10 @@ def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig,
         if theirs.get(name) != value and "dropout" not in name
     ]
     if differing:
-        raise UserError(f"checkpoint {folder} holds another network: {'; '.join(differing)}.")
-    try:
-        return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
-    except DamagedCheckpoint as damage:
-        raise UserError(f"checkpoint {folder} is damaged: {damage}.") from None
+        raise UserError(
+            f"checkpoint {folder} holds another network: {'; '.join(differing)}. Take its values or another "
+            "checkpoint."
+        )
 
 
 def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
@@ -293,6 +303,12 @@ def _files_of(folder: epath.Path) -> Iterator[epath.Path]:
 def _sha256(path: epath.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unusable(folder: epath.Path, damage: DamagedCheckpoint) -> UserError:
+    others = [step for step in committed_steps(folder.parent) if str(step) != folder.name]
+    remedy = f"; there is also {folder.parent / str(others[-1])}" if others else ""
+    return UserError(f"checkpoint {folder} is damaged: {damage}{remedy}.")
 
 
 def _first_line(error: BaseException) -> str:

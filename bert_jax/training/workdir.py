@@ -29,25 +29,36 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
     Raises:
         UserError: when it holds a run of another identity (with what differs), or cannot be written.
     """
-    workdir = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
-    identity = json.loads(json.dumps({**config.identity(), "data_digest": data_digest}))
+    workdir = check_workdir(path, config, data_digest)
     file = workdir / "config.json"
-    if file.exists():
-        try:
-            known = dict(json.loads(file.read_text())["identity"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{file} is not a run's config.json; give another --workdir or move it away."
-            ) from None
-        _check_identity(workdir, known, identity)
-        return workdir
-    content: dict[str, Any] = {"config": config.to_dict(), "identity": identity, "versions": versions()}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        identity = config.identity() | {"data_digest": data_digest}
+        content = {"config": config.to_dict(), "identity": identity, "versions": versions()}
         file.with_name("config.json.tmp").write_text(json.dumps(content, indent=1))
         file.with_name("config.json.tmp").replace(file)
+    return workdir
+
+
+def check_workdir(path: epath.PathLike, config: Config, data_digest: str | None = None) -> epath.Path:
+    """The folder, made if need be, and nothing in it; without `data_digest` before the data is known.
+
+    Raises:
+        UserError: as `open_workdir`.
+    """
+    workdir = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
+    file = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        known = dict(json.loads(file.read_text())["identity"]) if file.exists() else None
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{file} is not a run's config.json; give another --workdir or move it away."
+        ) from None
+    if known is not None:
+        asked = json.loads(json.dumps(config.identity()))
+        _check_identity(workdir, known, asked | {"data_digest": data_digest or known.get("data_digest")})
     return workdir
 
 
