@@ -313,15 +313,12 @@ def _building(directory: epath.Path) -> Iterator[epath.Path]:
     The manifest appears last also where a rename is a copy, so that there is a whole dataset or none.
     """
     remote = "://" in os.fspath(directory)
+    parent = epath.Path(tempfile.gettempdir()) if remote else directory.parent
+    building = parent / f".{directory.name}.building-{socket.gethostname()}-{os.getpid()}"
     try:
-        parent = epath.Path(tempfile.gettempdir()) if remote else directory.parent
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent)
-        building = parent / f".{directory.name}.building-{socket.gethostname()}-{os.getpid()}"
         building.mkdir()
-    except OSError as error:
-        raise UserError(f"--data_dir={directory.parent} cannot be written ({error}); give another.") from None
-    try:
         yield building
         if (directory / MANIFEST).exists():
             return  # another process was faster
@@ -330,6 +327,10 @@ def _building(directory: epath.Path) -> Iterator[epath.Path]:
         else:
             shutil.rmtree(directory, ignore_errors=True)
             building.rename(directory)
+    except OSError as error:  # among others, no space is left
+        raise UserError(
+            f"--data_dir={directory.parent} cannot be written ({error}); give another."
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -86,10 +86,13 @@ class TfdsSource:
             raise UserError(
                 f"data.source={spec!r} has no split {self._split!r}; it has {', '.join(info.splits)}."
             ) from error
-        self._sizes = [
-            epath.Path(file.filename).stat().length * file.take // max(1, file.examples_in_shard)
-            for file in self._files
-        ]
+        try:
+            self._sizes = [
+                epath.Path(file.filename).stat().length * file.take // max(1, file.examples_in_shard)
+                for file in self._files
+            ]
+        except OSError as error:
+            raise UserError(f"data.source={spec!r} is not whole ({error}); build it anew.") from error
         self.paths = [os.fspath(file.filename) for file in self._files]
         self.size = sum(self._sizes)
 
@@ -102,9 +105,12 @@ class TfdsSource:
         batches = {"array_record": _array_record_batches, "tfrecord": _tfrecord_batches}[self._format]
         for file, size in zip(self._files, self._sizes, strict=True):
             batch_size = max(1, CHUNK_BYTES * file.take // max(1, size))
-            for records in batches(file, batch_size):
-                read_bytes = size * len(records) // file.take
-                yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
+            try:
+                for records in batches(file, batch_size):
+                    read_bytes = size * len(records) // file.take
+                    yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
+            except (OSError, RuntimeError, struct.error) as error:
+                raise UserError(f"{file.filename} cannot be read ({error}); build it anew.") from error
 
 
 def _builder(spec: str, name: str):
