@@ -28,7 +28,23 @@ def test_installed_package_is_whole(tmp_path):
     tops = {path.name.split("-")[0] for path in site.iterdir()}
     assert tops == {"bert_jax"}  # and its .dist-info: no stray `configs` or `tests`
 
-    code = "from bert_jax.config import find_config; print(find_config('bert_tiny'))"
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    found = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    def python(*words):
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        return subprocess.check_output([sys.executable, *words], cwd=tmp_path, env=environment, text=True)
+
+    found = python("-c", "from bert_jax.config import find_config; print(find_config('bert_tiny'))")
     assert found.strip() == str(site / "bert_jax/configs/bert_tiny.py")
+
+    (tmp_path / "text.txt").write_text("\n\n".join(f"It is {n}. So it was {n * n}." for n in range(100)))
+    overrides = (
+        "data.source=text:text.txt",
+        "model.vocab_size=32",
+        "train.num_steps=2",
+        "train.eval_batches=1",
+    )
+    python("-m", "bert_jax.pretrain", "--config=bert_tiny", *(f"--config.{value}" for value in overrides))
+    lines = python("-m", "bert_jax.predict", "fill-mask", "--text=It [MASK] 5.").splitlines()
+    assert lines[:2] == ["checkpoint: runs/bert_tiny/checkpoints/2", "It [MASK] 5."]
+    assert lines[2].startswith("  mask 1: ")
+    code = "import bert_jax; print(bert_jax.load('runs/bert_tiny').features(['a', 'b']).shape)"
+    assert python("-c", code) == "(2, 128)\n"
