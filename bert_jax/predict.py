@@ -33,7 +33,7 @@ def fill_mask() -> None:
     for text, masks in zip(texts, bert.fill_mask(texts, flags.FLAGS.top_k), strict=True):
         print(text)
         for number, guesses in enumerate(masks, 1):
-            shown = ", ".join(f"{token} {probability:.1%}" for token, probability in guesses)
+            shown = "  ".join(f"{token} {probability:.1%}" for token, probability in guesses)
             print(f"  mask {number}: {shown}")
 
 

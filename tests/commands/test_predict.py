@@ -62,7 +62,7 @@ def test_fill_mask_of_a_checkpoint(predict, run_folder, bert):
     text = "The [MASK] of the [MASK]."
     code, out, err = predict("fill-mask", f"--checkpoint={run_folder}", f"--text={text}", "--top-k=2")
     ((first, second),) = bert.fill_mask([text], 2)
-    shown = [", ".join(f"{token} {probability:.1%}" for token, probability in g) for g in (first, second)]
+    shown = ["  ".join(f"{token} {probability:.1%}" for token, probability in g) for g in (first, second)]
     assert (code, err) == (0, "")
     assert out == f"{text}\n  mask 1: {shown[0]}\n  mask 2: {shown[1]}\n"
 
