@@ -69,7 +69,10 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
         if error.errno not in DISK_ERRORS:
             raise
         sys.stdout.flush()
-        print(f"error: {error}; what was saved before is whole: the same command goes on.", file=sys.stderr)
+        print(
+            f"error: {error}; mend that, and the same command goes on: nothing saved is lost.",
+            file=sys.stderr,
+        )
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -97,7 +100,8 @@ def _parse_flags() -> None:
         message = " ".join(str(error).split())
         if wrong := re.fullmatch(r"flag (--([\w.]+)=.*?): (.*)", message):
             kind = flags.FLAGS[wrong[2]].flag_type()
-            message = f"{wrong[1]} is not valid: give a value of type {kind} ({wrong[3]})."
+            remedy = f"; give a value of type {kind}" if kind in ("int", "float", "bool") else ""
+            message = f"{wrong[1]} is not valid: {wrong[3].rstrip('.')}{remedy}."
         raise UserError(message) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value (--help lists them).")

@@ -7,6 +7,7 @@ taken on the devices before it was written: Orbax alone loads a flipped byte wit
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -94,7 +95,8 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._committer.shutdown()
-        self._manager.close()
+        with contextlib.suppress(Exception):  # it raises once more what `wait` has raised
+            self._manager.close()
 
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest undamaged checkpoint as (state, meta), or None when there is none at all.
