@@ -253,6 +253,21 @@ def test_save_that_fails_in_the_background_is_an_error_of_the_next_call(tmp_path
     checkpoints.close()
 
 
+def test_failed_save_is_told_once(tmp_path, monkeypatch):
+    """Orbax raises it again when it is closed, which would hide the one line behind a stack trace."""
+
+    def full():
+        raise ValueError("No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, FILES, 3, 0)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
+    monkeypatch.setattr(checkpoints._manager, "close", full)
+    checkpoints.save(state_of(5), META)
+    with pytest.raises(UserError, match=f"checkpoint 5 could not be written to {tmp_path}: No space left"):
+        checkpoints.wait()
+    checkpoints.close()
+
+
 def test_find_checkpoint(copied):
     expected = epath.Path(copied / "10")
     assert find_checkpoint(copied.parent) == find_checkpoint(copied) == find_checkpoint(expected) == expected
