@@ -260,11 +260,10 @@ def test_failed_save_is_told_once(tmp_path, monkeypatch):
         raise ValueError("No space left on device")
 
     checkpoints = Checkpoints(tmp_path, FILES, 3, 0)
-    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
+    monkeypatch.setattr(checkpoints._manager, "save", lambda *_, **__: full())
     monkeypatch.setattr(checkpoints._manager, "close", full)
-    checkpoints.save(state_of(5), META)
     with pytest.raises(UserError, match=f"checkpoint 5 could not be written to {tmp_path}: No space left"):
-        checkpoints.wait()
+        checkpoints.save(state_of(5), META)
     checkpoints.close()
 
 
