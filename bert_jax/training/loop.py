@@ -259,7 +259,6 @@ class Run:
     def close(self) -> None:
         """Waits for what is being written, also when the run ends with an error."""
         self.recorder.close()
-        self.file.close()
         self.checkpoints.close()
 
     def finish(self) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import tqdm
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from bert_jax.errors import UserError
 
@@ -34,19 +36,49 @@ class MetricsFile:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text)
         temporary.replace(path)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1, flush_secs=10)
+        self._events = _Events(workdir / "tensorboard", resumed_at)
 
     def write(self, row: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self._events.write(row)
+
+
+class _Events:
+    """The rows as TensorBoard events, written at once.
+
+    tensorboardX's SummaryWriter hands them to a thread, which a full disk kills; its queue then blocks the
+    training for ever. Here a failure costs the events and nothing else.
+    """
+
+    def __init__(self, folder: epath.Path, resumed_at: int):
+        self._writer: EventsWriter | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+        except OSError as error:
+            self._give_up(error)
+        # TensorBoard forgets what an interrupted run wrote from this step on.
+        self._put(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if isinstance(value, float) and name != "time":
                 group = "held-out" if name.startswith("eval_") else "training"
-                self._events.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, row["step"])
+                summary = scalar(f"{group}/{name.removeprefix('eval_')}", value)
+                self._put(Event(step=row["step"], wall_time=time.time(), summary=summary))
 
-    def close(self) -> None:
-        """Writes out what TensorBoard's writer still holds; `metrics.jsonl` is always complete."""
-        self._events.close()
+    def _put(self, event: Event) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.write_event(event)
+                self._writer.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        log.warning("no more TensorBoard events: %s; metrics.jsonl goes on", error)
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
@@ -64,8 +96,7 @@ class Recorder:
     """Averages the steps of a window into a row, one step late so that the devices never wait for the host.
 
     On a terminal a bar shows the newest row; elsewhere each row is a line. `window` is what has been added
-    up since the last row: it belongs into a checkpoint, so that a resumed
-    run writes the same averages.
+    up since the last row: it belongs into a checkpoint, so that a resumed run writes the same averages.
     """
 
     def __init__(

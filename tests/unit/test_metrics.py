@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 
@@ -152,9 +153,23 @@ def test_a_loss_that_is_no_number_stops_the_run(path, name):
 def test_rows_are_tensorboard_events_too(path):
     file = MetricsFile(path.parent, resumed_at=0)
     file.write({"step": 3, "loss": 0.5, "eval_loss": 0.25, "params_digest": "ab"})
-    file.close()
     (events,) = (path.parent / "tensorboard").iterdir()
     content = events.read_bytes()
     assert b"training/loss" in content
     assert b"held-out/loss" in content
     assert b"params_digest" not in content
+
+
+def test_a_disk_that_takes_no_events_costs_only_the_events(path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = MetricsFile(path.parent, resumed_at=0)
+    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.flush", full)
+    with caplog.at_level(logging.WARNING, "bert_jax"):
+        for step in range(50):  # more than a queue would hold
+            file.write({"step": step, "loss": 0.5})
+    assert [row["step"] for row in rows_of(path)] == list(range(50))
+    assert [record.getMessage() for record in caplog.records] == [
+        "no more TensorBoard events: [Errno 28] No space left on device; metrics.jsonl goes on"
+    ]
