@@ -1,4 +1,4 @@
-"""BERT-mini (4 layers, 256 hidden; Turc et al., 2019) on the embedded corpus: an hour on a laptop.
+"""BERT-mini (4 layers, 256 hidden; Turc et al., 2019) on the embedded corpus, in more than an hour.
 
     make pretrain CONFIG=bert_mini
 

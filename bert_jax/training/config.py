@@ -89,6 +89,8 @@ class TrainConfig:
             raise UserError(f"train.seed={self.seed} must be at least 0 and below 2**32.")
         if self.profile_steps and not re.fullmatch(r"\d+:\d+", self.profile_steps):
             raise UserError(f"train.profile_steps={self.profile_steps!r} is not FIRST:LAST, e.g. 10:15.")
+        if self.profile_steps and int.__ge__(*map(int, self.profile_steps.split(":"))):
+            raise UserError(f"train.profile_steps={self.profile_steps!r} ends before it begins; e.g. 10:15.")
         for name, known in (
             ("prng", ("threefry", "rbg")),
             ("remat", ("none", "dots", "full")),

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.config import Config, Phase
+from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints, open_checkpoint, params_digest, restore_params
@@ -128,6 +129,7 @@ class Run:
             workdir / "checkpoints", task.files, config.train.keep_last, config.train.keep_every
         )
         self.state, meta = self._initial_state(optimizer)
+        self._tracing = False
         first_step = self._saved_step = int(self.state.step)
         self.file = MetricsFile(workdir, resumed_at=first_step)
         self.recorder = Recorder(
@@ -167,12 +169,22 @@ class Run:
             return state, meta
         if self.config.init_from:
             folder, meta = open_checkpoint(self.config.init_from)
+            self._check_files(folder)
             params = restore_params(folder, meta, self.config.model, self.abstract.params)
             log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
         else:
             params = self.task.initial_params(step_lib.init_params(self._build, self.abstract, train.seed))
             log.info("started at step 0 with random weights (seed %d)", train.seed)
         return step_lib.init_state(params, optimizer, self.abstract), {}
+
+    def _check_files(self, folder: epath.Path) -> None:
+        """Raises UserError if the weights of a checkpoint belong to another tokenizer."""
+        for name, content in self.task.files.items():
+            if not (folder / name).exists() or (folder / name).read_bytes() != content:
+                raise UserError(
+                    f"init_from: {folder} was trained with another {name}; use its tokenizer: "
+                    f"data.tokenizer=sentencepiece:{folder / name} or wordpiece:VOCAB.txt."
+                )
 
     def train_phase(self, phase: Phase) -> None:
         """Steps from where the state is to the end of the phase, or to where a signal asks to stop."""
@@ -192,6 +204,7 @@ class Run:
             self.state, metrics = compiled(self.state, batch, self.key)
             step += 1
             self.recorder.add(step, metrics)
+            self.checkpoints.raise_if_failed()
             last = step == self.last_step
             evaluate = last or step % train.eval_every == 0
             save = last or step % train.checkpoint_every == 0
@@ -210,13 +223,22 @@ class Run:
 
     def profile(self, step: int) -> None:
         """Starts or ends the trace that `train.profile_steps` asks for."""
-        first, _, last = self.config.train.profile_steps.partition(":")
-        if first and step == int(first):
+        if not self.config.train.profile_steps:
+            return
+        first, last = map(int, self.config.train.profile_steps.split(":"))
+        if step == first:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-        elif last and step == int(last):
+            self._tracing = True
+        elif step == last:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        """Writes the trace if one is being taken; a run that resumes inside the window takes none."""
+        if self._tracing:
+            self._tracing = False
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
-            log.info("trace of steps %s to %d: xprof --logdir %s/profile", first, step - 1, self.workdir)
+            log.info("trace of the steps asked for: xprof --logdir %s/profile", self.workdir)
 
     def compile(self, batch: step_lib.Batch) -> Any:
         """Compiles the step once, ahead of time: a later recompilation is impossible, not just unlikely."""
@@ -258,6 +280,7 @@ class Run:
 
     def close(self) -> None:
         """Waits for what is being written, also when the run ends with an error."""
+        self._end_trace()
         self.recorder.close()
         self.checkpoints.close()
 

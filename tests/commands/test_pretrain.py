@@ -1,9 +1,11 @@
 """The pretrain command as a process of its own: it ends, stops, dies and goes on."""
 
+import hashlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +174,34 @@ def test_init_from_starts_anew_with_given_weights(finished, folder):
     assert ours[0]["learning_rate"] == 0.0
     assert ours[1] == theirs[5] | {"step": 1}  # held-out losses
     assert ours[2] == theirs[6] | {"step": 1}  # params_digest
+
+
+def test_init_from_another_tokenizer_is_refused(finished, folder, tmp_path):
+    source, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(source.workdir / "checkpoints/12", other)
+    (file,) = (other / "tokenizer").iterdir()
+    file.write_bytes(file.read_bytes() + b" ")
+    sums = json.loads((other / "checksums.json").read_text())
+    sums[f"tokenizer/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (other / "checksums.json").write_text(json.dumps(sums))
+    code, output = Command(folder, "mixed", f"init_from={other}", "train.num_steps=1").run()
+    assert code == 2
+    assert f"init_from: {other} was trained with another tokenizer/{file.name}" in output
+    assert "Traceback" not in output
+
+
+def test_run_that_resumes_inside_the_profiled_window(folder):
+    options = ("train.num_steps=1000000", "train.log_every=1")
+    command = Command(folder, "profiled", *options, "train.profile_steps=1:100000")
+    code, output = command.interrupt(signal.SIGTERM, lambda: command.last_step_logged() > 2)
+    assert code == 75, output
+    assert "trace of the steps asked for" in output  # it ends with the run
+    step = command.last_step_logged()
+    command = Command(folder, "profiled", *options, f"train.profile_steps=1:{step + 2}")
+    code, output = command.interrupt(signal.SIGTERM, lambda: command.last_step_logged() > step + 4)
+    assert code == 75, output
+    assert "Traceback" not in output
 
 
 def test_signals_save_and_the_same_command_goes_on(folder):

@@ -1,3 +1,4 @@
+import concurrent.futures
 import dataclasses
 import json
 import logging
@@ -250,6 +251,16 @@ def test_save_that_fails_in_the_background_is_an_error_of_the_next_call(tmp_path
     with pytest.raises(UserError, match=f"checkpoint 5 could not be written to {tmp_path}: .*directory"):
         checkpoints.save(state_of(6), META)
     assert steps_of(tmp_path) == []
+    checkpoints.close()
+
+
+def test_failed_save_is_told_without_waiting_for_the_next(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"meta": b"there is a folder of this name"}, 3, 0)
+    checkpoints.raise_if_failed()  # nothing was saved yet
+    checkpoints.save(state_of(5), META)
+    concurrent.futures.wait([checkpoints._pending])
+    with pytest.raises(UserError, match=f"checkpoint 5 could not be written to {tmp_path}"):
+        checkpoints.raise_if_failed()
     checkpoints.close()
 
 

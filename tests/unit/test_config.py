@@ -156,6 +156,12 @@ def test_values_that_do_not_fit_together(values, named):
     assert all(name in str(error.value) for name in named)
 
 
+@pytest.mark.parametrize("steps", ["10", "a:b", "20:10", "10:10"])
+def test_profiled_steps_are_a_range(steps):
+    with pytest.raises(UserError, match=f"train.profile_steps='{steps}'"):
+        from_dict({"train": {"profile_steps": steps}})
+
+
 def test_one_segment_is_enough_without_pairs():
     config = from_dict({"model": {"type_vocab_size": 1}, "data": {"second_objective": "none"}})
     assert config.model.type_vocab_size == 1
