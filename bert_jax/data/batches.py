@@ -1,6 +1,6 @@
 """From the number of a step to its batch: a pure function of (config, seed, step)."""
 
-import collections
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -35,34 +35,30 @@ class Batches:
     """
 
     def __init__(self, store, data: DataConfig, tokenizer, seed: int):
-        pairs = data.second_objective == "next_sentence"
-        if store.index.num_tokens == 0:
+        index, pairs = store.index, data.second_objective == "next_sentence"
+        if index.num_tokens == 0:
             raise UserError(
-                f"the split has no text ({store.index.num_documents} documents); "
+                f"the split has no text ({index.num_documents} documents); "
                 f"give data.source more text or change data.held_out_fraction={data.held_out_fraction}."
             )
-        if pairs and store.index.num_sentences == np.count_nonzero(np.diff(store.index.sentence_starts)):
+        if pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
             raise UserError(
                 "data.second_objective='next_sentence' needs documents of several sentences, and here every "
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
-        self._plan_config = PlanConfig(
-            data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, pairs
-        )
+        config = PlanConfig(data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, pairs)
+        self._count_rows = functools.partial(count_rows, index, config, seed)
+        self._make_plan = functools.lru_cache(_PLANS_KEPT)(functools.partial(EpochPlan, index, config, seed))
         self._first_rows = [0]  # of the epochs up to the first one that is not counted yet
-        self._plans: collections.OrderedDict[int, EpochPlan] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
         self._maskable[list(tokenizer.special_ids)] = False
         self._replacements = np.flatnonzero(self._maskable).astype(np.int32)
-        chunk = np.arange(1, self._plan_config.chunk_length + 1)
+        chunk = np.arange(1, config.chunk_length + 1)
+        lengths = config.sequence_length(chunk)
         self.max_predictions = masking.max_predictions(
-            self._plan_config.sequence_length(chunk),
-            chunk,
-            data.max_seq_length,
-            data.max_sequences_per_row,
-            data.mask_rate,
+            lengths, chunk, data.max_seq_length, data.max_sequences_per_row, data.mask_rate
         )
 
     def __call__(self, step: int, rows: slice | np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -129,9 +125,7 @@ class Batches:
         """The sequences of rows numbered through all epochs, and a key for the masks of each row."""
         with self._lock:
             while self._first_rows[-1] <= rows.max(initial=0):
-                num_rows = count_rows(
-                    self._store.index, self._plan_config, self._seed, len(self._first_rows) - 1
-                )
+                num_rows = self._count_rows(len(self._first_rows) - 1)
                 self._first_rows.append(self._first_rows[-1] + num_rows)
         epochs = np.searchsorted(self._first_rows, rows, "right") - 1
         row_keys = np.empty(len(rows), np.uint64)
@@ -146,13 +140,12 @@ class Batches:
 
     def _tokens(self, sequences: Sequences) -> np.ndarray:
         """The tokens of A, B, A, B … of all sequences. Each document is read once."""
-        documents, which = np.unique(
-            np.stack([sequences.document_a, sequences.document_b], axis=1), return_inverse=True
-        )
+        a = sequences.document_a, sequences.start_a, sequences.length_a
+        b = sequences.document_b, sequences.start_b, sequences.length_b
+        all_documents, starts, lengths = np.stack([a, b], axis=-1).reshape(3, -1)
+        documents, which = np.unique(all_documents, return_inverse=True)
         texts = self._store.read(documents)
-        starts = np.stack([sequences.start_a, sequences.start_b], axis=1).ravel()
-        lengths = np.stack([sequences.length_a, sequences.length_b], axis=1).ravel()
-        pieces = zip(which.ravel().tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
+        pieces = zip(which.tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
         tokens = np.concatenate([texts[document][start:stop] for document, start, stop in pieces])
         if len(tokens) != lengths.sum():
             raise UserError(
@@ -161,12 +154,8 @@ class Batches:
         return tokens
 
     def _plan(self, epoch: int) -> EpochPlan:
-        with self._lock:
-            if epoch not in self._plans:
-                self._plans[epoch] = EpochPlan(self._store.index, self._plan_config, self._seed, epoch)
-                while len(self._plans) > _PLANS_KEPT:
-                    self._plans.popitem(last=False)
-            return self._plans[epoch]
+        with self._lock:  # so that no two threads make the same plan
+            return self._make_plan(epoch)
 
 
 def assemble(
@@ -228,21 +217,14 @@ def assemble(
 def iterate(
     batches: Batches, first_step: int, rows: slice | np.ndarray | None, workers: int, prefetch: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of steps first_step, first_step + 1, … built ahead by threads. The step is the only state.
+    """The batches of first_step, first_step + 1, … without end, built ahead. The step is the only state.
 
     Args:
         batches: what builds them.
         first_step: where to begin; a resumed run gives the step it stands at.
         rows: this process's share of every batch, as in `Batches.__call__`.
-        workers: threads.
-        prefetch: batches to hold ready.
-
-    Returns:
-        An iterator without end; `close()` stops its threads.
+        workers, prefetch: threads, and batches to hold ready. `close()` of the iterator stops the threads.
     """
     steps = grain.MapDataset.range(first_step, sys.maxsize).map(lambda step: batches(step, rows))
-    return iter(
-        steps.to_iter_dataset(
-            grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
-        )
-    )
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
+    return iter(steps.to_iter_dataset(options))

@@ -43,27 +43,25 @@ class DataConfig:
     prefetch_batches: int = dataclasses.field(default=4, metadata=RUN_TIME)
 
     def __post_init__(self):
-        kind = self.tokenizer.split(":", 1)[0]
-        _require(kind in ("unigram", "bpe", "wordpiece", "sentencepiece"), self, "tokenizer",
-                 "use unigram, bpe, wordpiece:VOCAB.txt or sentencepiece:FILE.model")  # fmt: skip
-        _require(self.invalid_utf8 in ("error", "skip"), self, "invalid_utf8", "use error or skip")
-        _require(self.max_seq_length >= 8, self, "max_seq_length", "use at least 8")
-        _require(self.global_batch_size >= 1, self, "global_batch_size", "use at least 1")
-        _require(self.max_sequences_per_row >= 1, self, "max_sequences_per_row", "1 means one sequence a row")
-        _require(self.second_objective in ("next_sentence", "none"), self, "second_objective",
-                 "use next_sentence or none")  # fmt: skip
-        _require(self.masking in ("token", "whole_word"), self, "masking", "use token or whole_word")
-        _require(0.0 < self.mask_rate < 1.0, self, "mask_rate", "use a share between 0 and 1")
-        _require(0.0 <= self.held_out_fraction < 1.0, self, "held_out_fraction", "use a share below 1")
-        _require(0.0 <= self.short_sequence_rate <= 1.0, self, "short_sequence_rate", "use a share")
-        _require(min(self.mask_token_rate, self.random_token_rate) >= 0.0
-                 and self.mask_token_rate + self.random_token_rate <= 1.0,
-                 self, "random_token_rate", "with mask_token_rate it must not exceed 1")  # fmt: skip
-        _require(self.tokenizer_sample_mb >= 1, self, "tokenizer_sample_mb", "use at least 1")
-        _require(self.input_workers >= 1, self, "input_workers", "use at least 1")
-        _require(self.prefetch_batches >= 1, self, "prefetch_batches", "use at least 1")
+        def require(field: str, condition: bool, remedy: str) -> None:
+            if not condition:
+                raise UserError(f"data.{field}={getattr(self, field)!r} is not valid: {remedy}.")
 
-
-def _require(condition: bool, config: DataConfig, field: str, remedy: str):
-    if not condition:
-        raise UserError(f"data.{field}={getattr(config, field)!r} is not valid: {remedy}.")
+        kind, pairs = self.tokenizer.split(":", 1)[0], self.second_objective
+        rates = self.mask_token_rate, self.random_token_rate
+        require("tokenizer", kind in ("unigram", "bpe", "wordpiece", "sentencepiece"),
+                "use unigram, bpe, wordpiece:VOCAB.txt or sentencepiece:FILE.model")  # fmt: skip
+        require("invalid_utf8", self.invalid_utf8 in ("error", "skip"), "use error or skip")
+        require("max_seq_length", self.max_seq_length >= 8, "use at least 8")
+        require("global_batch_size", self.global_batch_size >= 1, "use at least 1")
+        require("max_sequences_per_row", self.max_sequences_per_row >= 1, "1 means one sequence a row")
+        require("second_objective", pairs in ("next_sentence", "none"), "use next_sentence or none")
+        require("masking", self.masking in ("token", "whole_word"), "use token or whole_word")
+        require("mask_rate", 0.0 < self.mask_rate < 1.0, "use a share between 0 and 1")
+        require("held_out_fraction", 0.0 <= self.held_out_fraction < 1.0, "use a share below 1")
+        require("short_sequence_rate", 0.0 <= self.short_sequence_rate <= 1.0, "use a share")
+        require("random_token_rate", min(rates) >= 0.0 and sum(rates) <= 1.0,
+                "with mask_token_rate it must not exceed 1")  # fmt: skip
+        require("tokenizer_sample_mb", self.tokenizer_sample_mb >= 1, "use at least 1")
+        require("input_workers", self.input_workers >= 1, "use at least 1")
+        require("prefetch_batches", self.prefetch_batches >= 1, "use at least 1")

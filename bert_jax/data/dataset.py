@@ -25,6 +25,7 @@ from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
+import psutil
 from array_record.python import array_record_data_source
 from etils import epath
 
@@ -43,15 +44,9 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 # What a prepared dataset depends on, besides the vocabulary size and the contents of files.
 SETTINGS = (
-    "source",
-    "text_field",
-    "invalid_utf8",
-    "language",
-    "tokenizer",
-    "lowercase",
-    "tokenizer_sample_mb",
-    "held_out_fraction",
-)
+    "source", "text_field", "invalid_utf8", "language",
+    "tokenizer", "lowercase", "tokenizer_sample_mb", "held_out_fraction",
+)  # fmt: skip
 # In the manifest, but not in the key: a dataset stays whole and consistent when a library changes.
 LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
 log = logging.getLogger("bert_jax")
@@ -79,10 +74,8 @@ class DocumentStore:
         if not found.items() <= facts.items() or self.unigram_counts.shape != (vocab_size,):
             raise _damaged(directory, f"{split} does not fit {MANIFEST} and the tokenizer")
         self._dtype = id_dtype(vocab_size)
-        self._paths = [
-            str(directory / SHARD_NAME.format(split=split, shard=shard))
-            for shard in range(len(facts["shards"]))
-        ]
+        names = (SHARD_NAME.format(split=split, shard=shard) for shard in range(len(facts["shards"])))
+        self._paths = [str(directory / name) for name in names]
 
     @functools.cached_property
     def _records(self) -> array_record_data_source.ArrayRecordDataSource:
@@ -92,13 +85,7 @@ class DocumentStore:
         return records
 
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
-        """Reads documents in one batch.
-
-        Args:
-            documents: ints [N], in any order, repetitions allowed.
-
-        Returns:
-            Token ids of each: unsigned ints [tokens].
+        """Reads documents, ints [N] in any order and repeated or not: of each its unsigned ints [tokens].
 
         Raises:
             UserError: if the files of the records are missing or damaged.
@@ -122,15 +109,10 @@ class DocumentStore:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedDataset:
-    """A prepared dataset on a disk or in a bucket.
-
-    Attributes:
-        directory: where it is.
-        manifest: what it was made of and what is in it.
-    """
+    """A prepared dataset on a disk or in a bucket."""
 
     directory: epath.Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # what it was made of and what is in it
 
     @classmethod
     def open(cls, directory: epath.PathLike) -> Self:
@@ -158,7 +140,7 @@ class PreparedDataset:
             raise _damaged(self.directory, str(error).rstrip(".")) from None
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Names (tokenizer/…) and contents of what `load_tokenizer` needs, to be kept with checkpoints."""
+        """Names (tokenizer/…) and contents of what `load_tokenizer` reads, to be kept with checkpoints."""
         return {f"{TOKENIZER}/{name}": content for name, content in self.tokenizer.files().items()}
 
     def split(self, name: str) -> DocumentStore:
@@ -187,11 +169,7 @@ def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> Prepare
 
 
 def prepare(
-    data: DataConfig,
-    vocab_size: int,
-    data_dir: epath.PathLike,
-    workers: int | None = None,
-    progress: bool = True,
+    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, workers: int | None = None
 ) -> PreparedDataset:
     """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
 
@@ -202,7 +180,6 @@ def prepare(
         vocab_size: of the tokenizer.
         data_dir: where datasets are kept; if remote, the dataset is built in the temporary directory.
         workers: processes, by default one per core.
-        progress: a progress bar, if a person looks.
 
     Raises:
         UserError: for a source or tokenizer that is missing or broken, an impossible vocabulary, no text.
@@ -220,7 +197,7 @@ def prepare(
         tokenizer = _tokenizer(data, vocab_size, sources, pool)
         tokenizer_seconds = time.perf_counter() - start
         tokenizer.save(building / TOKENIZER)
-        counts = dataset_builder.write_documents(building, sources, data, tokenizer, pool, progress)
+        counts = dataset_builder.write_documents(building, sources, data, tokenizer, pool)
         seconds = time.perf_counter() - start - tokenizer_seconds
         log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
         manifest = {
@@ -279,11 +256,8 @@ def _of_same_settings(
         with contextlib.suppress(UserError):  # a damaged dataset
             dataset = PreparedDataset.open(manifest.parent)
             if dataset.manifest.get("settings") == _settings(data, vocab_size):
-                log.warning(
-                    "%s Using %s, made from it earlier: whether it is up to date cannot be checked.",
-                    missing,
-                    manifest.parent,
-                )
+                message = "%s Using %s, made from it earlier: whether it is up to date cannot be checked."
+                log.warning(message, missing, manifest.parent)
                 return dataset
     raise missing
 
@@ -345,26 +319,14 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 def _remove_abandoned(parent: epath.Path) -> None:
     """Removes what killed builds of this machine left."""
+    ours = re.compile(rf".*\.building-{re.escape(socket.gethostname())}-(\d+)")
     for path in parent.glob(".*.building-*"):
-        match = re.fullmatch(r".*\.building-(.+)-(\d+)", path.name)
-        if match and match[1] == socket.gethostname() and not _is_running(int(match[2])):
+        match = ours.fullmatch(path.name)
+        # A build with the number of this process is of an earlier container.
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
             log.info("removing %s, left by a build that was killed", path)
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_running(process: int) -> bool:
-    if process == os.getpid():  # of an earlier container with the same numbers
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

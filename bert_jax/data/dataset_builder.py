@@ -74,18 +74,12 @@ def count_words(chunk: Chunk) -> collections.Counter[str]:
 
 @dataclasses.dataclass
 class EncodedDocuments:
-    """Documents of one chunk that belong to one split.
+    """Documents of one chunk that belong to one split."""
 
-    Attributes:
-        records: serialized tf.train.Example protos.
-        sentence_lengths: of each document, uint16 [sentences].
-        digests: SHA-256 of each document's sentence lengths and token ids.
-        unigram_counts: int64 [V].
-    """
-
-    unigram_counts: np.ndarray
-    records: list[bytes] = dataclasses.field(default_factory=list)
-    sentence_lengths: list[np.ndarray] = dataclasses.field(default_factory=list)
+    unigram_counts: np.ndarray  # int64 [V]
+    records: list[bytes] = dataclasses.field(default_factory=list)  # serialized tf.train.Example protos
+    sentence_lengths: list[np.ndarray] = dataclasses.field(default_factory=list)  # uint16 [sentences] of each
+    # SHA-256 of each document's sentence lengths and token ids.
     digests: list[bytes] = dataclasses.field(default_factory=list)
 
     def add(self, ids: np.ndarray, sentence_lengths: np.ndarray) -> None:
@@ -146,11 +140,8 @@ def serialized_example(**features: bytes) -> bytes:
     last of the record, which makes reading them free.
     """
     # Field numbers: Example.features 1, Features.feature 1 (a map: key 1, value 2), Feature.bytes_list 1.
-    entries = (
-        _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
-        for name, value in features.items()
-    )
-    return _field(1, b"".join(entries))
+    pairs = ((name.encode(), _field(1, _field(1, value))) for name, value in features.items())
+    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, value)) for name, value in pairs))
 
 
 def _field(number: int, payload: bytes) -> bytes:
@@ -222,12 +213,7 @@ class SplitWriter:
 
 
 def write_documents(
-    directory: epath.Path,
-    sources: Sequence[Source],
-    data: DataConfig,
-    tokenizer: Tokenizer,
-    workers: Workers,
-    progress: bool,
+    directory: epath.Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer, workers: Workers
 ) -> dict[str, Any]:
     """Encodes all documents of the sources and writes the splits into a local directory.
 
@@ -243,11 +229,9 @@ def write_documents(
     chunks = itertools.chain.from_iterable(source.chunks() for source in sources)
     text_bytes = skipped = 0
     with contextlib.ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(SplitWriter(directory, split, tokenizer.vocab_size))
-            for split in SPLITS
-        }
-        bar = stack.enter_context(_progress_bar(sources, progress))
+        vocab_size = tokenizer.vocab_size
+        writers = {split: stack.enter_context(SplitWriter(directory, split, vocab_size)) for split in SPLITS}
+        bar = stack.enter_context(_progress_bar(sources))
         start, documents = time.perf_counter(), 0
         for parts, chunk_bytes, read_bytes, chunk_skipped in workers.map(encoder, chunks):
             for split, part in parts.items():
@@ -255,9 +239,8 @@ def write_documents(
                 documents += len(part.records)
             text_bytes += chunk_bytes
             skipped += chunk_skipped
-            bar.set_postfix_str(
-                f"{documents / (time.perf_counter() - start):,.0f} documents/s", refresh=False
-            )
+            speed = documents / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{speed:,.0f} documents/s", refresh=False)
             bar.update(read_bytes)
     if skipped:
         log.warning("%d lines or records are not UTF-8 and were left out (data.invalid_utf8=skip)", skipped)
@@ -272,15 +255,10 @@ def write_documents(
     return {"dataset_sha256": digest.hexdigest(), "text_bytes": text_bytes, "splits": facts}
 
 
-def _progress_bar(sources: Sequence[Source], progress: bool) -> tqdm.tqdm:
-    return tqdm.tqdm(
-        total=sum(source.size for source in sources),
-        desc="prepare",
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,  # None: only where a person looks
-        leave=False,
-    )
+def _progress_bar(sources: Sequence[Source]) -> tqdm.tqdm:
+    size = sum(source.size for source in sources)
+    # disable=None: only where a person looks.
+    return tqdm.tqdm(total=size, desc="prepare", unit="B", unit_scale=True, disable=None, leave=False)
 
 
 def _write_tfds_metadata(directory: epath.Path, writers: dict[str, SplitWriter]) -> None:
@@ -292,6 +270,7 @@ def _write_tfds_metadata(directory: epath.Path, writers: dict[str, SplitWriter])
     import tensorflow_datasets as tfds  # here, since the import takes a second and workers import this module
 
     scalar = tfds.features.Tensor(shape=(), dtype=np.object_)
+    template = tfds.core.ShardedFileTemplate(data_dir=directory, template=TFDS_SHARD_NAME)
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
         features=tfds.features.FeaturesDict({"sentence_lengths": scalar, "token_ids": scalar}),
@@ -300,13 +279,7 @@ def _write_tfds_metadata(directory: epath.Path, writers: dict[str, SplitWriter])
                 name=split,
                 shard_lengths=writer.shard_lengths,
                 num_bytes=sum(writer.shard_bytes),
-                filename_template=tfds.core.ShardedFileTemplate(
-                    data_dir=directory,
-                    template=TFDS_SHARD_NAME,
-                    dataset_name="documents",
-                    split=split,
-                    filetype_suffix="array_record",
-                ),
+                filename_template=template,
             )
             for split, writer in writers.items()
             if writer.shard_lengths

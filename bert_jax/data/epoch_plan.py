@@ -75,9 +75,7 @@ class Chunks:
     def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
         self._index, self._limit = index, config.chunk_length
         self._packed = config.max_sequences_per_row > 1
-        self._phase_key, self._which_key, self._place_key = (
-            key(seed, epoch, word) for word in ("phase", "which", "place")
-        )
+        self._keys = {word: key(seed, epoch, word) for word in ("phase", "which", "place")}
         self._first_chunks = np.zeros(index.num_documents + 1, np.int64)
         for document in _blocks(index.num_documents):
             tokens, first_length = self._first_length(document)
@@ -101,7 +99,7 @@ class Chunks:
         edge = first_length + (chunk - self._first_chunks[document]) * self._limit
         start, stop = np.maximum(edge - self._limit, 0), np.minimum(edge, tokens)
         cut = second | self._is_cut(chunk)
-        inside = 1 + below(bits(self._place_key, chunk), np.maximum(stop - start - 1, 1))
+        inside = 1 + below(bits(self._keys["place"], chunk), np.maximum(stop - start - 1, 1))
         middle = np.where(cut, start + inside, stop)
         start, stop = np.where(second, middle, start), np.where(second, stop, middle)
         return document, start, stop - start
@@ -130,7 +128,7 @@ class Chunks:
         shortest = tokens - (-(-tokens // self._limit) - 1) * self._limit
         if self._packed:
             shortest = np.where(tokens > self._limit, 1, tokens)
-        phase = shortest + below(bits(self._phase_key, document), self._limit - shortest + 1)
+        phase = shortest + below(bits(self._keys["phase"], document), self._limit - shortest + 1)
         return tokens, np.minimum(phase, tokens)
 
     def _stratum(self, chunk):
@@ -140,7 +138,7 @@ class Chunks:
     def _cut_chunk(self, cut: np.ndarray) -> np.ndarray:
         """The chunk that each cut falls on: one at random of every 1 / rate chunks."""
         first, after = (-(-(n << _RATE_BITS) // max(self._rate, 1)) for n in (cut, cut + 1))
-        return first + below(bits(self._which_key, cut), after - first)
+        return first + below(bits(self._keys["which"], cut), after - first)
 
     def _is_cut(self, chunk: np.ndarray) -> np.ndarray:
         stratum = self._stratum(chunk)

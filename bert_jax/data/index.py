@@ -10,28 +10,19 @@ from etils import epath
 from bert_jax.errors import UserError
 
 # Little-endian on disk. A sentence of more than 65,535 tokens is stored as several: only ends matter here.
-LENGTH_DTYPE = np.dtype("<u2")
-START_DTYPE = np.dtype("<i8")
-FILES: dict[str, tuple[str, np.dtype]] = {  # field of Index -> (file, dtype)
-    "sentence_lengths": ("sentence_lengths.bin", LENGTH_DTYPE),
-    "sentence_starts": ("sentence_starts.bin", START_DTYPE),
-    "token_starts": ("token_starts.bin", START_DTYPE),
-}
+LENGTH_DTYPE: np.dtype = np.dtype("<u2")
+START_DTYPE: np.dtype = np.dtype("<i8")
+# Field of Index -> the type in the file FIELD.bin.
+FILES = {"sentence_lengths": LENGTH_DTYPE, "sentence_starts": START_DTYPE, "token_starts": START_DTYPE}
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Sentence lengths and document starts of one split, in record order.
+    """Sentence lengths and document starts of one split, in record order."""
 
-    Attributes:
-        sentence_lengths: uint16 [sentences], tokens of each (without specials), document after document.
-        sentence_starts: int64 [documents + 1], sentences before each document, and at last their number.
-        token_starts: int64 [documents + 1], tokens before each document, and at last their number.
-    """
-
-    sentence_lengths: np.ndarray
-    sentence_starts: np.ndarray
-    token_starts: np.ndarray
+    sentence_lengths: np.ndarray  # uint16 [sentences], tokens of each without specials, document by document
+    sentence_starts: np.ndarray  # int64 [documents + 1], sentences before each document, and at last all
+    token_starts: np.ndarray  # int64 [documents + 1], tokens before each document, and at last all
 
     @property
     def num_documents(self) -> int:
@@ -53,11 +44,9 @@ class Index:
             sentence_lengths: ints [sentences], each from 1 to 65,535.
             sentence_counts: ints [documents], adding up to the number of sentences.
         """
-        sentence_starts = np.concatenate([[0], np.cumsum(sentence_counts, dtype=START_DTYPE)])
+        starts = np.concatenate([[0], np.cumsum(sentence_counts, dtype=START_DTYPE)])
         tokens = np.concatenate([[0], np.cumsum(sentence_lengths, dtype=START_DTYPE)])
-        return cls(
-            np.asarray(sentence_lengths).astype(LENGTH_DTYPE), sentence_starts, tokens[sentence_starts]
-        )
+        return cls(np.asarray(sentence_lengths).astype(LENGTH_DTYPE), starts, tokens[starts])
 
     @classmethod
     def open(cls, directory: epath.PathLike) -> Self:
@@ -68,7 +57,7 @@ class Index:
         """
         directory = epath.Path(directory)
         try:
-            index = cls(**{field: _load(directory / file, dtype) for field, (file, dtype) in FILES.items()})
+            index = cls(**{field: _load(directory / f"{field}.bin", dtype) for field, dtype in FILES.items()})
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the index in {directory} cannot be read ({error}); delete its dataset, run prepare again."
@@ -102,7 +91,7 @@ class IndexWriter:
 
     def __enter__(self) -> Self:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._files = {field: (self._directory / file).open("wb") for field, (file, _) in FILES.items()}
+        self._files = {field: (self._directory / f"{field}.bin").open("wb") for field in FILES}
         self._sentences = self._tokens = 0
         self._write_starts()
         return self

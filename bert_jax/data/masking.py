@@ -31,8 +31,7 @@ def max_predictions(
     Args:
         lengths: ints [n], the lengths that sequences can have, specials included.
         maskable: ints [n], the most maskable tokens in a sequence of each length.
-        capacity: T.
-        max_sequences: S.
+        capacity, max_sequences: T and S.
         mask_rate: share of tokens to predict.
     """
     most = np.zeros(capacity + 1, np.int64)  # in rows of 0 … T tokens
@@ -120,12 +119,8 @@ def _take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -
     choice as one by one, in a few rounds.
 
     Args:
-        group: ints [n], non-decreasing.
-        sizes: ints [n], positive.
+        group, sizes: ints [n], non-decreasing and positive; the result is bool [n].
         budgets: int64 [groups].
-
-    Returns:
-        bool [n].
     """
     taken = np.zeros(len(group), bool)
     left = budgets.copy()
@@ -154,16 +149,12 @@ def corrupt(
     """Replaces chosen tokens by [MASK] or a random token, or lets them stand: in BERT 80, 10 and 10%.
 
     Args:
-        input_ids: int32 [B, T].
+        input_ids: int32 [B, T]; the result is another such array.
         chosen: bool [B, T].
         row_keys: uint64 [B].
         mask_id: id of [MASK].
         replacements: ints [n], the ids that random tokens are drawn from.
-        mask_token_rate: share of the chosen that becomes [MASK].
-        random_token_rate: share of the chosen that becomes a random token.
-
-    Returns:
-        int32 [B, T].
+        mask_token_rate, random_token_rate: shares of the chosen.
     """
     row, column = np.nonzero(chosen)
     fate = bits(row_keys[row], column + _FATE)
@@ -189,15 +180,10 @@ def gather_targets(input_ids: np.ndarray, chosen: np.ndarray, size: int) -> dict
     row, position = np.nonzero(chosen)
     count = np.count_nonzero(chosen, axis=1)
     slot = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    targets = {
-        "masked_lm_positions": np.zeros((len(chosen), size), np.int32),
-        "masked_lm_ids": np.zeros((len(chosen), size), np.int32),
-        "masked_lm_weights": np.zeros((len(chosen), size), np.float32),
-    }
-    targets["masked_lm_positions"][row, slot] = position
-    targets["masked_lm_ids"][row, slot] = input_ids[row, position]
-    targets["masked_lm_weights"][row, slot] = 1.0
-    return targets
+    positions, ids = np.zeros((2, len(chosen), size), np.int32)
+    weights = np.zeros((len(chosen), size), np.float32)
+    positions[row, slot], ids[row, slot], weights[row, slot] = position, input_ids[row, position], 1.0
+    return {"masked_lm_positions": positions, "masked_lm_ids": ids, "masked_lm_weights": weights}
 
 
 def shuffle_visible_tokens(batch: Mapping[str, np.ndarray], tokenizer, seed: int) -> dict[str, np.ndarray]:
@@ -206,12 +192,9 @@ def shuffle_visible_tokens(batch: Mapping[str, np.ndarray], tokenizer, seed: int
     Specials, padding and the tokens to be predicted stay where they are.
 
     Args:
-        batch: the arrays of a batch (see `Batches`).
-        tokenizer: its special_ids stay where they are.
+        batch: the arrays of a batch (see `Batches`); the result differs in its input_ids alone.
+        tokenizer: its special_ids are meant.
         seed: another seed, another order.
-
-    Returns:
-        A copy of the batch with other input_ids.
     """
     ids = batch["input_ids"]
     visible = (batch["sequence_ids"] > 0) & ~np.isin(ids, tokenizer.special_ids)

@@ -7,19 +7,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Patterns:
-    """What the rows of an epoch hold: pattern p is used by counts[p] rows.
+    """What the rows of an epoch hold: pattern p is used by counts[p] rows. All int64."""
 
-    Attributes:
-        lengths: int64 [P, S], tokens of each sequence of a row (specials included), 0 where there is none.
-        counts: int64 [P], rows of each pattern.
-        first_rows: int64 [P], rows of the patterns before.
-        first_uses: int64 [P, S], sequences of the slot's length that the slots before it take; row r of
-            the pattern takes number first_uses + r of the sequences of that length.
-    """
-
-    lengths: np.ndarray
-    counts: np.ndarray
-    first_rows: np.ndarray
+    lengths: np.ndarray  # [P, S], tokens of each sequence of a row (specials included), 0 where there is none
+    counts: np.ndarray  # [P], rows of each pattern
+    first_rows: np.ndarray  # [P], rows of the patterns before
+    # [P, S], sequences of the slot's length that the slots before it take; row r of the pattern takes number
+    # first_uses + r of the sequences of that length.
     first_uses: np.ndarray
 
     @property

@@ -4,14 +4,10 @@ import sentencex
 
 
 def split_sentences(paragraphs: list[str], language: str) -> list[str]:
-    """Splits paragraphs into sentences, stripped and not empty.
+    """Splits the paragraphs of a document into sentences, stripped and not empty.
 
-    A sentence never crosses a paragraph. `sentencex` knows abbreviations of many languages and falls back to
-    a related language, in the end English, for those that it does not know.
-
-    Args:
-        paragraphs: of one document.
-        language: code as in Wikipedia's addresses, e.g. "en".
+    A sentence never crosses a paragraph. `language` is a code as in Wikipedia's addresses. `sentencex` knows
+    abbreviations of many and falls back to a related language, in the end English, for the others.
 
     >>> split_sentences(["Mr. Smith left. It was 5 p.m. in the U.S. then.", "So what?"], "en")
     ['Mr. Smith left.', 'It was 5 p.m. in the U.S. then.', 'So what?']

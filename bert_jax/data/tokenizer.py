@@ -76,15 +76,9 @@ class Tokenizer(abc.ABC):
             split = pc.split_pattern(words, " ")
             words, words_per_text = split.flatten(), split.value_lengths().to_numpy()
         words = words.dictionary_encode()
-        occurrences = words.indices.to_numpy()
-        pieces = self._encode_words(words.dictionary.to_pylist())
-        distinct_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        distinct_ids = np.fromiter(itertools.chain.from_iterable(pieces), np.int32, distinct_lengths.sum())
-
-        lengths = distinct_lengths[occurrences]
-        ends = np.cumsum(lengths)
-        shift = (np.cumsum(distinct_lengths) - distinct_lengths)[occurrences] - (ends - lengths)
-        ids = distinct_ids[np.arange(ends[-1]) + np.repeat(shift, lengths)]
+        distinct = pa.array(self._encode_words(words.dictionary.to_pylist()), pa.large_list(pa.int32()))
+        pieces = distinct.take(words.indices)
+        ids, ends = pieces.flatten().to_numpy(), np.cumsum(pieces.value_lengths().to_numpy())
         return ids, np.diff(ends[np.cumsum(words_per_text) - 1], prepend=0)
 
     @abc.abstractmethod
@@ -124,7 +118,6 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
         proto = ModelProto()
-
         try:
             proto.ParseFromString(model)
         except Exception as error:  # protobuf's DecodeError, whose module is not public
@@ -134,7 +127,6 @@ class SentencePieceTokenizer(Tokenizer):
         unknown = [token for token, piece in enumerate(proto.pieces) if piece.type == kind.UNKNOWN]
         pad = "<pad>" if "<pad>" in ids else "[PAD]"
         missing = [piece for piece in (pad, "[CLS]", "[SEP]", "[MASK]") if piece not in ids]
-
         if missing or not unknown:
             raise UserError(
                 f"{name} has no piece {', '.join(missing) or '[UNK]'}; train it with --pad_id=0 "
@@ -142,7 +134,6 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self.vocab_size = len(proto.pieces)
         self.pad_id, self.unk_id = ids[pad], unknown[0]
-
         self.cls_id, self.sep_id, self.mask_id = ids["[CLS]"], ids["[SEP]"], ids["[MASK]"]
         for token in {*self.special_ids} - {self.unk_id}:
             proto.pieces[token].type = kind.CONTROL  # user-defined pieces would be found in plain text
@@ -163,8 +154,7 @@ class SentencePieceTokenizer(Tokenizer):
     def train(cls, word_counts: Mapping[str, int], kind: str, vocab_size: int, lowercase: bool) -> Self:
         """Trains on words and how often each occurs. The number of cores makes no difference.
 
-        Words instead of sentences need half of the time. The pieces [PAD], [UNK],
-        [CLS], [SEP], [MASK] have the ids 0 to 4.
+        Words instead of sentences need half of the time. `SPECIAL_PIECES` have the ids 0 to 4.
 
         Args:
             word_counts: words (as split at white space) with their counts.
@@ -255,8 +245,7 @@ class WordPieceTokenizer(Tokenizer):
         return cls(text.removesuffix("\n").split("\n"), lowercase, name)
 
     def _encode_words(self, words):
-        encodings = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [word.ids for word in self._tokenizer.encode_batch_fast(words, add_special_tokens=False)]
 
     def decode(self, ids):
         return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
@@ -297,8 +286,7 @@ def tokenizer_file(data: DataConfig) -> str | None:
     kind, _, name = data.tokenizer.partition(":")
     if kind in ("unigram", "bpe"):
         return None
-    path = os.path.expanduser(name)
-    shipped = VOCABULARIES / f"{name}.txt"
+    path, shipped = os.path.expanduser(name), VOCABULARIES / f"{name}.txt"
     if kind == "wordpiece" and not epath.Path(path).exists() and shipped.exists():
         path = str(shipped)
     if not name or not epath.Path(path).is_file():
@@ -324,20 +312,17 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
         tokenizer = WordPieceTokenizer.from_text(text, data.lowercase, name)
     else:
         tokenizer = SentencePieceTokenizer(path.read_bytes(), name)
-    if tokenizer.vocab_size != vocab_size:
-        size = tokenizer.vocab_size
+    if (size := tokenizer.vocab_size) != vocab_size:
         raise UserError(f"{name} has {size} pieces, but model.vocab_size={vocab_size}: set it to {size}.")
     return tokenizer
 
 
 def _vocab_size_error(message: str, vocab_size: int) -> UserError | None:
     """Says in terms of the config what SentencePiece's trainer says in terms of its own."""
-    if most := re.search(r"Vocabulary size too high .* <= (\d+)", message):
-        return UserError(
-            f"model.vocab_size={vocab_size} is more than this text can fill: use at most {most[1]}."
-        )
-    if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        return UserError(
-            f"model.vocab_size={vocab_size} is too small for this text's characters: use at least {least[1]}."
-        )
+    for pattern, remedy in (
+        (r"Vocabulary size too high .* <= (\d+)", "more than this text can fill: use at most"),
+        (r"smaller than required_chars. \d+ vs (\d+)", "too small for this text's characters: use at least"),
+    ):
+        if match := re.search(pattern, message):
+            return UserError(f"model.vocab_size={vocab_size} is {remedy} {match[1]}.")
     return None

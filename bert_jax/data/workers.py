@@ -23,20 +23,11 @@ class Workers:
     """
 
     def __init__(self, count: int):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "TOKENIZERS_PARALLELISM": "false",  # the processes are the parallelism
-        }
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", "from bert_jax.data.workers import serve; serve()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-            )
-            for _ in range(count)
-        ]
+        command = [sys.executable, "-c", "from bert_jax.data.workers import serve; serve()"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        env["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+        pipe = subprocess.PIPE
+        self._processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env) for _ in range(count)]
         self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)

@@ -19,22 +19,16 @@ KINDS = ("corpus", "text", "jsonl", "tfds")
 
 
 class Chunk(Protocol):
-    """A run of whole documents.
-
-    Attributes:
-        read_bytes: bytes of the source's files that were used up (compressed where they are compressed).
-        size: bytes that it holds.
-        skipped: lines or records left out because they are not UTF-8 (data.invalid_utf8=skip).
-    """
+    """A run of whole documents."""
 
     @property
-    def read_bytes(self) -> int: ...
+    def read_bytes(self) -> int: ...  # of the source's files that were used up (compressed where they are)
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int: ...  # bytes that it holds
 
     @property
-    def skipped(self) -> int: ...
+    def skipped(self) -> int: ...  # lines or records left out: not UTF-8 (data.invalid_utf8=skip)
 
     def documents(self) -> Iterator[list[str]]:
         """Yields documents, each a list of paragraphs (stripped, not empty).
@@ -42,29 +36,20 @@ class Chunk(Protocol):
         Raises:
             UserError: if the content is not what the source says it is, naming the place.
         """
-        ...
 
 
 class Source(Protocol):
-    """Documents of one SPEC of `data.source`.
+    """Documents of one SPEC of `data.source`."""
 
-    Attributes:
-        spec: as written in the config.
-        paths: its files, in order.
-        size: bytes of its files, about the sum of `read_bytes` of its chunks.
-    """
-
-    spec: str
-    paths: list[str]
-    size: int
+    spec: str  # as written in the config
+    paths: list[str]  # its files, in order
+    size: int  # bytes of its files, about the sum of `read_bytes` of its chunks
 
     def fingerprint(self, digests: Digests) -> list[Any]:
         """JSON-able, the same for the same documents in the same order."""
-        ...
 
     def chunks(self) -> Iterator[Chunk]:
         """Yields all documents, in an order and in pieces that depend on the content alone."""
-        ...
 
 
 def open_sources(data: DataConfig) -> list[Source]:

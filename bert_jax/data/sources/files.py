@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -86,17 +87,11 @@ class TextBlock(Block):
     END: ClassVar[re.Pattern] = re.compile(rb"\n[ \t\r\f\v]*\n")
 
     def documents(self) -> Iterator[list[str]]:
-        paragraphs: list[str] = []
-        for line in self.lines:
-            if line is None:  # of the document around it, which goes on
-                continue
-            if line := line.strip():
-                paragraphs.append(line)
-            elif paragraphs:
-                yield paragraphs
-                paragraphs = []
-        if paragraphs:
-            yield paragraphs
+        # A broken line is left out of its document, which goes on.
+        lines = (line.strip() for line in self.lines if line is not None)
+        for filled, paragraphs in itertools.groupby(lines, bool):
+            if filled:
+                yield list(paragraphs)
 
 
 class JsonlBlock(Block):
@@ -160,15 +155,12 @@ class FileSource:
         return [self._block.KIND, self._options, digests.of(self.paths)]
 
     def chunks(self) -> Iterator[Block]:
+        """Blocks of at least CHUNK_BYTES (but for a file's last) that end where a document ends."""
         for path in self.paths:
-            yield from self._blocks(path)
-
-    def _blocks(self, path: str) -> Iterator[Block]:
-        """Blocks of at least CHUNK_BYTES (but for the last) that end where a document ends."""
-        offset, line, done = 0, 1, 0
-        for data, read_bytes in _cut(_read(path), self._block.END, path):
-            yield self._block(path, data, offset, line, read_bytes - done, self._options)
-            offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
+            offset, line, done = 0, 1, 0
+            for data, read_bytes in _cut(_read(path), self._block.END, path):
+                yield self._block(path, data, offset, line, read_bytes - done, self._options)
+                offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
 
 
 def _matches(pattern: str) -> list[str]:
@@ -202,11 +194,9 @@ def _last_end(data: bytes, end: re.Pattern) -> int:
     tail = 1 << 14
     while True:
         start = max(0, len(data) - tail)
-        last = 0
-        for match in end.finditer(data, start):
-            last = match.end()
-        if last or not start:
-            return last
+        ends = [match.end() for match in end.finditer(data, start)]
+        if ends or not start:
+            return ends[-1] if ends else 0
         tail *= 8
 
 

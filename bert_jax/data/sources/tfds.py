@@ -139,10 +139,11 @@ def _builder(spec: str, name: str):
 
 
 def _text_feature(spec: str, features: Any, asked: str) -> str:
+    import tensorflow_datasets as tfds
 
     texts = sorted(
         "/".join(path)  # as TFDS stores a feature in a dict of features
-        for path, info in _flat(features.get_tensor_info())
+        for path, info in tfds.core.utils.flatten_with_path(features.get_tensor_info())
         if info.np_dtype == np.object_ and not info.shape
     )
     chosen = asked or ("text" if "text" in texts or len(texts) != 1 else texts[0])
@@ -152,14 +153,6 @@ def _text_feature(spec: str, features: Any, asked: str) -> str:
             "(tfds:NAME:SPLIT:FEATURE)."
         )
     return chosen
-
-
-def _flat(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if not isinstance(tree, dict):
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, (*path, key))
 
 
 def _array_record_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
