@@ -7,6 +7,7 @@
 Nothing else should run on the machine meanwhile.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -66,10 +67,8 @@ def prepare(config: Config) -> None:
         trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
         print(f"{'tokenizer':<16}{'MB/s and core':>14}{'spread':>16}{'peak MiB, 1×':>14}{'10×':>8}")
-        for name, vocab_size in (
-            (f"sentencepiece:{model}", config.model.vocab_size),
-            ("wordpiece:bert_uncased", 30522),
-        ):
+        sizes = {f"sentencepiece:{model}": config.model.vocab_size, "wordpiece:bert_uncased": 30522}
+        for name, vocab_size in sizes.items():
             rates, peaks = [], {}
             for repeat in range(REPEATS.value):
                 seconds = {}
@@ -107,9 +106,8 @@ def inputs(config: Config) -> None:
             return tokens / (time.perf_counter() - start) / 1e6
 
         rates = _repeated(measure)
-        print(
-            f"{name:<16}{_median(rates):>16}{_spread(rates):>16}{facts['fill']:>8.2%}{facts['not_next_share']:>9.1%}"
-        )
+        shares = f"{facts['fill']:>8.2%}{facts['not_next_share']:>9.1%}"
+        print(f"{name:<16}{_median(rates):>16}{_spread(rates):>16}{shares}")
     _plan_of_an_epoch()
 
 
@@ -187,30 +185,26 @@ def _run(module: str, arguments: list[str]) -> tuple[float, float]:
     return time.perf_counter() - start, peak.bytes / 2**20
 
 
-class _PeakMemory:
+class _PeakMemory(threading.Thread):
     """Samples the resident memory of a process and its children while entered; the most is kept."""
 
     def __init__(self, process: psutil.Process):
+        super().__init__(daemon=True)
         self._process, self._over, self.bytes = process, threading.Event(), 0
 
     def __enter__(self) -> "_PeakMemory":
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self.join()
 
-    def _sample(self) -> None:
+    def run(self) -> None:
         while not self._over.wait(0.05):
-            total = 0
-            try:
-                for process in [self._process, *self._process.children(recursive=True)]:
-                    total += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-            self.bytes = max(self.bytes, total)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = [self._process, *self._process.children(recursive=True)]
+                self.bytes = max(self.bytes, sum(process.memory_info().rss for process in family))
 
 
 def _repeated(measure: Callable[[], float]) -> list[float]:

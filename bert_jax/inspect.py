@@ -20,21 +20,18 @@ def main() -> None:
     config, step = command.resolved_config(), flags.FLAGS.step
     phase = next((phase for phase in config.phases() if phase.first_step <= step < phase.last_step), None)
     if phase is None:
-        raise UserError(
-            f"--step={step} is not a step of the run, which ends at {config.phases()[-1].last_step}."
-        )
+        end = config.phases()[-1].last_step
+        raise UserError(f"--step={step} is not a step of the run, which ends at {end}.")
     dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
     data, seed = phase.config.data, phase.config.train.seed
     batch = Batches(dataset.split("train"), data, dataset.tokenizer, seed)(step - phase.first_step)
     print(f"step {step}: {summary(batch, dataset.tokenizer)}")
-    rows = min(flags.FLAGS.rows, data.global_batch_size)
-    for row in range(rows):
+    rows, all_rows = flags.FLAGS.rows, data.global_batch_size
+    for row in range(min(rows, all_rows)):
         for lines in sequences(batch, row, dataset.tokenizer):
             print(f"\n{lines}")
-    if rows < data.global_batch_size:
-        print(
-            f"\n… and {data.global_batch_size - rows} more rows; --rows={data.global_batch_size} prints all."
-        )
+    if rows < all_rows:
+        print(f"\n… and {all_rows - rows} more rows; --rows={all_rows} prints all.")
 
 
 def summary(batch: Mapping[str, np.ndarray], tokenizer) -> str:
@@ -73,8 +70,7 @@ def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> Iterator[
                 lines.append(f"  {name:<10}{' '.join(map(tokenizer.piece, ids.tolist()))}")
         for fate in FATES:
             targets = [
-                f"{batch['position_ids'][row, position]} {target}"
-                + (f" [{shown}]" if fate == "replaced" else "")
+                f"{batch['position_ids'][row, position]} {target}" + f" [{shown}]" * (fate == "replaced")
                 for f, position, target, shown in predictions
                 if f == fate and inside[position]
             ]
@@ -86,16 +82,12 @@ def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> Iterator[
 def _predictions(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> list[tuple[str, int, str, str]]:
     """(fate, position in the row, target piece, piece shown) of each token to be predicted."""
     used = batch["masked_lm_weights"][row] > 0
-    result = []
-    for position, target in zip(
-        batch["masked_lm_positions"][row, used].tolist(),
-        batch["masked_lm_ids"][row, used].tolist(),
-        strict=True,
-    ):
-        shown = int(batch["input_ids"][row, position])
-        fate = "masked" if shown == tokenizer.mask_id else "kept" if shown == target else "replaced"
-        result.append((fate, position, tokenizer.piece(target), tokenizer.piece(shown)))
-    return result
+    positions = batch["masked_lm_positions"][row, used]
+    targets, shown = batch["masked_lm_ids"][row, used], batch["input_ids"][row, positions]
+    same = np.where(shown == targets, "kept", "replaced")
+    fates = np.where(shown == tokenizer.mask_id, "masked", same)
+    pieces = (map(tokenizer.piece, ids.tolist()) for ids in (targets, shown))
+    return list(zip(fates.tolist(), positions.tolist(), *pieces, strict=True))
 
 
 if __name__ == "__main__":

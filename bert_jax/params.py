@@ -50,31 +50,28 @@ def counts(model: ModelConfig) -> dict[str, int]:
 def table(model: ModelConfig) -> str:
     """The table that the command prints."""
     count, layers = counts(model), model.num_hidden_layers
-    lines = []
-
-    def row(name: str, parameters: int, note: str = "") -> None:
+    rule: tuple[str, int, str] = ("", 0, "")
+    rows = [
+        ("token embeddings", count["token embeddings"], f"{model.vocab_size:,} × {model.hidden_size}"),
+        ("segment embeddings", count["segment embeddings"], ""),
+        ("position embeddings", count["position embeddings"], f"{model.max_position_embeddings} positions"),
+        ("embeddings' LayerNorm", count["embeddings' LayerNorm"], ""),
+        ("attention, each layer", count["attention"] // layers, "with its LayerNorm"),
+        ("feed-forward, each layer", count["feed-forward"] // layers, "with its LayerNorm"),
+        (f"{layers} layers", count["attention"] + count["feed-forward"], ""),
+        ("pooler", count["pooler"], ""),
+        rule,
+        ("encoder with pooler", sum(count[name] for name in GROUPS if not name.endswith("head")), ""),
+        ("masked-LM head", count["masked-LM head"], "its matrix is the token embeddings"),
+        ("next-sentence head", count["next-sentence head"], ""),
+        rule,
+        ("with both pretraining heads", sum(count.values()), ""),
+    ]
+    lines = [f"{'':<34}{'parameters':>14}{'in training':>16}"]
+    for name, parameters, note in rows:
         mebibytes = parameters * BYTES_PER_PARAMETER / 2**20
-        lines.append(f"{name:<34}{parameters:>14,}{mebibytes:>12,.1f} MiB  {note}".rstrip())
-
-    def rule() -> None:
-        lines.append("-" * 64)
-
-    lines.append(f"{'':<34}{'parameters':>14}{'in training':>16}")
-    row("token embeddings", count["token embeddings"], f"{model.vocab_size:,} × {model.hidden_size}")
-    row("segment embeddings", count["segment embeddings"])
-    row("position embeddings", count["position embeddings"], f"{model.max_position_embeddings} positions")
-    row("embeddings' LayerNorm", count["embeddings' LayerNorm"])
-    for name in ("attention", "feed-forward"):
-        row(f"{name}, each layer", count[name] // layers, "with its LayerNorm")
-    row(f"{layers} layers", count["attention"] + count["feed-forward"])
-    row("pooler", count["pooler"])
-    rule()
-    encoder = sum(count[name] for name in GROUPS if not name.endswith("head"))
-    row("encoder with pooler", encoder)
-    row("masked-LM head", count["masked-LM head"], "its matrix is the token embeddings")
-    row("next-sentence head", count["next-sentence head"])
-    rule()
-    row("with both pretraining heads", sum(count.values()))
+        line = f"{name:<34}{parameters:>14,}{mebibytes:>12,.1f} MiB  {note}".rstrip()
+        lines.append(line if name else "-" * 64)
     lines.append(f"in training: float32 parameters and Adam's two moments, {BYTES_PER_PARAMETER} bytes each")
     return "\n".join(lines)
 
@@ -87,24 +84,19 @@ def lecture(model: ModelConfig) -> str:
     layer = attention + feed_forward
     rounded = embeddings / 1e6 + model.num_hidden_layers * round(layer / 1e6)
     exact = embeddings + model.num_hidden_layers * layer
-    return "\n".join(
-        [
-            f"embeddings    ({LECTURE_VOCABULARY:,} + {model.max_position_embeddings} + "
-            f"{model.type_vocab_size}) × {d} = {embeddings / 1e6:.1f} M",
-            f"attention     4 × {d} × {d} = {attention / 1e6:.1f} M",
-            f"feed-forward  2 × {d} × {f} = {feed_forward / 1e6:.1f} M",
-            f"layer         {layer / 1e6:.1f} M, about {round(layer / 1e6)} M",
-            f"total         {embeddings / 1e6:.1f} M + {model.num_hidden_layers} × {round(layer / 1e6)} M"
-            f" = {rounded:.0f} M (with the layers unrounded {exact / 1e6:.1f} M)",
-        ]
+    return (
+        f"embeddings    ({LECTURE_VOCABULARY:,} + {model.max_position_embeddings} + "
+        f"{model.type_vocab_size}) × {d} = {embeddings / 1e6:.1f} M\n"
+        f"attention     4 × {d} × {d} = {attention / 1e6:.1f} M\n"
+        f"feed-forward  2 × {d} × {f} = {feed_forward / 1e6:.1f} M\n"
+        f"layer         {layer / 1e6:.1f} M, about {round(layer / 1e6)} M\n"
+        f"total         {embeddings / 1e6:.1f} M + {model.num_hidden_layers} × {round(layer / 1e6)} M"
+        f" = {rounded:.0f} M (with the layers unrounded {exact / 1e6:.1f} M)"
     )
 
 
 if __name__ == "__main__":
     command.define_config_flags()
-    flags.DEFINE_boolean(
-        "like_lecture",
-        False,
-        f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded.",
-    )
+    about = f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded."
+    flags.DEFINE_boolean("like_lecture", False, about)
     command.run(main)

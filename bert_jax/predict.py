@@ -19,12 +19,11 @@ from bert_jax import command
 from bert_jax.errors import UserError
 from bert_jax.pretrained import load
 
-MODES = ("fill-mask", "next-sentence", "features")
 log = logging.getLogger("bert_jax")
 
 
 def main(mode: str) -> None:
-    {"fill-mask": fill_mask, "next-sentence": next_sentence, "features": features}[mode]()
+    MODES[mode]()
 
 
 def fill_mask() -> None:
@@ -101,13 +100,10 @@ def _pairs() -> list[tuple[str, str]]:
         if flags.FLAGS.next is None:
             raise UserError("--next is missing: the sentence that may follow --text.")
         return [(texts[0], flags.FLAGS.next)]
-    pairs = []
     for line in texts:
-        first, tab, second = line.partition("\t")
-        if not tab:
+        if "\t" not in line:
             raise UserError(f"--input={flags.FLAGS.input}: no tab between two sentences in {line[:60]!r}.")
-        pairs.append((first, second))
-    return pairs
+    return [(first, second) for first, _, second in (line.partition("\t") for line in texts)]
 
 
 def _output() -> pathlib.Path:
@@ -120,6 +116,8 @@ def _output() -> pathlib.Path:
     return output
 
 
+MODES = {"fill-mask": fill_mask, "next-sentence": next_sentence, "features": features}
+
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
     flags.DEFINE_string("text", None, "The text; [MASK] marks what to guess.")
@@ -129,4 +127,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("pooling", "mean", ["mean", "cls"], "Of features: over all tokens, or [CLS].")
     flags.DEFINE_integer("layer", -1, "Of features: 0 is the embeddings, -1 the last layer.")
     flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)
-    command.run(main, modes=MODES)
+    command.run(main, modes=tuple(MODES))

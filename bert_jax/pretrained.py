@@ -81,12 +81,7 @@ class Pretrained:
     """
 
     def __init__(
-        self,
-        config: Config,
-        tokenizer: Tokenizer,
-        structure: nnx.GraphDef,
-        params: Any,
-        meta: dict[str, Any],
+        self, config: Config, tokenizer: Tokenizer, structure: nnx.GraphDef, params: Any, meta: dict[str, Any]
     ):
         self.config, self.tokenizer, self.params, self.meta = config, tokenizer, params, meta
         self.max_length = config.data.max_seq_length
@@ -113,8 +108,7 @@ class Pretrained:
     def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
         """The `top_k` most probable pieces for every `[MASK]` of every text, each mask for itself.
 
-        Returns:
-            For each text, for each of its masks in order, guesses from the most probable on.
+        Of each text come its masks in order, of each mask its guesses from the most probable on.
 
         Raises:
             UserError: for a text without `[MASK]` or with more tokens than the network was trained for, and
@@ -156,9 +150,7 @@ class Pretrained:
     def encode(self, texts: Sequence[Text], layer: int = -1) -> list[np.ndarray]:
         """The hidden states of every token, `[CLS]` and `[SEP]` included: float32 [tokens, D] for each text.
 
-        Args:
-            texts: what to encode.
-            layer: 0 for the embeddings, 1 … L for a layer's output, -1 for the last.
+        `layer` is 0 for the embeddings, 1 … L for a layer's output, -1 for the last.
 
         Raises:
             UserError: for a layer that does not exist or a text of too many tokens.
@@ -174,9 +166,8 @@ class Pretrained:
         """One vector for each text: float32 [texts, D].
 
         Args:
-            texts: what to encode.
+            texts, layer: as in `encode`.
             pooling: `mean` over all tokens, `[CLS]` and `[SEP]` included, or `cls` for the state of `[CLS]`.
-            layer: as in `encode`.
 
         Raises:
             UserError: for another pooling, and as `encode`.
@@ -254,8 +245,7 @@ class Pretrained:
                 yield some, self._batch([rows[number] for number in some], (size, length))
 
     def _batch(self, rows: list["_Row"], shape: tuple[int, int]) -> dict[str, np.ndarray]:
-        names = ("token_type_ids", "sequence_ids")
-        batch = {name: np.zeros(shape, np.int32) for name in names}
+        batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "sequence_ids")}
         batch["input_ids"] = np.full(shape, self.tokenizer.pad_id, np.int32)
         batch["position_ids"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
         batch["cls_positions"] = np.zeros((shape[0], 1), np.int32)
