@@ -4,6 +4,7 @@ import html
 import json
 import logging
 import math
+import operator
 import pathlib
 import string
 import time
@@ -20,52 +21,37 @@ TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 MOST_POINTS = 400  # of a line; more would not be seen
 MOST_DOTS = 40  # of a line whose points are drawn as well
 REFRESH = 60  # seconds after which an open page of a run that goes on is loaded again
-TRAINING, HELD_OUT, AT_MASK, REFERENCE = range(4)  # colours: the same kind has the same in all charts
-
-
-class Line(NamedTuple):
-    """One line of a chart."""
-
-    name: str
-    value: str | float  # a key of metrics.jsonl, or a constant to compare with
-    colour: int
+REFERENCE = 3  # the colour of what is only compared with
 
 
 class Chart(NamedTuple):
     title: str
-    lines: tuple[Line, ...]
+    # Name -> a key of metrics.jsonl, or a constant to compare with. The place decides the colour, so that the
+    # same kind has the same in all charts: training, held-out, at [MASK], reference.
+    lines: dict[str, str | float]
     percent: bool = False
     from_zero: bool = True
 
 
 CHARTS = (
-    Chart("Masked-LM loss, nats per token", (
-        Line("training", "mlm_loss", TRAINING),
-        Line("held-out", "eval_mlm_loss", HELD_OUT),
-        Line("held-out, [MASK] only", "eval_mask_token_loss", AT_MASK),
-        Line("unigram, [MASK] only", "eval_unigram_loss", REFERENCE),
-    ), from_zero=False),
-    Chart("Masked-LM accuracy", (
-        Line("training", "mlm_accuracy", TRAINING),
-        Line("held-out", "eval_mlm_accuracy", HELD_OUT),
-    ), percent=True),
-    Chart("Next-sentence loss, nats per pair", (
-        Line("training", "nsp_loss", TRAINING),
-        Line("held-out", "eval_nsp_loss", HELD_OUT),
-        Line("coin toss", math.log(2), REFERENCE),
-    ), from_zero=False),
-    Chart("Next-sentence accuracy", (
-        Line("training", "nsp_accuracy", TRAINING),
-        Line("held-out", "eval_nsp_accuracy", HELD_OUT),
-        Line("coin toss", 0.5, REFERENCE),
-    ), percent=True, from_zero=False),
-    Chart("Learning rate", (Line("learning rate", "learning_rate", TRAINING),)),
-    Chart("Gradient norm, before clipping", (Line("gradient norm", "grad_norm", TRAINING),)),
-    Chart("Throughput, real tokens per second", (Line("tokens/s", "tokens_per_second", TRAINING),)),
-    Chart("Waste", (
-        Line("padding, share of the tokens", "padding_fraction", TRAINING),
-        Line("waiting for data, share of the time", "data_wait_fraction", HELD_OUT),
-    ), percent=True),
+    Chart("Masked-LM loss, nats per token", {
+        "training": "mlm_loss", "held-out": "eval_mlm_loss",
+        "held-out, [MASK] only": "eval_mask_token_loss", "unigram, [MASK] only": "eval_unigram_loss",
+    }, from_zero=False),
+    Chart("Masked-LM accuracy", {"training": "mlm_accuracy", "held-out": "eval_mlm_accuracy"}, percent=True),
+    Chart("Next-sentence loss, nats per pair", {
+        "training": "nsp_loss", "held-out": "eval_nsp_loss", "coin toss": math.log(2),
+    }, from_zero=False),
+    Chart("Next-sentence accuracy", {
+        "training": "nsp_accuracy", "held-out": "eval_nsp_accuracy", "coin toss": 0.5,
+    }, percent=True, from_zero=False),
+    Chart("Learning rate", {"learning rate": "learning_rate"}),
+    Chart("Gradient norm, before clipping", {"gradient norm": "grad_norm"}),
+    Chart("Throughput, real tokens per second", {"tokens/s": "tokens_per_second"}),
+    Chart("Waste", {
+        "padding, share of the tokens": "padding_fraction",
+        "waiting for data, share of the time": "data_wait_fraction",
+    }, percent=True),
 )  # fmt: skip
 
 
@@ -148,41 +134,38 @@ def _subtitle(config: dict[str, Any]) -> str:
 
 def _tiles(last: dict[str, Any]) -> str:
     """The headline numbers, as far as they are known."""
-    note = "nats better than unigram"
+    gain = "nats better than unigram"
     if "eval_mask_token_loss" in last:
         last = last | {"gain": last["eval_unigram_loss"] - last["eval_mask_token_loss"]}
     if "eval_shuffled_mask_token_loss" in last:
         lost = last["eval_shuffled_mask_token_loss"] - last["eval_mask_token_loss"]
-        note += f"; {_number(lost)} are lost when the words are shuffled"
-
-    def tile(name: str, key: str, note: str, percent: bool = False) -> str:
-        if key not in last:
-            return ""
-        number = _number(last[key], percent)
-        if (training := key.removeprefix("eval_")) != key and training in last:
-            note += f"; training {_number(last[training], percent)}"
-        return f'<div class="tile"><small>{name}</small><b>{number}</b><small>{note}</small></div>'
-
-    return "".join(
-        [
-            tile("Held-out loss at [MASK]", "eval_mask_token_loss", "nats per token"),
-            tile("Unigram loss", "eval_unigram_loss", "nats: knows frequencies, sees no context"),
-            tile("Gain", "gain", note),
-            tile("MLM accuracy", "eval_mlm_accuracy", "held-out", percent=True),
-            tile("NSP accuracy", "eval_nsp_accuracy", "held-out", percent=True),
-            tile("Tokens per second", "tokens_per_second", "padding not counted"),
-        ]
-    )
+        gain += f"; {_number(lost)} are lost when the words are shuffled"
+    tiles = []
+    for name, key, note in (
+        ("Held-out loss at [MASK]", "eval_mask_token_loss", "nats per token"),
+        ("Unigram loss", "eval_unigram_loss", "nats: knows frequencies, sees no context"),
+        ("Gain", "gain", gain),
+        ("MLM accuracy", "eval_mlm_accuracy", "held-out"),
+        ("NSP accuracy", "eval_nsp_accuracy", "held-out"),
+        ("Tokens per second", "tokens_per_second", "padding not counted"),
+    ):
+        if key in last:
+            percent, training = key.endswith("accuracy"), key.removeprefix("eval_")
+            if training != key and training in last:
+                note += f"; training {_number(last[training], percent)}"
+            number = _number(last[key], percent)
+            tiles.append(f'<div class="tile"><small>{name}</small><b>{number}</b><small>{note}</small></div>')
+    return "".join(tiles)
 
 
 def _chart(chart: Chart, rows: list[dict], resumed: list[int]) -> str:
     """A figure: an SVG that stretches to any width, under labels that do not stretch. '' without data."""
     last = max([1, *(row["step"] for row in rows)])
-    lines = [(line, points) for line in chart.lines if (points := _points(line, rows, last))]
-    measured = [(line, points) for line, points in lines if isinstance(line.value, str)]
+    lines = {name: points for name, what in chart.lines.items() if (points := _points(what, rows, last))}
+    measured = [name for name in lines if isinstance(chart.lines[name], str)]
     if not measured:
         return ""
-    values = [value for _, points in lines for _, value in points]
+    values = [value for points in lines.values() for _, value in points]
     ticks = _ticks(min(values + [0.0] * chart.from_zero), max(values))
 
     def x(step: float) -> str:
@@ -193,53 +176,41 @@ def _chart(chart: Chart, rows: list[dict], resumed: list[int]) -> str:
 
     drawn = [f'<path class="grid" d="{"".join(f"M0 {y(tick)}H100" for tick in ticks)}"/>']
     drawn += [f'<path class="resumed" d="M{x(step)} 0V100"/>' for step in resumed]
-    for line, points in lines:
-        places = [f"{x(step)} {y(value)}" for step, value in points]
-        drawn.append(f'<path class="{_style(line)}" d="M{"L".join(places)}"/>')
-        if str(line.value).startswith("eval_") and len(points) <= MOST_DOTS:
-            dots = "".join(f"M{place}h0" for place in places)  # a line without length is a round dot
-            drawn.append(f'<path class="{_style(line)} dots" d="{dots}"/>')
-    legend = [
-        f'<span><i class="{_style(line)}"></i>{line.name} '
-        f"<b>{_number(points[-1][1], chart.percent)}</b></span>"
-        for line, points in lines
-    ]
+    legend = ""
+    for colour, (name, what) in enumerate(chart.lines.items()):
+        if points := lines.get(name, []):
+            reference = colour == REFERENCE or name not in measured
+            style = f"s{REFERENCE} dashed" if reference else f"s{colour}"
+            places = [f"{x(step)} {y(value)}" for step, value in points]
+            drawn.append(f'<path class="{style}" d="M{"L".join(places)}"/>')
+            if str(what).startswith("eval_") and len(points) <= MOST_DOTS:
+                dots = "".join(f"M{place}h0" for place in places)  # a line without length is a round dot
+                drawn.append(f'<path class="{style} dots" d="{dots}"/>')
+            newest = _number(points[-1][1], chart.percent)
+            legend += f'<span><i class="{style}"></i>{name} <b>{newest}</b></span>'
     labels = [f'<span class="y" style="top:{y(t)}%">{_short(t, chart.percent)}</span>' for t in ticks]
-    labels += [
-        f'<span class="x" style="left:{x(step)}%">{_short(step)}</span>'
-        for step in _ticks(0, last)
-        if step <= last
-    ]
-    data = {
-        "last": last,
-        "percent": chart.percent,
-        "lines": [{"name": line.name, "points": points} for line, points in measured],
-    }
+    steps = [step for step in _ticks(0, last) if step <= last]
+    labels += [f'<span class="x" style="left:{x(step)}%">{_short(step)}</span>' for step in steps]
+    shown = [{"name": name, "points": lines[name]} for name in measured]
+    data = html.escape(json.dumps({"last": last, "percent": chart.percent, "lines": shown}))
     return (
-        f'<figure><figcaption>{chart.title}</figcaption><div class="legend">{"".join(legend)}</div>'
-        f'<div class="plot" data-lines="{html.escape(json.dumps(data))}"><svg viewBox="0 0 100 100" '
+        f'<figure><figcaption>{chart.title}</figcaption><div class="legend">{legend}</div>'
+        f'<div class="plot" data-lines="{data}"><svg viewBox="0 0 100 100" '
         f'preserveAspectRatio="none" role="img" aria-label="{chart.title}">{"".join(drawn)}</svg>'
         f"{''.join(labels)}</div></figure>"
     )
 
 
-def _style(line: Line) -> str:
-    return f"s{line.colour} dashed" if line.colour == REFERENCE else f"s{line.colour}"
-
-
-def _points(line: Line, rows: list[dict], last: int) -> list[tuple[int, float]]:
-    """(step, value); of very many the least and the greatest of each stretch, so that peaks stay."""
-    if not isinstance(line.value, str):
-        return [(0, line.value), (last, line.value)]
-    points = [(row["step"], row[line.value]) for row in rows if math.isfinite(row.get(line.value, math.nan))]
+def _points(what: str | float, rows: list[dict], last: int) -> list[tuple[int, float]]:
+    """(step, value) of a line; of very many the least and greatest of each stretch, so that peaks stay."""
+    if not isinstance(what, str):
+        return [(0, what), (last, what)]
+    points = [(row["step"], row[what]) for row in rows if math.isfinite(row.get(what, math.nan))]
     if len(points) > MOST_POINTS:
-        size = math.ceil(len(points) / (MOST_POINTS // 2))
+        by_value, size = operator.itemgetter(1), math.ceil(len(points) / (MOST_POINTS // 2))
         stretches = [points[start : start + size] for start in range(0, len(points), size)]
-        points = [
-            point
-            for stretch in stretches
-            for point in sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
-        ]
+        peaks = [{min(stretch, key=by_value), max(stretch, key=by_value)} for stretch in stretches]
+        points = [point for pair in peaks for point in sorted(pair)]
     return [(step, float(f"{value:.5g}")) for step, value in points]
 
 
@@ -274,13 +245,8 @@ def _number(value: float, percent: bool = False) -> str:
 def _examples(examples: list[dict]) -> str:
     if not examples:
         return ""
-    masked = [
-        token
-        for example in examples
-        for sentence in example["sentences"]
-        for token in sentence
-        if token.get("fate") == "masked"
-    ]
+    sentences = [sentence for example in examples for sentence in example["sentences"]]
+    masked = [token for sentence in sentences for token in sentence if token.get("fate") == "masked"]
     right = sum(token["guess"] == token["truth"] for token in masked)
     key = (
         f"<span>{_chip('word', 0.8, None)} right, and the model's probability</span>"
@@ -303,7 +269,7 @@ def _example(example: dict[str, Any]) -> str:
     ]
     if (follows := example["next_sentence"]) is not None:
         said, probability = follows["probability"] > 0.5, follows["probability"]
-        names = {True: "B follows A", False: "B is from elsewhere"}
+        names = ("B is from elsewhere", "B follows A")
         truth = None if said == follows["truth"] else names[follows["truth"]]
         chip = _chip(names[said], max(probability, 1 - probability), truth)
         paragraphs.append(f'<p><span class="name">A, B</span>{chip}</p>')
@@ -315,17 +281,12 @@ def _token(token: dict[str, Any]) -> str:
     if "truth" not in token:
         return html.escape(token["text"])
     guess, truth = token["guess"].strip(), token["truth"].strip()
-    starts_word = token["truth"].startswith(" ")
-    if starts_word and not token["guess"].startswith(" ") and guess.isalnum():
+    space = " " if token["truth"].startswith(" ") else ""
+    if space and not token["guess"].startswith(" ") and guess.isalnum():
         guess = f"##{guess}"  # goes on with the word before it, said as WordPiece does
-    chip = _chip(
-        guess,
-        token["probability"],
-        None if token["guess"] == token["truth"] else truth,
-        token["fate"],
-        f"the model sees {token['text'].strip()}",
-    )
-    return " " * starts_word + chip
+    wrong = token["guess"] != token["truth"]
+    title = f"the model sees {token['text'].strip()}"
+    return space + _chip(guess, token["probability"], truth if wrong else None, token["fate"], title)
 
 
 def _chip(guess: str, probability: float, truth: str | None, fate: str = "", title: str = "") -> str:
@@ -343,19 +304,18 @@ def _chip(guess: str, probability: float, truth: str | None, fate: str = "", tit
 def _configuration(run: dict[str, Any], params_digest: str | None) -> str:
     config = run["config"]
     sections = {name: values for name, values in config.items() if isinstance(values, dict)}
-    rest = {name: value for name, value in config.items() if name not in sections}
-    sections["of this run"] = rest | {
+    digests = {
         "data digest": run["identity"]["data_digest"],
         "params digest": params_digest or "(when finished)",
     }
+    sections["of this run"] = {name: config[name] for name in config if name not in sections} | digests
     sections["versions"] = run["versions"]
-    return "".join(_section(name, values) for name, values in sections.items())
-
-
-def _section(name: str, values: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(str(value)) or '–'}</code></td></tr>"
-        for key, value in values.items()
-    )
-    summary = f"<summary>{html.escape(name)}<small>{len(values)}</small></summary>"
-    return f"<details>{summary}<table>{rows}</table></details>"
+    markup = ""
+    for name, values in sections.items():
+        rows = "".join(
+            f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(str(value)) or '–'}</code></td></tr>"
+            for key, value in values.items()
+        )
+        summary = f"<summary>{html.escape(name)}<small>{len(values)}</small></summary>"
+        markup += f"<details>{summary}<table>{rows}</table></details>"
+    return markup

@@ -208,7 +208,7 @@ def test_tick_labels():
 def test_long_lines_are_thinned_and_keep_their_peaks():
     rows = [{"step": step, "grad_norm": 1 + step % 7 / 10} for step in range(10_000)]
     rows[6543]["grad_norm"], rows[6549]["grad_norm"] = 99.0, -5.0
-    points = _points(report.Line("", "grad_norm", 0), rows, 10_000)
+    points = _points("grad_norm", rows, 10_000)
     assert 200 < len(points) <= report.MOST_POINTS
     assert points == sorted(points)
     assert {(6543, 99.0), (6549, -5.0)} <= set(points)
