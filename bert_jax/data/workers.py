@@ -57,8 +57,7 @@ class Workers:
                 while pending:
                     yield pending.popleft().result()
             finally:
-                for future in pending:
-                    future.cancel()
+                threads.shutdown(cancel_futures=True)
 
     def _call(self, call: bytes, item: Any) -> Any:
         process = self._idle.get()

@@ -215,22 +215,19 @@ def _read(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _plain(file) -> Iterator[tuple[bytes, int]]:
-    read_bytes = 0
     while data := file.read(CHUNK_BYTES):
-        read_bytes += len(data)
-        yield data, read_bytes
+        yield data, file.tell()
 
 
 def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
     """Handles several streams in one file (parallel compressors write them) and zeros between them."""
-    stream, read_bytes = new(), 0
+    stream = new()
     while data := file.read(1 << 16):
-        read_bytes += len(data)
         while data := data.lstrip(b"\0") if stream.eof else data:
             stream = new() if stream.eof else stream
-            yield stream.decompress(data), read_bytes
+            yield stream.decompress(data), file.tell()
             data = stream.unused_data if stream.eof else b""
-    if read_bytes and not stream.eof:
+    if file.tell() and not stream.eof:
         raise EOFError("the compressed data ends early")
 
 
