@@ -60,16 +60,24 @@ class Config:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The flat part {section.field: value} that decides what is learned.
+        """The part of `flat` that decides what is learned.
 
         Everything else (mesh, logging, remat, workers) may change when a run resumes.
         """
+        run_time = {
+            f"{name}.{field.name}"
+            for name, kind in SECTIONS.items()
+            for field in dataclasses.fields(kind)
+            if field.metadata.get("run_time")
+        }
+        return {key: value for key, value in self.flat().items() if key not in run_time}
+
+    def flat(self) -> dict[str, Any]:
+        """Every value, as {section.field: value}."""
         flat: dict[str, Any] = {"init_from": self.init_from}
-        for section in ("model", "data", "optimizer", "train"):
-            values = getattr(self, section)
-            for field in dataclasses.fields(values):
-                if not field.metadata.get("run_time"):
-                    flat[f"{section}.{field.name}"] = getattr(values, field.name)
+        for section in SECTIONS:
+            values = dataclasses.asdict(getattr(self, section))
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
         return flat
 
 

@@ -3,38 +3,66 @@
     python -m bert_jax.pretrain --config=bert_tiny
     python -m bert_jax.pretrain --config=bert_base --config.data.source='text:~/corpus/*.txt'
 
-The same command again resumes. Everything of the run is kept in --workdir.
+The same command again resumes. Everything of the run is kept in --workdir. Started as several processes, by a
+TPU pod, GKE, Slurm or `launch/local.py`, they train one model together.
 """
 
+import hashlib
 import json
+import logging
+import os
 
+import jax
 from absl import flags
 from etils import epath
 
 from bert_jax import command, prepare
 from bert_jax.config import Config
+from bert_jax.data.dataset import PreparedDataset
 from bert_jax.data.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training import hosts
 from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
 from bert_jax.training.loop import FINISHED, train
-from bert_jax.training.mesh import check_batch, make_mesh
-from bert_jax.training.workdir import check_workdir
+from bert_jax.training.mesh import check_batch, check_model, make_mesh
+from bert_jax.training.workdir import check_workdir, versions
 
 
 def main() -> int:
+    hosts.connect()
+    if jax.process_index():
+        command.log.setLevel(logging.WARNING)  # one of them tells
+    try:
+        config, workdir, dataset = set_up()
+    except UserError as error:
+        hosts.agree({}, str(error))  # raises it on every process
+        raise
+    facts = {f"config.{key}": repr(value) for key, value in config.flat().items()}
+    facts |= {
+        name: hashlib.sha256(content).hexdigest() for name, content in dataset.tokenizer_files().items()
+    }
+    facts |= {"dataset_sha256": dataset.sha256, "digest of the code": hosts.code_digest()}
+    hosts.agree(facts | versions())
+    code = train(config, Pretraining(config, dataset), workdir)
+    if code == FINISHED and jax.process_index() == 0:
+        print(closing(workdir))
+    return code
+
+
+def set_up() -> tuple[Config, epath.Path, PreparedDataset]:
+    """What the command line asks for, checked, with its dataset, which one process alone makes if need be."""
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_file().stem}")
     check(config, workdir)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a restart compiles nothing
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
-        dataset = prepare.dataset_for(config, flags.FLAGS.data_dir)
+        return config, workdir, prepare.dataset_for(config, flags.FLAGS.data_dir)
     except MissingInput as missing:
         # What a config needs is told by its docstring: corpus, disk, time, and how to use one's own text.
         raise UserError(f"{missing}\n\n{command.config_docstring()}") from None
-    code = train(config, Pretraining(config, dataset), workdir)
-    if code == FINISHED:
-        print(closing(workdir))
-    return code
 
 
 def closing(workdir: epath.Path) -> str:
@@ -68,6 +96,7 @@ def closing(workdir: epath.Path) -> str:
 def check(config: Config, workdir: epath.Path) -> None:
     """Raises UserError for what can be told before the text is prepared, which may take hours."""
     mesh = make_mesh(config.mesh)
+    check_model(mesh.shape, config.model)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     folder = check_workdir(workdir, config)
     if config.init_from and not committed_steps(folder / "checkpoints"):
@@ -76,5 +105,6 @@ def check(config: Config, workdir: epath.Path) -> None:
 
 if __name__ == "__main__":
     command.define_config_flags()
+    hosts.define_flags()
     flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
     command.run(main)

@@ -95,7 +95,7 @@ class Training:
         self, mesh, *, dtype=np.float32, remat="none", accumulation_steps=1, learning_rate=1e-2, **model
     ):
         self.config, self.mesh = dataclasses.replace(MODEL, **model), mesh
-        self.optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(learning_rate))
+        self.optimizer = make_optimizer(OptimizerConfig())
 
         def build(rngs: nnx.Rngs) -> nnx.Module:
             return BertForPreTraining(self.config, rngs, dtype, remat)
@@ -104,7 +104,12 @@ class Training:
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)
         self.build, self.objective = build, objective(self.config.vocab_size)
         self.train_step = step_lib.make_train_step(
-            self.structure, self.objective, self.optimizer, self.abstract, accumulation_steps
+            self.structure,
+            self.objective,
+            self.optimizer,
+            optax.constant_schedule(learning_rate),
+            self.abstract,
+            accumulation_steps,
         )
 
     def initial_state(self, seed: int = 0) -> step_lib.TrainState:

@@ -16,6 +16,7 @@ from bert_jax.model.attention import attention
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
 from bert_jax.model.layers import Dense, Embedding, LayerNorm
+from bert_jax.model.partition import ROWS, TENSOR, axis_size, constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -44,7 +45,18 @@ class Embeddings(nnx.Module):
 
     def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
         """int [B, T] each -> [B, T, D] in the parameters' dtype."""
-        return self.norm(self.token(input_ids) + self.position(position_ids) + self.segment(token_type_ids))
+        tokens = constrain(jnp.take(self.token_table(), input_ids, axis=0), ROWS)
+        return self.norm(tokens + self.position(position_ids) + self.segment(token_type_ids))
+
+    def token_table(self) -> jax.Array:
+        """The token embeddings [V, D] as they are computed with: words split over `tensor`, else whole.
+
+        They are stored split along D, which any mesh divides, whatever the number of words. Over several
+        `tensor` devices rows of zeros are added until the words can be shared out evenly.
+        """
+        table = constrain(self.token.embedding[...], None, TENSOR)  # gathered over fsdp, as all weights are
+        surplus = -table.shape[0] % axis_size(TENSOR)
+        return constrain(jnp.pad(table, ((0, surplus), (0, 0))), TENSOR, None)
 
 
 class SelfAttention(nnx.Module):
@@ -60,9 +72,12 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         heads = (*x.shape[:2], self.config.num_attention_heads, self.config.head_size)
-        query, key, value = (project(x).reshape(heads) for project in (self.query, self.key, self.value))
+        query, key, value = (
+            constrain(project(x).reshape(heads), ROWS, None, TENSOR)
+            for project in (self.query, self.key, self.value)
+        )
         context = attention(query, key, value, sequence_ids, dropout_keys, self.config.attention_dropout)
-        return self.output(context.reshape(x.shape))
+        return constrain(self.output(context.reshape(x.shape)), ROWS)
 
 
 class EncoderLayer(nnx.Module):
@@ -84,8 +99,9 @@ class EncoderLayer(nnx.Module):
         attention_keys, first_keys, second_keys = (fold_in_each(dropout_keys, use) for use in range(3))
         attended = self.attention(x, sequence_ids, attention_keys)
         x = self.attention_norm(x + dropout(attended, first_keys, rate))
-        expanded = ACTIVATIONS[self.config.hidden_act](self.intermediate(x))
-        return self.output_norm(x + dropout(self.output(expanded), second_keys, rate))
+        expanded = constrain(self.intermediate(x), ROWS, None, TENSOR)
+        contracted = constrain(self.output(ACTIVATIONS[self.config.hidden_act](expanded)), ROWS)
+        return self.output_norm(x + dropout(contracted, second_keys, rate))
 
 
 class Encoder(nnx.Module):

@@ -9,6 +9,7 @@ from flax import nnx
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import ACTIVATIONS, Encoder, gather_positions
 from bert_jax.model.layers import Dense, LayerNorm, dense
+from bert_jax.model.partition import ROWS, TENSOR, constrain
 
 
 class MaskedLanguageModelHead(nnx.Module):
@@ -20,10 +21,16 @@ class MaskedLanguageModelHead(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
 
-    def __call__(self, hidden: jax.Array, token_embedding: jax.Array) -> jax.Array:
-        """hidden [..., D], token_embedding [V, D] -> logits [..., V] in the parameters' dtype."""
+    def __call__(self, hidden: jax.Array, token_table: jax.Array) -> jax.Array:
+        """hidden [..., D], token_table [V, D] -> logits [..., V] in the parameters' dtype.
+
+        The table may have more rows than words (see `Embeddings.token_table`): their logits are -inf.
+        """
         x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
-        return dense(x, token_embedding.T, self.bias[...], self.bias.dtype)
+        surplus = token_table.shape[0] - self.config.vocab_size
+        bias = constrain(jnp.pad(self.bias[...], (0, surplus), constant_values=-jnp.inf), TENSOR)
+        logits = dense(x, token_table.T, bias, self.bias.dtype)
+        return constrain(logits, ROWS, *[None] * (logits.ndim - 2), TENSOR)
 
 
 class BertForPreTraining(nnx.Module):
@@ -43,6 +50,6 @@ class BertForPreTraining(nnx.Module):
         """
         hidden = self.encoder(batch, dropout_keys)
         chosen = gather_positions(hidden, batch["masked_lm_positions"])
-        masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token.embedding[...])
+        masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token_table())
         pooled = self.encoder.pool(hidden, batch["cls_positions"])
         return masked_lm_logits, self.next_sentence(pooled).astype(masked_lm_logits.dtype)

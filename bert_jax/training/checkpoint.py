@@ -4,6 +4,9 @@
 tokenizer), and, written last, `checksums.json`: a step without it is an unfinished save and does not count.
 Every file is checked against its SHA-256 before it is read, and every array against the fingerprint that was
 taken on the devices before it was written: Orbax alone loads a flipped byte without a word.
+
+Of several processes all save and restore their parts, into one folder that all of them see; the first one
+checks files, commits and removes.
 """
 
 import concurrent.futures
@@ -12,13 +15,15 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
@@ -61,9 +66,11 @@ class Checkpoints:
         )
         self._committer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
-        for step in set(self._manager.all_steps()) - set(committed_steps(self._directory)):
-            log.info("checkpoint %d was never finished; removed", step)
-            self._manager.delete(step)
+        unfinished = set(self._manager.all_steps()) - set(committed_steps(self._directory))
+        multihost_utils.sync_global_devices("checkpoints listed")
+        if unfinished:
+            log.info("checkpoints %s were never finished; removed", sorted(unfinished))
+        self._remove(unfinished)
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts to save `state`; `meta` is JSON. Returns as soon as the devices' memory has been copied.
@@ -73,18 +80,21 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        arrays = {"params": state.params, "opt_state": state.opt_state}
+        # Asked for here, before the next update takes the memory, and awaited where nobody waits for it.
+        fingerprints = _fingerprints({"params": state.params, "opt_state": state.opt_state})
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(fingerprints)  # virtual devices deadlock over two programs at once
         # Orbax writes `meta` in the background, while the caller goes on changing its own.
-        meta = json.loads(json.dumps({**meta, "step": step, "digests": digests(arrays)}))
+        meta = json.loads(json.dumps({**meta, "step": step}))
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             meta=ocp.args.JsonSave(meta),
         )
         if step in self._manager.all_steps():  # a damaged one, or `restore_newest` would have been past it
-            self._guarded(step, lambda: self._manager.delete(step))
+            self._guarded(step, lambda: self._remove([step]))
         self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
-        self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step))
+        self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step, fingerprints))
 
     def wait(self) -> None:
         """Returns when the last save is complete; raises UserError if it failed."""
@@ -103,48 +113,91 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # it raises once more what `wait` has raised
             self._manager.close()
 
-    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_newest(
+        self, abstract: TrainState, at_most: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest undamaged checkpoint as (state, meta), or None when there is none at all.
 
-        Damaged ones are named in the log and passed over; they stay until the run saves that step again.
+        Damaged ones are named in the log and passed over; they stay until the run saves that step again. With
+        `at_most`, checkpoints of later steps are passed over too.
 
         Raises:
             UserError: when there are checkpoints and all of them are damaged.
         """
-        steps = committed_steps(self._directory)
-        for step in reversed(steps):
+        self.wait()
+        while True:
+            found, step = self._newest_sound(at_most)
+            if not found:
+                return None
+            if step < 0:
+                raise UserError(
+                    f"every checkpoint in {self._directory} is damaged; move the folder away to start anew."
+                )
             try:
                 return self._restore(step, abstract)
             except DamagedCheckpoint as damage:
                 log.warning("checkpoint %d is damaged and not used: %s", step, damage)
-        if steps:
-            raise UserError(
-                f"every checkpoint in {self._directory} is damaged; move the folder away to start anew."
-            )
-        return None
+                at_most = step - 1
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: the run has gone back and will not pass them again."""
+        self.wait()
+        self._remove(later for later in self._manager.all_steps() if later > step)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        """Removes checkpoints; every process must call it, and afterwards they are gone for all."""
+        if jax.process_index() == 0:
+            for step in steps:
+                self._remove_folder(step)
+        multihost_utils.sync_global_devices("checkpoints removed")
+        self._manager.reload()
+
+    def _remove_folder(self, step: int) -> None:
+        folder = self._directory / str(step)
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # first of all, so that half of it never counts
+        if folder.exists():
+            folder.rmtree()
+
+    def _newest_sound(self, at_most: int | None) -> tuple[bool, int]:
+        """Whether there are checkpoints, and the newest with sound files or -1; known to all processes."""
+        found, newest = 0, -1
+        if jax.process_index() == 0:
+            steps = [s for s in committed_steps(self._directory) if at_most is None or s <= at_most]
+            found = len(steps)
+            while steps and newest < 0:
+                try:
+                    read_meta(self._directory / str(steps[-1]))
+                    newest = steps[-1]
+                except DamagedCheckpoint as damage:
+                    log.warning("checkpoint %d is damaged and not used: %s", steps.pop(), damage)
+        found, newest = multihost_utils.broadcast_one_to_all(np.array([found, newest], np.int32)).tolist()
+        return found > 0, newest
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         folder = self._directory / str(step)
-        meta = read_meta(folder)
+        meta = _read_checked_meta(folder)
         items = {"params": abstract.params, "opt_state": abstract.opt_state}
         arrays = _restore_items(folder, items, meta["digests"])
-        number = jax.device_put(jnp.int32(step), abstract.step.sharding)
+        number = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(number, arrays["params"], arrays["opt_state"]), meta
 
-    def _commit(self, step: int) -> None:
+    def _commit(self, step: int, fingerprints: dict[str, Any]) -> None:
         self._manager.wait_until_finished()
         folder = self._directory / str(step)
         if jax.process_index() == 0:
             for name, content in self._files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-            sums = {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)}
+            sums = {
+                "files": {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)},
+                "arrays": _in_hexadecimal(fingerprints),
+            }
             (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(sums, indent=1))
             (folder / f"{CHECKSUMS}.tmp").replace(folder / CHECKSUMS)
-        # Later steps are damaged ones that were passed over: they must not push out what is good.
-        for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
-            if not (self._keep_every and old % self._keep_every == 0):
-                self._manager.delete(old)
+            # Later steps are damaged ones that were passed over: they must not push out what is good.
+            for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
+                if not (self._keep_every and old % self._keep_every == 0):
+                    self._remove_folder(old)
 
     def _guarded(self, step: int, action: Any) -> None:
         try:
@@ -181,15 +234,15 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:
-    """Checks every file of a checkpoint and returns its `meta`.
+    """Checks every file of a checkpoint and returns its `meta`, with the arrays' fingerprints as `digests`.
 
     Raises:
         DamagedCheckpoint: for a missing or changed file.
     """
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-    except ValueError:
-        raise DamagedCheckpoint(f"{folder / CHECKSUMS} is not valid JSON") from None
+        sums = json.loads((folder / CHECKSUMS).read_text())["files"]
+    except (ValueError, KeyError, TypeError):
+        raise DamagedCheckpoint(f"{folder / CHECKSUMS} is not valid") from None
     missing = [name for name in sums if not (folder / name).exists()]
     if missing:
         raise DamagedCheckpoint(f"{folder / missing[0]} is missing")
@@ -197,8 +250,13 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         for name, digest in zip(sums, pool.map(lambda name: _sha256(folder / name), sums), strict=True):
             if digest != sums[name]:
                 raise DamagedCheckpoint(f"{folder / name} has changed since it was written")
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder / "meta")
+    return _read_checked_meta(folder)
+
+
+def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
+    # Read as the file that it is: Orbax would have all processes come and read it.
+    meta = json.loads((folder / "meta" / "metadata").read_text())
+    return meta | {"digests": json.loads((folder / CHECKSUMS).read_text())["arrays"]}
 
 
 def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
@@ -269,11 +327,16 @@ def digests(tree: Any) -> dict[str, str]:
     twice, with different positions. The order of summation does not matter, and because scrambling is one to
     one, a change of any one word changes both sums.
     """
+    return _in_hexadecimal(_fingerprints(tree))
+
+
+def _fingerprints(tree: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_fingerprint(leaf) for _, leaf in leaves])
-    return {
-        path_name(path): f"{int(a):08x}{int(b):08x}" for (path, _), (a, b) in zip(leaves, sums, strict=True)
-    }
+    return {path_name(path): _fingerprint(leaf) for path, leaf in leaves}
+
+
+def _in_hexadecimal(fingerprints: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, str]:
+    return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(fingerprints).items()}
 
 
 def params_digest(params: Any) -> str:

@@ -67,6 +67,11 @@ class TrainConfig:
     seed: int = 0
     unigram_bias: bool = False  # start the masked-LM bias at log frequencies: short runs need not learn them
     prng: str = "threefry"  # rbg is faster on TPU, but dropout then depends on the mesh
+    activation_dtype: str = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
+    max_bad_steps: int = 3  # so many in a row with a loss or gradient that is not finite: roll back
+    spike_z_score: float = 20.0  # roll back if the loss stands out by so many robust deviations; 0: never
+    skip_margin: int = 0  # steps before the bad ones that are left out with them
+    max_rollbacks: int = _run_time(5)  # then training stops
     gradient_accumulation_steps: int = _run_time(1)
     log_every: int = _run_time(100)
     eval_every: int = _run_time(10_000)
@@ -76,15 +81,15 @@ class TrainConfig:
     keep_last: int = _run_time(3)  # checkpoints
     keep_every: int = _run_time(0)  # also keep those of every n-th step for ever; 0: none
     remat: str = _run_time("none")  # none | dots (keep matmul outputs) | full (recompute everything)
-    activation_dtype: str = _run_time("auto")  # auto: bfloat16 on TPU and GPU, float32 on CPU
 
     def __post_init__(self):
         for name in ("num_steps", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches",
-                     "checkpoint_every", "keep_last"):  # fmt: skip
+                     "checkpoint_every", "keep_last", "max_bad_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
-        if self.keep_every < 0:
-            raise UserError(f"train.keep_every={self.keep_every} must not be negative; 0 means none.")
+        for name in ("keep_every", "spike_z_score", "skip_margin", "max_rollbacks"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"train.{name}={getattr(self, name)} must not be negative; 0 means none.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"train.seed={self.seed} must be at least 0 and below 2**32.")
         if self.profile_steps and not re.fullmatch(r"\d+:\d+", self.profile_steps):

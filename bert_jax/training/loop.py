@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.config import Config, Phase
@@ -19,13 +20,15 @@ from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints, open_checkpoint, params_digest, restore_params
-from bert_jax.training.mesh import check_batch, make_mesh, process_rows, to_global
+from bert_jax.training.hosts import START_AGAIN, leave
+from bert_jax.training.mesh import check_batch, check_model, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.recovery import BadSteps, Recovery
 from bert_jax.training.report import record_start, write_examples, write_report
 from bert_jax.training.workdir import open_workdir, versions
 
-FINISHED, INTERRUPTED, START_AGAIN = 0, 130, 75  # exit codes: done; Ctrl-C; SIGTERM (sysexits' EX_TEMPFAIL)
+FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM gives START_AGAIN
 log = logging.getLogger("bert_jax")
 
 HostBatch = dict[str, np.ndarray]
@@ -71,6 +74,7 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
         UserError: for a config that does not fit the devices or the workdir.
     """
     mesh = make_mesh(config.mesh)
+    check_model(mesh.shape, config.model)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     workdir = open_workdir(workdir, config, task.data_digest)
     with jax.set_mesh(mesh), StopRequest() as stop, logging_redirect_tqdm([log]):
@@ -78,24 +82,24 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
         try:
             for phase in config.phases():
                 run.train_phase(phase)
-                if stop.requested:
-                    return stop.exit_code
+                if run.stopped:
+                    return INTERRUPTED if stop.requested == signal.SIGINT else START_AGAIN
             run.finish()
             return FINISHED
+        except Exception as error:
+            if jax.process_count() > 1:
+                leave(error)
+            raise
         finally:
             run.close()
             write_report(workdir)
 
 
 class StopRequest:
-    """While entered, SIGTERM and Ctrl-C ask for a stop after the step in hand; a second Ctrl-C kills."""
+    """While entered, SIGTERM and Ctrl-C ask for a stop; a second Ctrl-C kills."""
 
     def __init__(self) -> None:
-        self.requested: int | None = None
-
-    @property
-    def exit_code(self) -> int:
-        return INTERRUPTED if self.requested == signal.SIGINT else START_AGAIN
+        self.requested: int | None = None  # the signal's number
 
     def __enter__(self) -> "StopRequest":
         self._previous = {
@@ -122,34 +126,51 @@ class Run:
         self.last_step = config.phases()[-1].last_step
         self.rows = process_rows(mesh, config.data.global_batch_size)
         self.schedule = make_schedule(config.optimizer, self.last_step)
-        optimizer = make_optimizer(config.optimizer, self.schedule)
+        optimizer = make_optimizer(config.optimizer)
         self.structure, abstract_params = step_lib.abstract_model(self._build)
         self.abstract = step_lib.abstract_state(abstract_params, optimizer, mesh)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", task.files, config.train.keep_last, config.train.keep_every
         )
-        self.state, meta = self._initial_state(optimizer)
+        self.recovery = Recovery(config.train)
+        self.stopped = False  # by a signal to any of the processes
         self._tracing = False
-        first_step = self._saved_step = int(self.state.step)
-        self.file = MetricsFile(workdir, resumed_at=first_step)
-        self.recorder = Recorder(
-            self.file, config.train.log_every, first_step, self.last_step, self.schedule, meta.get("window")
-        )
-        devices = f"{mesh.size} × {mesh.devices.flat[0].device_kind}"
-        record_start(workdir, first_step, devices)
-        tokens = config.data.global_batch_size * config.data.max_seq_length
+        self._optimizer = optimizer
+        self._start()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params))
+        tokens = config.data.global_batch_size * config.data.max_seq_length
         log.info(
             "training %s parameters on %s to step %d, %s tokens a step; everything is kept in %s",
-            f"{parameters:,}", devices, self.last_step, f"{tokens:,}", workdir,
+            f"{parameters:,}", self._devices, self.last_step, f"{tokens:,}", workdir,
         )  # fmt: skip
         self._train_step = step_lib.make_train_step(
-            self.structure, task, optimizer, self.abstract, config.train.gradient_accumulation_steps
-        )
+            self.structure, task, optimizer, self.schedule, self.abstract,
+            config.train.gradient_accumulation_steps,
+        )  # fmt: skip
+        self._compiled: Any = None
         self._evaluation_step = step_lib.make_evaluation_step(self.structure, task)
-        self.key = jax.random.key(
-            config.train.seed, impl={"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
-        )
+        implementation = {"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
+        self.key = jax.jit(
+            lambda: jax.random.key(config.train.seed, impl=implementation),
+            out_shardings=NamedSharding(mesh, P()),
+        )()
+
+    @property
+    def _devices(self) -> str:
+        hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        return f"{self.mesh.size} × {self.mesh.devices.flat[0].device_kind}{hosts}"
+
+    def _start(self, at_most: int | None = None) -> None:
+        """Takes up the newest sound checkpoint of step `at_most` or before, and what was recorded by then."""
+        self.state, meta = self._initial_state(self._optimizer, at_most)
+        self.recovery.rewind(meta.get("recovery"))
+        step = self._saved_step = int(self.state.step)
+        self.file = MetricsFile(self.workdir, resumed_at=step)
+        starts = record_start(self.workdir, step, self._devices)
+        self.recorder = Recorder(
+            self.file, self.config.train.log_every, step, self.last_step, self.schedule, starts,
+            meta.get("window"),
+        )  # fmt: skip
 
     def _build(self, rngs: nnx.Rngs) -> nnx.Module:
         name = self.config.train.activation_dtype
@@ -157,10 +178,12 @@ class Run:
             name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         return self.task.build(self.config.model, rngs, jnp.dtype(name), self.config.train.remat)
 
-    def _initial_state(self, optimizer: Any) -> tuple[step_lib.TrainState, dict[str, Any]]:
+    def _initial_state(
+        self, optimizer: Any, at_most: int | None
+    ) -> tuple[step_lib.TrainState, dict[str, Any]]:
         """Resumed from this workdir, else started from `init_from`, else random; the log says which."""
         train = self.config.train
-        if (restored := self.checkpoints.restore_newest(self.abstract)) is not None:
+        if (restored := self.checkpoints.restore_newest(self.abstract, at_most)) is not None:
             state, meta = restored
             log.info(
                 "resumed at step %d of %d from %s/checkpoints (params, opt_state, metrics window)",
@@ -188,38 +211,102 @@ class Run:
 
     def train_phase(self, phase: Phase) -> None:
         """Steps from where the state is to the end of the phase, or to where a signal asks to stop."""
-        step, train = int(self.state.step), self.config.train
-        if step >= phase.last_step:
-            return
+        while (step := int(self.state.step)) < phase.last_step and not self.stopped:
+            try:
+                if skip := self.recovery.skip_at(step):
+                    self.skip(*skip)
+                else:
+                    self.train_stretch(phase, self.recovery.next_skip(step, phase.last_step))
+            except BadSteps as bad:
+                self.roll_back(phase, bad)
+        if self.stopped:
+            self.save()
+            log.info(
+                "stopped at step %d of %d; the same command goes on from here",
+                int(self.state.step), self.last_step,
+            )  # fmt: skip
+
+    def train_stretch(self, phase: Phase, end: int) -> None:
+        """Steps from where the state is to `end`.
+
+        Raises:
+            BadSteps: when it is time to roll back.
+        """
+        step = int(self.state.step)
         batches = self.task.batches(phase, step - phase.first_step, self.rows)
         self.recorder.start_clock()
-        compiled = None
-        while step < phase.last_step and not self.stop.requested:
+        while step < end and not self.stopped:
             waiting = time.perf_counter()
-            batch = to_global(self.mesh, next(batches))
+            stop_requested = np.full(len(self.rows), self.stop.requested is not None, np.float32)
+            batch = to_global(self.mesh, {**next(batches), "stop_requested": stop_requested})
             self.recorder.waited(time.perf_counter() - waiting)
-            if compiled is None:
-                compiled = self.compile(batch)
+            if self._compiled is None:
+                self._compiled = self.compile(batch)
             self.profile(step)
-            self.state, metrics = compiled(self.state, batch, self.key)
+            self.state, metrics = self._compiled(self.state, batch, self.key)
             step += 1
-            self.recorder.add(step, metrics)
+            self.take_note(self.recorder.add(step, metrics))
             self.checkpoints.raise_if_failed()
-            last = step == self.last_step
-            evaluate = last or step % train.eval_every == 0
-            save = last or step % train.checkpoint_every == 0
-            if evaluate or save:
-                self.recorder.flush()
-                if evaluate:
-                    self.evaluate(step, last)
-                if save:
-                    self.save()
-                write_report(self.workdir)
-                self.recorder.start_clock()
-        if self.stop.requested:
-            self.recorder.flush()
-            self.save()
-            log.info("stopped at step %d of %d; the same command goes on from here", step, self.last_step)
+            self.pause(step)
+        self.take_note(self.recorder.flush())
+
+    def take_note(self, done: dict[str, Any] | None) -> None:
+        """Judges a step by its metrics, which all processes see alike, and so does what they ask for.
+
+        Raises:
+            BadSteps: when it is time to roll back.
+        """
+        if done:
+            self.stopped = self.stopped or done["stop_requested"] > 0
+            self.recovery.judge(done["step"] - 1, done["loss"], done["grad_norm"])
+
+    def pause(self, step: int) -> None:
+        """Evaluates and saves if it is time for that."""
+        train, last = self.config.train, step == self.last_step
+        evaluate = last or step % train.eval_every == 0
+        save = last or step % train.checkpoint_every == 0
+        if evaluate or save:
+            self.take_note(self.recorder.flush())
+            if evaluate:
+                self.evaluate(step, last)
+            if save:
+                self.save()
+            write_report(self.workdir)
+            self.recorder.start_clock()
+
+    def skip(self, first: int, end: int, reason: str) -> None:
+        """Goes on behind steps that are left out, as if they had been done."""
+        end = min(end, self.last_step)
+        log.warning("steps %d to %d are left out: %s", int(self.state.step), end - 1, reason)
+        self.state = self.state.replace(step=jax.device_put(np.int32(end), self.abstract.step.sharding))
+        self.file.write({"step": end, "skipped_from": first, "skipped_because": reason})
+        if end == self.last_step:
+            self.pause(end)
+
+    def roll_back(self, phase: Phase, bad: BadSteps) -> None:
+        """Goes back to a checkpoint from before the bad steps, which are left out from now on.
+
+        Raises:
+            UserError: when that was done too often already.
+        """
+        for step in range(bad.first, bad.last + 1):
+            self._keep_batch(phase, step)
+        self.recorder.close()
+        first = self.recovery.leave_out(bad)
+        log.warning("%s: going back to a checkpoint of step %d or before", bad, first)
+        self._start(at_most=first)
+        self.checkpoints.remove_after(int(self.state.step))
+
+    def _keep_batch(self, phase: Phase, step: int) -> None:
+        """Writes this process's rows of a bad step's batch, for whoever wants to know."""
+        batch: dict[str, Any] = next(self.task.batches(phase, step - phase.first_step, self.rows))
+        folder = self.workdir / "bad_batches"
+        try:
+            folder.mkdir(exist_ok=True)
+            with (folder / f"step_{step}.process_{jax.process_index()}.npz").open("wb") as file:
+                np.savez_compressed(file, rows=self.rows, **batch)
+        except OSError as error:
+            log.warning("the batch of step %d could not be kept in %s: %s", step, folder, error)
 
     def profile(self, step: int) -> None:
         """Starts or ends the trace that `train.profile_steps` asks for."""
@@ -259,6 +346,8 @@ class Run:
             means = {name: float(sums / max(weight, 1.0)) for name, (sums, weight) in total.items()}
             row[f"{prefix}_loss"] = sum(means[name] for name in self.task.objective)
             row |= {f"{prefix}_{name}": mean for name, mean in means.items()}
+        if len(row) == 1:
+            return  # no text is held out
         self.file.write(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
         write_examples(self.workdir, self.task.examples(self.structure, self.state.params))
@@ -275,6 +364,7 @@ class Run:
                 "data_digest": self.task.data_digest,
                 "versions": versions(),
                 "window": self.recorder.window,
+                "recovery": self.recovery.to_save(),
             },
         )
 

@@ -1,23 +1,28 @@
 """The device mesh and the one table that says how every array lies on it."""
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.partition import AXES, ROWS
 from bert_jax.training.config import MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # rows of a batch
+BATCH = P(ROWS)
 
 # Parameter path -> mesh axis of each of its dimensions. `fsdp` cuts what a device stores, `tensor` what it
-# computes: heads, feed-forward and vocabulary. Parameters of the layers have a leading layer axis.
+# computes: heads, feed-forward and vocabulary. Parameters of the layers have a leading layer axis. Token
+# embeddings are stored in slices of D: numbers of words are rarely divisible (see `Embeddings.token_table`).
 RULES = (
-    (r"embeddings/token/embedding", P(("tensor", "fsdp"), None)),
+    (r"embeddings/token/embedding", P(None, ("tensor", "fsdp"))),
     (r"embeddings/(position|segment)/embedding", P()),
     (r"layers/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor")),
     (r"layers/attention/(query|key|value)/bias", P(None, "tensor")),
@@ -29,7 +34,7 @@ RULES = (
     (r"layers/output/bias", P()),
     (r"(pooler|masked_lm/transform)/kernel", P("fsdp", None)),
     (r"(pooler|masked_lm/transform)/bias", P()),
-    (r"masked_lm/bias", P("tensor")),
+    (r"masked_lm/bias", P()),
     (r"next_sentence/(kernel|bias)", P()),
     (r"norm/(scale|bias)", P()),
 )
@@ -38,19 +43,60 @@ RULES = (
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of Auto axes `data`, `fsdp`, `tensor` over `devices` (default: all).
 
+    Devices in several slices, which only the data-centre network joins, make up the outer part of `data`.
+
+    Raises:
+        UserError: when the sizes do not fit the devices or their slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    # Only TPUs say so of what belongs together: other platforms number hosts or nothing.
+    slices = len({device.slice_index for device in devices if device.platform == "tpu"}) or 1
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.data={shape[0]} is not divisible by the {slices} slices; parameters are split only inside "
+            f"a slice, so mesh.fsdp × mesh.tensor must divide its {len(devices) // slices} devices."
+        )
+    # On TPU the order of the devices decides which neighbours talk: jax knows the topologies.
+    if slices > 1:
+        inner = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Devices along each axis, -1 resolved.
+
     Raises:
         UserError: when the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
     described = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{described}: sizes are positive, and at most one is -1 (the rest of the devices).")
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
-        raise UserError(f"{described} do not fit {len(devices)} devices; their product must be that number.")
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    known = math.prod(size for size in sizes if size != -1)
+    if devices % known or (-1 not in sizes and known != devices):
+        raise UserError(f"{described} do not fit {devices} devices; their product must be that number.")
+    return tuple(devices // known if size == -1 else size for size in sizes)
+
+
+def check_model(shape: Mapping[str, int], model: ModelConfig) -> None:
+    """Raises UserError unless a mesh of this {axis: size} can share out what the rules split."""
+    tensor, both = shape["tensor"], shape["fsdp"] * shape["tensor"]
+    for name, axes, parts in (
+        ("num_attention_heads", "mesh.tensor", tensor),
+        ("intermediate_size", "mesh.tensor", tensor),
+        ("hidden_size", "mesh.fsdp × mesh.tensor", both),
+    ):
+        if getattr(model, name) % parts:
+            raise UserError(
+                f"model.{name}={getattr(model, name)} is not divisible by {axes}={parts}; use sizes that "
+                "divide it, and mesh.data for the rest of the devices."
+            )
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -58,7 +104,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """The sharding of every array of a state: parameters, and what an optimizer keeps for each of them.
 
     Args:

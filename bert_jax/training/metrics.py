@@ -15,13 +15,13 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from bert_jax.errors import UserError
-
 log = logging.getLogger("bert_jax")
 
 
 class MetricsFile:
     """`metrics.jsonl`, one JSON object a line, each with its `step`; the same numbers as TensorBoard events.
+
+    Only the first process writes.
 
     Args:
         workdir: where they lie.
@@ -31,6 +31,8 @@ class MetricsFile:
 
     def __init__(self, workdir: epath.Path, resumed_at: int):
         self._path = path = workdir / "metrics.jsonl"
+        if jax.process_index():
+            return
         rows = [row for row in read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
         text = "".join(json.dumps(row) + "\n" for row in rows) if resumed_at else ""
         temporary = path.with_name(path.name + ".tmp")
@@ -39,6 +41,8 @@ class MetricsFile:
         self._events = _Events(workdir / "tensorboard", resumed_at)
 
     def write(self, row: dict[str, Any]) -> None:
+        if jax.process_index():
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._events.write(row)
@@ -97,6 +101,14 @@ class Recorder:
 
     On a terminal a bar shows the newest row; elsewhere each row is a line. `window` is what has been added
     up since the last row: it belongs into a checkpoint, so that a resumed run writes the same averages.
+
+    Args:
+        file: where the rows go.
+        log_every: steps.
+        first_step, last_step: of the run, from here on.
+        schedule: step -> learning rate.
+        starts: when and how often the run was started, as in `starts.jsonl`.
+        window: of the checkpoint that the run goes on from.
     """
 
     def __init__(
@@ -106,10 +118,13 @@ class Recorder:
         first_step: int,
         last_step: int,
         schedule: Callable[[int], Any],
+        starts: list[dict[str, Any]],
         window: dict[str, Any] | None = None,
     ):
         self._file, self._log_every, self._last_step, self._schedule = file, log_every, last_step, schedule
-        self.window: dict[str, Any] = window or {"steps": 0, "sums": {}}
+        self._starts = starts
+        empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
+        self.window: dict[str, Any] = empty | (window or {})
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
         self._mark = time.perf_counter()
@@ -118,7 +133,7 @@ class Recorder:
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or jax.process_index() > 0,
         )
 
     def close(self) -> None:
@@ -133,31 +148,41 @@ class Recorder:
         """Counts time in which the devices had no batch to work on."""
         self._waited += seconds
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of `step` (not yet computed, perhaps) and works up those of the step before."""
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
+        """Takes the metrics of `step` (not yet computed, perhaps); returns those of the step before."""
         previous, self._pending = self._pending, (step, metrics)
-        self._work_up(previous)
+        return self._work_up(previous)
 
-    def flush(self) -> None:
-        """Works up everything that was added."""
+    def flush(self) -> dict[str, float] | None:
+        """Works up everything that was added; returns the metrics of the last step."""
         previous, self._pending = self._pending, None
-        self._work_up(previous)
+        return self._work_up(previous)
 
-    def _work_up(self, entry: tuple[int, dict[str, jax.Array]] | None) -> None:
+    def _work_up(self, entry: tuple[int, dict[str, jax.Array]] | None) -> dict[str, float] | None:
+        values = None
         if entry is not None:
             step, arrays = entry
             values = {name: float(value) for name, value in jax.device_get(arrays).items()}
-            _check_finite(step, values)
-            self._bar.update()
-            for name, value in values.items():
-                self.window["sums"][name] = self.window["sums"].get(name, 0.0) + value
-            self.window["steps"] += 1
-            self._timed_tokens += values["tokens"]
-            self._timed_steps += 1
+            self._bar.update(step - self._bar.n)
+            self._sum_up(values)
         now = time.perf_counter()
-        self._busy, self._mark = self._busy + now - self._mark, now
+        self._busy += now - self._mark
+        self.window["useful_seconds"] += now - self._mark
+        self._mark = now
         if entry is not None and (step % self._log_every == 0 or step == self._last_step):
             self._write_row(step)
+        return None if values is None else {"step": step, **values}
+
+    def _sum_up(self, values: dict[str, float]) -> None:
+        self._timed_tokens += values["tokens"]
+        self._timed_steps += 1
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self.window["bad_steps"] += 1  # nothing was learned from it: it would only spoil the averages
+            return
+        self.window["steps"] += 1
+        for name, value in values.items():
+            if name != "stop_requested":
+                self.window["sums"][name] = self.window["sums"].get(name, 0.0) + value
 
     def _write_row(self, step: int) -> None:
         row: dict[str, Any] = {"step": step}
@@ -166,11 +191,17 @@ class Recorder:
             for name, total in self.window["sums"].items()
             if name != "tokens"
         }
+        if self.window["bad_steps"]:
+            row["bad_steps"] = self.window["bad_steps"]
         speed = self._timed_tokens / max(self._busy, 1e-9)
+        lasted = max(time.time() - self._starts[0]["time"], 1e-9) if self._starts else math.inf
         row |= {
             "learning_rate": float(self._schedule(step - 1)),
             "tokens_per_second": round(speed, 1),
             "data_wait_fraction": round(self._waited / max(self._busy, 1e-9), 4),
+            "goodput": round(self.window["useful_seconds"] / lasted, 4),
+            "lost_seconds": round(lasted - self.window["useful_seconds"], 1),
+            "restarts": len(self._starts) - 1,
             "time": round(time.time(), 3),
         }
         self._file.write(row)
@@ -182,19 +213,8 @@ class Recorder:
             log.info("step %d/%d %s tokens/s %.0f left %s", step, self._last_step, line, speed, left)
         else:
             self._bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
-        self.window = {"steps": 0, "sums": {}}
+        self.window |= {"steps": 0, "sums": {}, "bad_steps": 0}
         self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
-
-
-def _check_finite(step: int, values: dict[str, float]) -> None:
-    """Raises UserError if the loss or the gradient is not a number any more."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-            raise UserError(
-                f"{name} is {values[name]} at step {step}, so training stops; older checkpoints are good. "
-                "Likely causes: optimizer.learning_rate too high or optimizer.warmup_steps too few, "
-                "optimizer.clip_norm=0, or float16-like overflow (train.activation_dtype=float32 tells)."
-            )
 
 
 def _duration(seconds: float) -> str:

@@ -32,9 +32,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """The chain clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio) -> learning rate.
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The chain clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio).
 
+    Its updates point uphill: the training step multiplies them with minus the learning rate.
     Adam's bias correction is kept (Google's code of 2018 had none): a documented deviation. Weight decay and
     trust ratio leave LayerNorm and biases alone.
     """
@@ -43,7 +44,6 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
         scale_by_layer_trust_ratio() if config.name == "lamb" else optax.identity(),
-        optax.scale_by_learning_rate(schedule),
     )
 
 

@@ -55,11 +55,12 @@ CHARTS = (
 )  # fmt: skip
 
 
-def record_start(workdir: epath.Path, step: int, devices: str) -> None:
-    """Notes in `starts.jsonl` that the run starts or goes on at `step`, and on what."""
+def record_start(workdir: epath.Path, step: int, devices: str) -> list[dict[str, Any]]:
+    """Notes in `starts.jsonl` that the run starts or goes on at `step`, and on what; returns all its rows."""
     file = workdir / "starts.jsonl"
     starts = [*read_rows(file), {"step": step, "devices": devices, "time": round(time.time(), 3)}]
     _write(file, "".join(json.dumps(start) + "\n" for start in starts))
+    return starts
 
 
 def write_examples(workdir: epath.Path, examples: list[dict[str, Any]]) -> None:
@@ -72,6 +73,8 @@ def write_report(workdir: epath.Path) -> None:
 
     Of these only the first must be there. Only the first process writes.
     """
+    if jax.process_index():
+        return
     run = json.loads((workdir / "config.json").read_text())
     rows = read_rows(workdir / "metrics.jsonl")
     starts = read_rows(workdir / "starts.jsonl")

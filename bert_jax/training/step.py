@@ -32,7 +32,7 @@ class Task(Protocol):
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that an update changes; `step` counts the updates done."""
+    """All that an update changes; `step` is the number of the next: batch and learning rate follow it."""
 
     step: jax.Array
     params: Any
@@ -88,6 +88,7 @@ def make_train_step(
     structure: nnx.GraphDef,
     task: Task,
     optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], Any],
     abstract: TrainState,
     accumulation_steps: int = 1,
 ) -> Any:
@@ -96,6 +97,12 @@ def make_train_step(
     The loss is the sum over the task's objective of each term's mean over the whole global batch. Dropout of
     a row depends on (key, step, row) alone, and sums are divided by weights of the whole batch, so
     accumulation and sharding change nothing but rounding.
+
+    The learning rate is `schedule(step)`, of the step's number as the batch is. If loss or gradient is not
+    finite, parameters and optimizer stay as they are, and only the step counts on.
+
+    `batch` may hold `stop_requested`, float32 [B], 1 in the rows of a host that was asked to stop: their sum
+    is a metric, and so all hosts learn of it at the same step.
     """
 
     def loss_of(params, batch, dropout_keys, weights):
@@ -115,14 +122,22 @@ def make_train_step(
         compute = functools.partial(gradient_of, state.params, weights=task.weights(batch))
         (loss, terms), gradients = _accumulated(compute, (batch, row_keys), accumulation_steps)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        tokens = jnp.sum(batch["sequence_ids"] > 0)
+        rate = -schedule(state.step)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
+        grad_norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        # Counts are summed as the losses are, in float32, and so in the same collective.
+        tokens = jnp.sum(batch["sequence_ids"] > 0, dtype=jnp.float32)
         metrics = {
             "loss": loss,
             **means(terms),
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": grad_norm,
             "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
             "tokens": tokens,
+            "stop_requested": jnp.sum(batch.get("stop_requested", jnp.zeros(rows, jnp.float32))),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -4,6 +4,7 @@ import json
 from importlib import metadata
 from typing import Any
 
+import jax
 from etils import epath
 
 from bert_jax.config import Config
@@ -31,7 +32,7 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
     """
     workdir = check_workdir(path, config, data_digest)
     file = workdir / "config.json"
-    if not file.exists():
+    if not file.exists() and jax.process_index() == 0:
         identity = config.identity() | {"data_digest": data_digest}
         content = {"config": config.to_dict(), "identity": identity, "versions": versions()}
         file.with_name("config.json.tmp").write_text(json.dumps(content, indent=1))

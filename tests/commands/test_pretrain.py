@@ -32,7 +32,7 @@ def get_config():
     config.train.update(num_steps=12, log_every=3, eval_every=6, eval_batches=2, checkpoint_every=5)
     return config
 """
-TIMINGS = {"time", "tokens_per_second", "data_wait_fraction"}
+TIMINGS = {"time", "tokens_per_second", "data_wait_fraction", "goodput", "lost_seconds", "restarts"}
 DEADLINE = 300  # seconds for anything that is waited for
 
 
@@ -183,7 +183,7 @@ def test_init_from_another_tokenizer_is_refused(finished, folder, tmp_path):
     (file,) = (other / "tokenizer").iterdir()
     file.write_bytes(file.read_bytes() + b" ")
     sums = json.loads((other / "checksums.json").read_text())
-    sums[f"tokenizer/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    sums["files"][f"tokenizer/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (other / "checksums.json").write_text(json.dumps(sums))
     code, output = Command(folder, "mixed", f"init_from={other}", "train.num_steps=1").run()
     assert code == 2

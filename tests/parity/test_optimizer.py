@@ -26,12 +26,13 @@ def test_steps_on_given_gradients(optimizer_reference, name):
     params = jax.tree.map(jnp.asarray, read("weights/", 0))
     gradients, expected = read("gradients/", 1), read(f"{name}/", 1)
     config = OptimizerConfig(name=name, **json.loads(str(reference["hyperparameters"])))
-    optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate))
+    optimizer = make_optimizer(config)
     state = optimizer.init(params)
 
     @jax.jit
     def update(params, state, gradient):
         updates, state = optimizer.update(gradient, state, params)
+        updates = jax.tree.map(lambda update: -config.learning_rate * update, updates)
         return optax.apply_updates(params, updates), state
 
     def close(ours, theirs):

@@ -168,9 +168,9 @@ def test_array_that_is_not_what_was_saved_is_named(copied, log):
     sums = {step: json.loads((copied / step / CHECKSUMS).read_text()) for step in ("5", "10")}
     shutil.rmtree(copied / "10/params")
     shutil.copytree(copied / "5/params", copied / "10/params")
-    mixed = {name: digest for name, digest in sums["10"].items() if not name.startswith("params/")}
-    mixed |= {name: digest for name, digest in sums["5"].items() if name.startswith("params/")}
-    (copied / "10" / CHECKSUMS).write_text(json.dumps(mixed))
+    files = {name: digest for name, digest in sums["10"]["files"].items() if not name.startswith("params/")}
+    files |= {name: digest for name, digest in sums["5"]["files"].items() if name.startswith("params/")}
+    (copied / "10" / CHECKSUMS).write_text(json.dumps(sums["10"] | {"files": files}))
     state, _ = restored(copied)
     assert_identical(state, state_of(5))
     assert "checkpoint 10 is damaged and not used: array params/encoder/" in log.text
@@ -191,7 +191,7 @@ def test_unfinished_save_is_ignored_and_removed(copied, log):
     state, _ = restored(copied)
     assert_identical(state, state_of(5))
     assert sorted(path.name for path in copied.iterdir()) == ["5"]
-    assert "checkpoint 10 was never finished; removed" in log.text
+    assert "checkpoints [10] were never finished; removed" in log.text
 
 
 def test_run_goes_on_over_damaged_checkpoints(copied):

@@ -123,7 +123,7 @@ NAN = float("nan")
         ("train.keep_last", 0),
         ("train.keep_every", -1),
         ("train.remat", "some"),
-        ("train.activation_dtype", "float16"),
+        ("train.max_rollbacks", "float16"),
     ],
     ids=str,
 )
@@ -176,7 +176,7 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
         *("data.input_workers", "data.prefetch_batches"),
         *("train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every"),
         *("train.keep_last", "train.keep_every", "train.gradient_accumulation_steps", "train.remat"),
-        "train.activation_dtype",
+        "train.max_rollbacks",
     }
     assert Config().identity()["init_from"] == ""
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from bert_jax.errors import UserError
 from bert_jax.training.metrics import MetricsFile, Recorder, _duration
 
-TIMINGS = {"tokens_per_second", "data_wait_fraction", "time"}
+TIMINGS = {"tokens_per_second", "data_wait_fraction", "time", "goodput", "lost_seconds", "restarts"}
+STARTS = [{"step": 0, "time": 0.0}, {"step": 3, "time": 50.0}]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_not_a_number_survives(path):
 
 def recorder_of(path, resumed_at=0, window=None):
     file = MetricsFile(path.parent, resumed_at)
-    return Recorder(file, 3, 0, 8, lambda step: 0.1 * step, window)
+    return Recorder(file, 3, 0, 8, lambda step: 0.1 * step, STARTS, window)
 
 
 def without_timings(rows):
@@ -142,12 +142,39 @@ def test_duration(seconds, text):
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
-def test_a_loss_that_is_no_number_stops_the_run(path, name):
+def test_steps_without_an_update_are_counted_and_not_averaged(path, name):
     recorder = recorder_of(path)
     recorder.add(1, metrics(0.5))
-    recorder.add(2, metrics(0.5) | {name: jnp.float32("nan")})
-    with pytest.raises(UserError, match=f"{name} is nan at step 2.*optimizer.learning_rate"):
-        recorder.flush()
+    recorder.add(2, metrics(0.7) | {name: jnp.float32("nan")})
+    recorder.add(3, metrics(1.5))
+    recorder.flush()
+    (row,) = without_timings(rows_of(path))
+    assert row == pytest.approx(
+        {"step": 3, "loss": 1.0, "grad_norm": 2.0, "bad_steps": 1, "learning_rate": 0.2}
+    )
+
+
+def test_what_was_added_is_handed_back_one_step_late(path):
+    recorder = recorder_of(path)
+    assert recorder.add(1, metrics(0.5)) is None
+    assert recorder.add(2, metrics(1.5)) == {"step": 1, "loss": 0.5, "grad_norm": 1.0, "tokens": 100.0}
+    assert recorder.flush()["loss"] == 1.5
+    assert recorder.flush() is None
+
+
+def test_goodput_is_the_time_of_steps_that_count_over_all_time_since_the_first_start(path, monkeypatch):
+    """A checkpoint knows how long its steps took; what was done after it and lost is not in it."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: 100.0)
+    window = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 30.0}
+    recorder = recorder_of(path, window=window)
+    for step in (1, 2, 3):
+        now[0] += 10.0
+        recorder.add(step, metrics(loss=1))
+    recorder.flush()
+    (row,) = rows_of(path)
+    assert (row["goodput"], row["lost_seconds"], row["restarts"]) == (0.6, 40.0, 1)
 
 
 def test_rows_are_tensorboard_events_too(path):

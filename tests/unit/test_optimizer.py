@@ -49,9 +49,10 @@ def params():
 
 
 def first_update(config, gradients, params):
-    """Updates and optimizer state of the first step, at a learning rate of 0.1."""
-    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
-    return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradients, params)
+    """What the first step adds at a learning rate of 0.1, and the optimizer's state."""
+    optimizer = make_optimizer(config)
+    updates, state = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradients, params)
+    return jax.tree.map(lambda update: -0.1 * update, updates), state
 
 
 def by_path(tree):

@@ -1,0 +1,126 @@
+"""Several processes that train one model: how they find each other, and how they agree."""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import sys
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from bert_jax.errors import UserError
+
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long is lost, and the others stop
+START_AGAIN = 75  # the exit code (sysexits' EX_TEMPFAIL) that launchers answer by starting all again
+NO_CLUSTER = "coordinator_address should be defined"  # what jax says where there is nothing to join
+log = logging.getLogger("bert_jax")
+
+
+def define_flags() -> None:
+    """Defines the flags by which a launcher says who a process is; TPU, GKE and Slurm say it themselves."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, when launched as several.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
+def connect() -> None:
+    """Joins the processes that flags or the environment tell of; alone if they tell of none.
+
+    Raises:
+        UserError: when the flags are incomplete, or the others cannot be reached.
+    """
+    names = ("coordinator_address", "num_processes", "process_id")
+    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing and len(missing) < len(names):
+        raise UserError(f"{' and '.join(missing)} missing: give all of --{', --'.join(names)}, or none.")
+    # Its handler of SIGTERM would take the place of ours, which works without a cluster too.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        if missing and NO_CLUSTER in str(error):
+            return
+        raise UserError(f"the processes cannot be joined: {error}") from None
+    except RuntimeError as error:
+        raise UserError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
+
+
+def agree(facts: dict[str, str], problem: str | None = None) -> None:
+    """Makes sure that all processes are about to do the same; every one of them must call it.
+
+    Args:
+        facts: what must be the same everywhere, by name.
+        problem: what keeps this process from going on, if anything.
+
+    Raises:
+        UserError: on every process, for the problem of one, or for facts that differ from those of process 0.
+    """
+    everyone = _gather(json.dumps([problem, facts]))
+    for process, (their_problem, _) in enumerate(everyone):
+        if their_problem:
+            raise _refusal(f"process {process}: {their_problem}" if len(everyone) > 1 else their_problem)
+    expected = everyone[0][1]
+    for process, (_, theirs) in enumerate(everyone):
+        differing = [
+            f"{name} is {theirs.get(name)!r} there and {expected.get(name)!r} on process 0"
+            for name in sorted(theirs.keys() | expected.keys())
+            if theirs.get(name) != expected.get(name)
+        ]
+        if differing:
+            raise _refusal(f"process {process} is not like process 0: {'; '.join(differing)}.")
+
+
+def _refusal(message: str) -> UserError:
+    """The error that all processes are about to raise; they part first, or they would think others lost."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+    return UserError(message)
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends this process alone, and at once: whatever waits for the others might wait for ever.
+
+    The others notice, stop too, and all may start again.
+    """
+    code = 1
+    if isinstance(error, UserError):
+        code = 2
+        log.error("error: %s", error)
+    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        code = START_AGAIN
+        log.error(
+            "process %d stops, because another one was lost; all can go on from the newest checkpoint (%s)",
+            jax.process_index(), str(error).splitlines()[0],
+        )  # fmt: skip
+    else:
+        log.exception("process %d stops for an error", jax.process_index())
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _gather(text: str) -> list:
+    """The JSON texts of all processes, parsed."""
+    if jax.process_count() == 1:
+        return [json.loads(text)]
+    content = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(content)))
+    padded = np.pad(content, (0, int(lengths.max()) - len(content)), constant_values=ord(" "))
+    return [json.loads(bytes(row)) for row in np.asarray(multihost_utils.process_allgather(padded))]
+
+
+def code_digest() -> str:
+    """A digest of the package's code, so that hosts which run different versions notice."""
+    package, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

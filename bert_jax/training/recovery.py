@@ -1,0 +1,99 @@
+"""What to do about steps that go wrong: when to roll back, and which steps are then left out.
+
+A step is bad if its loss or gradient is not finite (its update was not applied) or if its loss stands out
+from those before it. The run goes back to a checkpoint from before, trains up to the bad steps again, and
+goes on behind them with other batches: those of the steps that follow (Chowdhery et al., 2022, section 5.1,
+restart and skip likewise). All is a function of losses that every host has seen and every checkpoint keeps,
+so hosts agree without talking, and a run that is killed meanwhile ends the same.
+"""
+
+import collections
+import math
+import statistics
+from typing import Any
+
+from bert_jax.errors import UserError
+from bert_jax.training.config import TrainConfig
+
+HISTORY, LEAST_HISTORY = 128, 64  # losses that a new one is compared with
+SPREAD_OF_MAD = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
+LEAST_SPREAD = 0.005  # of the median: losses that hardly vary make no spike of a small step
+
+
+class BadSteps(Exception):
+    """Steps `first` to `last` went wrong in a way that asks for rolling back; the message says how."""
+
+    def __init__(self, first: int, last: int, reason: str):
+        super().__init__(reason)
+        self.first, self.last = first, last
+
+
+class Recovery:
+    """Judges every step, and knows which steps are left out."""
+
+    def __init__(self, config: TrainConfig):
+        self._config = config
+        self._losses: collections.deque[float] = collections.deque(maxlen=HISTORY)
+        self._bad_steps = 0  # the newest ones, in a row
+        self.skips: list[list[Any]] = []  # [first, end, reason]
+
+    def to_save(self) -> dict[str, Any]:
+        return {"losses": list(self._losses), "bad_steps": self._bad_steps, "skips": self.skips}
+
+    def rewind(self, saved: dict[str, Any] | None) -> None:
+        """Takes what a checkpoint says of the steps before it; what is left out since then stays left out."""
+        saved = saved or {"losses": [], "bad_steps": 0, "skips": []}
+        self._losses = collections.deque(saved["losses"], HISTORY)
+        self._bad_steps = saved["bad_steps"]
+        self.skips = self.skips or [list(skip) for skip in saved["skips"]]
+
+    def judge(self, step: int, loss: float, grad_norm: float) -> None:
+        """Takes note of what a step gave.
+
+        Raises:
+            BadSteps: when it is time to roll back.
+        """
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self._bad_steps += 1
+            if self._bad_steps >= self._config.max_bad_steps:
+                name, value = ("grad_norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
+                raise BadSteps(step - self._bad_steps + 1, step, f"{name} is {value} at step {step}")
+            return
+        self._bad_steps = 0
+        z_score = self._z_score(loss)
+        if self._config.spike_z_score and z_score > self._config.spike_z_score:
+            raise BadSteps(step, step, f"loss is {loss:.4g} at step {step}, a spike (z-score {z_score:.0f})")
+        self._losses.append(loss)
+
+    def _z_score(self, loss: float) -> float:
+        """How far a loss lies above the recent ones, in robust standard deviations."""
+        if len(self._losses) < LEAST_HISTORY:
+            return 0.0
+        median = statistics.median(self._losses)
+        deviation = statistics.median(abs(other - median) for other in self._losses)
+        return (loss - median) / max(SPREAD_OF_MAD * deviation, LEAST_SPREAD * abs(median), 1e-12)
+
+    def leave_out(self, bad: BadSteps) -> int:
+        """Decides which steps to leave out for these bad ones; returns the first of them.
+
+        Raises:
+            UserError: when the run was rolled back too often already.
+        """
+        if len(self.skips) >= self._config.max_rollbacks:
+            raise UserError(
+                f"{bad}, so training stops after {len(self.skips)} rollbacks (train.max_rollbacks); older "
+                "checkpoints are good. Likely causes: optimizer.learning_rate too high or "
+                "optimizer.warmup_steps too few, optimizer.clip_norm=0, or overflow in bfloat16 "
+                "(train.activation_dtype=float32 tells)."
+            )
+        first = max(0, bad.first - self._config.skip_margin)
+        self.skips.append([first, bad.last + 1, str(bad)])
+        return first
+
+    def skip_at(self, step: int) -> list[Any] | None:
+        """The stretch of left-out steps, as [first, end, reason], that `step` is in."""
+        return next((skip for skip in reversed(self.skips) if skip[0] <= step < skip[1]), None)
+
+    def next_skip(self, step: int, last_step: int) -> int:
+        """The first step after `step` that is left out, or `last_step`."""
+        return min([last_step, *(skip[0] for skip in self.skips if skip[0] > step)])
