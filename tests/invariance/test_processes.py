@@ -34,7 +34,7 @@ def alone(tmp_path_factory):
 def test_processes_change_nothing(alone, tmp_path, processes, sizes):
     result = run(tmp_path, processes, *sizes)
     assert result.keys() == alone.keys()
-    assert alone["losses"][-1] < alone["losses"][0] - 0.1
+    assert len(set(alone["losses"])) == len(alone["losses"]) == 20
     for name, value in alone.items():
         if name.startswith("batch/"):
             np.testing.assert_array_equal(result[name], value)
