@@ -7,6 +7,8 @@ STEP ?= 0
 MODE ?= fill-mask
 WHAT ?= prepare input step
 ARGS ?=
+TARGET ?= local
+PROCESSES ?= 2
 VENV ?= .venv
 
 # The stamp holds what $(VENV) was made with, e.g. "python3 tpu", so that it need be said only once.
@@ -26,7 +28,7 @@ option = $(if $(value $(2)),--$(1)='$(subst ','\'',$(value $(2)))')
 unexport TEXT NEXT  # or make would expand them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain prepare inspect params predict test test-slow lint bench lock clean changed
+.PHONY: help setup pretrain launch prepare inspect params predict test test-slow lint bench lock clean changed
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +47,9 @@ $(STAMP): setup.cfg requirements.lock $(CHANGED)
 
 pretrain: $(STAMP)  ## pretrain CONFIG into WORKDIR; the same command resumes
 	@$(RUN) bert_jax.pretrain --config=$(CONFIG) $(PATHS) $(ARGS)
+
+launch: $(STAMP)  ## pretrain CONFIG on TARGET: local (PROCESSES processes of this machine), and keep it running
+	@exec $(VENV)/bin/python launch/$(TARGET).py --processes=$(PROCESSES) --config=$(CONFIG) $(PATHS) $(ARGS)
 
 prepare: $(STAMP)  ## build the tokenizer and dataset of CONFIG (pretrain does so when there is none)
 	@$(RUN) bert_jax.prepare --config=$(CONFIG) $(if $(DATA_DIR),--data_dir="$(DATA_DIR)") $(ARGS)

@@ -1,14 +1,16 @@
-"""Measure preparation, input pipeline or training step on this machine; a table of medians and spreads.
+"""Measure preparation, input, training step or checkpoints on this machine; a table of medians and spreads.
 
     python -m bert_jax.benchmark --config=bert_tiny --what=prepare
     python -m bert_jax.benchmark --config=bert_tiny --what=input
     python -m bert_jax.benchmark --config=bert_tiny --what=step
+    python -m bert_jax.benchmark --config=bert_base --what=checkpoint
 
 Nothing else should run on the machine meanwhile.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import platform
@@ -33,12 +35,16 @@ from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
 from bert_jax.data.index import Index
 from bert_jax.data.sources import read_text
+from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training import step as step_lib
+from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.loop import Run, StopRequest
 from bert_jax.training.mesh import make_mesh, to_global
+from bert_jax.training.optimizer import make_optimizer
 
 command.define_config_flags()
-WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step"], "What to measure.")
+WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step", "checkpoint"], "What to measure.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.")
 
 PLANNED_SEQUENCES = 16_000_000
@@ -47,7 +53,7 @@ PLANNED_SEQUENCES = 16_000_000
 def main() -> int:
     config = command.resolved_config()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()} × {jax.device_count()}")
-    {"prepare": prepare, "input": inputs, "step": step}[WHAT.value](config)
+    {"prepare": prepare, "input": inputs, "step": step, "checkpoint": checkpoint}[WHAT.value](config)
     return 0
 
 
@@ -171,6 +177,37 @@ def step(config: Config) -> None:
         f"{_spread([s * 1e3 for s in seconds]):>18}{tokens / median:>16,.0f}"
         f"{memory.argument_size_in_bytes / 2**20:>15.1f}{memory.temp_size_in_bytes / 2**20:>17.1f}"
     )
+
+
+def checkpoint(config: Config) -> None:
+    """How long a save keeps training waiting, how long until the checkpoint counts, and to restore it."""
+    mesh = make_mesh(config.mesh)
+    optimizer = make_optimizer(config.optimizer)
+    build = functools.partial(BertForPreTraining, config.model)
+    _, abstract_params = step_lib.abstract_model(build)
+    abstract = step_lib.abstract_state(abstract_params, optimizer, mesh)
+    state = step_lib.init_state(step_lib.init_params(build, abstract, 0), optimizer, abstract)
+    blocked, saved, restored = [], [], []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        checkpoints = Checkpoints(pathlib.Path(folder).resolve(), {}, 1, 0)
+        for number in range(REPEATS.value + 1):
+            state = state.replace(step=jax.device_put(np.int32(number), abstract.step.sharding))
+            start = time.perf_counter()
+            checkpoints.save(state, {})
+            blocked.append(time.perf_counter() - start)
+            checkpoints.wait()
+            saved.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            jax.block_until_ready(checkpoints.restore_newest(abstract))
+            restored.append(time.perf_counter() - start)
+        checkpoints.close()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
+    print(
+        f"checkpoint of {size:,.0f} MiB; the first save, which compiles the fingerprints: {blocked[0]:.2f} s"
+    )
+    print(f"{'':<24}{'seconds':>10}{'spread':>18}")
+    for name, seconds in (("save blocks", blocked), ("save is complete", saved), ("restore", restored)):
+        print(f"{name:<24}{_median(seconds[1:]):>10}{_spread(seconds[1:]):>18}")
 
 
 def _run(module: str, arguments: list[str]) -> tuple[float, float]:

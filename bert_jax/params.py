@@ -1,17 +1,23 @@
 """Print where a network's parameters are, and the memory that training keeps for them.
 
 python -m bert_jax.params --config=bert_base
+python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
 python -m bert_jax.params --config=bert_base --like-lecture
 """
+
+import math
 
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import AbstractMesh
 
 from bert_jax import command
+from bert_jax.config import Config
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.training.mesh import path_name
+from bert_jax.model.partition import AXES
+from bert_jax.training.mesh import check_model, mesh_shape, path_name, shardings
 from bert_jax.training.step import abstract_model
 
 BYTES_PER_PARAMETER = 12  # float32: the parameter and the two moments of Adam
@@ -32,9 +38,37 @@ GROUPS: dict[str, str | tuple[str, ...]] = {
 
 
 def main() -> int:
-    model = command.resolved_config().model
-    print(lecture(model) if flags.FLAGS.like_lecture else table(model))
+    config = command.resolved_config()
+    if flags.FLAGS.like_lecture:
+        print(lecture(config.model))
+    else:
+        print(
+            table(config.model), sharding_table(config, flags.FLAGS.devices or jax.device_count()), sep="\n\n"
+        )
     return 0
+
+
+def sharding_table(config: Config, devices: int) -> str:
+    """Every array: its shape, the mesh axes that split its dimensions, and its memory on each device.
+
+    Raises:
+        UserError: when the config's mesh does not fit so many devices, or cannot share out its model.
+    """
+    mesh = AbstractMesh(mesh_shape(config.mesh, devices), AXES)
+    check_model(mesh.shape, config.model)
+    _, params = abstract_model(lambda rngs: BertForPreTraining(config.model, rngs))
+    lines, total = [f"{'array':<40}{'shape':<20}{'split over':<16}{'MiB a device':>14}"], 0.0
+    arrays = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), sharding in zip(arrays, jax.tree.leaves(shardings(mesh, params)), strict=True):
+        mebibytes = math.prod(sharding.shard_shape(leaf.shape)) * BYTES_PER_PARAMETER / 2**20
+        shape = " × ".join(f"{size:,}" for size in leaf.shape)
+        axes = ("+".join((axis,) if isinstance(axis, str) else axis or "·") for axis in sharding.spec)
+        name = path_name(path).removeprefix("encoder/")
+        lines.append(f"{name:<40}{shape:<20}{' '.join(axes):<16}{mebibytes:>14,.2f}")
+        total += mebibytes
+    axes_of_mesh = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines.append(f"{f'all, on each of {devices} devices ({axes_of_mesh})':<76}{total:>14,.1f}")
+    return "\n".join(lines)
 
 
 def counts(model: ModelConfig) -> dict[str, int]:
@@ -97,6 +131,7 @@ def lecture(model: ModelConfig) -> str:
 
 if __name__ == "__main__":
     command.define_config_flags()
+    flags.DEFINE_integer("devices", None, "Of how many devices (default: those here).", lower_bound=1)
     about = f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded."
     flags.DEFINE_boolean("like_lecture", False, about)
     command.run(main)

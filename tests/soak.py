@@ -19,7 +19,10 @@ import time
 
 from tests.runs import Command, make_corpus
 
-OVERRIDES = ("train.num_steps=1500", "train.checkpoint_every=25", "train.eval_every=500", "train.log_every=5")
+OVERRIDES = (
+    *("train.num_steps=5000", "train.checkpoint_every=50"),
+    *("train.eval_every=1000", "train.log_every=5"),
+)
 FAULTS = ("none", "none", "none", "flip", "truncate", "delete", "tear")
 
 
@@ -65,7 +68,7 @@ def kill_at_random(command: Command, rng: random.Random) -> int:
     process = command.start()
     while not command.last_step_logged() and process.poll() is None:
         time.sleep(0.01)
-    time.sleep(rng.uniform(0.0, 0.6))
+    time.sleep(rng.uniform(0.0, 3.0))
     process.send_signal(signal.SIGKILL)
     process.wait()
     return command.last_step_logged()

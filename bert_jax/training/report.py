@@ -111,6 +111,12 @@ def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict],
         status += f" · on {html.escape(starts[-1]['devices'])}"
     if resumed:
         status += f" · resumed at step {', '.join(f'{s:,}' for s in resumed)}"
+    if "goodput" in last:
+        status += f" · goodput {last['goodput']:.0%} ({_number(last['lost_seconds'])} s not spent on steps)"
+    for row in rows:
+        if "skipped_from" in row:
+            reason = html.escape(row["skipped_because"])
+            status += f"<br/>Steps {row['skipped_from']:,} to {row['step'] - 1:,} were left out: {reason}"
     caption = "Dotted vertical lines: the run was resumed." if resumed else ""
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),

@@ -2,8 +2,10 @@ import dataclasses
 
 import pytest
 
+from bert_jax.config import Config
 from bert_jax.model.config import ModelConfig
-from bert_jax.params import counts, lecture, table
+from bert_jax.params import counts, lecture, sharding_table, table
+from bert_jax.training.config import MeshConfig
 
 BASE = """\
                                       parameters     in training
@@ -33,6 +35,25 @@ total         23.4 M + 12 × 7 M = 107 M (with the layers unrounded 108.4 M)"""
 
 def test_table_of_bert_base():
     assert table(ModelConfig()) == BASE
+
+
+def test_memory_of_each_array_on_each_device():
+    """12 bytes a parameter; the kernels of bert_base's layers are 12 × 768 × 768 and 12 × 768 × 3,072."""
+    config = Config(mesh=MeshConfig(data=2, fsdp=4, tensor=2))
+    lines = {line.split()[0]: line for line in sharding_table(config, 16).splitlines()}
+    expected = {
+        "layers/attention/query/kernel": ("12 × 768 × 768", "· fsdp tensor", 12 * 768 * 768 / 8),
+        "layers/output/kernel": ("12 × 3,072 × 768", "· tensor fsdp", 12 * 3072 * 768 / 8),
+        "embeddings/token/embedding": ("30,522 × 768", "· tensor+fsdp", 30522 * 768 / 8),
+        "embeddings/position/embedding": ("512 × 768", " ", 512 * 768),
+    }
+    for name, (shape, axes, parameters) in expected.items():
+        assert shape in lines[name]
+        assert axes in lines[name]
+        assert lines[name].endswith(f"{parameters * 12 / 2**20:.2f}")
+    assert "on each of 16 devices (data 2 × fsdp 4 × tensor 2)" in lines["all,"]
+    whole = sharding_table(Config(), 1).splitlines()[-1]
+    assert whole.endswith("1,260.1")  # as the other table says
 
 
 def test_lecture_of_bert_base():

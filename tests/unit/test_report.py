@@ -91,6 +91,14 @@ def text_of(page):
     return html.unescape(re.sub(r"<[^>]*>", "", page))
 
 
+def test_what_was_lost_and_left_out_is_told(workdir):
+    lost = {"step": 150, "goodput": 0.874, "lost_seconds": 1234.5, "restarts": 2}
+    skip = {"step": 110, "skipped_from": 100, "skipped_because": "loss is nan at step 109"}
+    text = text_of(page_of(workdir, TRAINING, skip, lost))
+    assert "goodput 87% (1,234 s not spent on steps)" in text
+    assert "Steps 100 to 109 were left out: loss is nan at step 109" in text
+
+
 def test_a_finished_run(workdir):
     for step in (0, 70, 200):  # the last: the command was given again after the end
         record_start(workdir, step, "8 × TPU v4")
