@@ -26,7 +26,7 @@ from bert_jax.training import hosts
 from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, versions
+from bert_jax.training.workdir import check_workdir, lock, versions
 
 
 def main() -> int:
@@ -44,7 +44,8 @@ def main() -> int:
     }
     facts |= {"dataset_sha256": dataset.sha256, "digest of the code": hosts.code_digest()}
     hosts.agree(facts | versions())
-    code = train(config, Pretraining(config, dataset), workdir)
+    with hosts.together():
+        code = train(config, Pretraining(config, dataset), workdir)
     if code == FINISHED and jax.process_index() == 0:
         print(closing(workdir))
     return code
@@ -55,6 +56,8 @@ def set_up() -> tuple[Config, epath.Path, PreparedDataset]:
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_file().stem}")
     check(config, workdir)
+    if jax.process_index() == 0:
+        lock(workdir)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a restart compiles nothing
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,11 +1,13 @@
 """Several processes that train one model: how they find each other, and how they agree."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -86,11 +88,21 @@ def _refusal(message: str) -> UserError:
     return UserError(message)
 
 
-def leave(error: Exception) -> NoReturn:
-    """Ends this process alone, and at once: whatever waits for the others might wait for ever.
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What is inside needs all processes: an error ends this one at once, and so the others notice.
 
-    The others notice, stop too, and all may start again.
+    It could not even close its files in peace, since that may wait for the others, for ever.
     """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1:
+            _leave(error)
+        raise
+
+
+def _leave(error: Exception) -> NoReturn:
     code = 1
     if isinstance(error, UserError):
         code = 2

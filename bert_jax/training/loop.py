@@ -20,7 +20,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints, open_checkpoint, params_digest, restore_params
-from bert_jax.training.hosts import START_AGAIN, leave
+from bert_jax.training.hosts import START_AGAIN, together
 from bert_jax.training.mesh import check_batch, check_model, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
@@ -80,16 +80,13 @@ def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
     with jax.set_mesh(mesh), StopRequest() as stop, logging_redirect_tqdm([log]):
         run = Run(config, task, workdir, mesh, stop)
         try:
-            for phase in config.phases():
-                run.train_phase(phase)
-                if run.stopped:
-                    return INTERRUPTED if stop.requested == signal.SIGINT else START_AGAIN
-            run.finish()
-            return FINISHED
-        except Exception as error:
-            if jax.process_count() > 1:
-                leave(error)
-            raise
+            with together():
+                for phase in config.phases():
+                    run.train_phase(phase)
+                    if run.stopped:
+                        return INTERRUPTED if stop.requested == signal.SIGINT else START_AGAIN
+                run.finish()
+                return FINISHED
         finally:
             run.close()
             write_report(workdir)

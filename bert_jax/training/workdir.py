@@ -1,6 +1,9 @@
 """The folder of a run: one run, one identity."""
 
+import fcntl
 import json
+import logging
+import os
 from importlib import metadata
 from typing import Any
 
@@ -10,6 +13,7 @@ from etils import epath
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 
+log = logging.getLogger("bert_jax")
 LIBRARIES = ("bert_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -61,6 +65,27 @@ def check_workdir(path: epath.PathLike, config: Config, data_digest: str | None 
         asked = json.loads(json.dumps(config.identity()))
         _check_identity(workdir, known, asked | {"data_digest": data_digest or known.get("data_digest")})
     return workdir
+
+
+def lock(workdir: epath.PathLike) -> None:
+    """Keeps other runs out of a folder for as long as this process lives; on a local file system only.
+
+    Raises:
+        UserError: when another run is in it.
+    """
+    path = epath.Path(workdir).expanduser().resolve() / "lock"
+    if "://" in str(path):
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)  # never closed: that would give the lock away
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"--workdir={path.parent} is in use: another run trains in it. Wait for its end, stop it or give "
+            "another --workdir."
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", path, error)
 
 
 def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -124,21 +124,48 @@ def test_run_that_resumes_inside_the_profiled_window(folder):
 
 
 def test_signals_save_and_the_same_command_goes_on(folder):
+    """And it compiles nothing again: what was compiled is kept."""
     command = Command(folder, "stopped", "train.num_steps=1000000", "train.log_every=1")
-    step = 0
+    command.environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    step, compiled = 0, set()
     for number, name, expected in ((signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "SIGINT", 130)):
         code, output = command.interrupt(number, lambda: command.last_step_logged() > 2)
         assert code == expected, output
         assert f"{name}: saving a checkpoint, then stopping" in output
         assert "Traceback" not in output
+        kept = {path.name for path in (folder / "compiled").glob("*-cache")}
+        assert "jit_train_step" in " ".join(kept)
         if step:
+            assert kept == compiled
             assert f"resumed at step {step} of 1000000" in output
             assert f"\nstep {step + 1}/1000000 " in output
+        compiled = kept
         step = int(re.search(r"stopped at step (\d+) of 1000000; the same command goes on", output)[1])
         assert str(step) in command.checkpoints(finished=True)
         assert command.checkpoints(finished=False) == []
         assert command.rows()[-1]["step"] == step
     assert [row["step"] for row in command.rows() if "loss" in row] == list(range(1, step + 1))
+
+
+def test_two_runs_in_one_folder_are_refused(folder):
+    first = Command(folder, "shared", "train.num_steps=1000000", "train.log_every=1")
+    second = Command(folder, "shared", "train.num_steps=1000000", "train.log_every=1")
+    second.log = folder / "second.log"
+    outputs = []
+
+    def refused():
+        if first.last_step_logged():
+            outputs.append(second.run())
+        return bool(outputs)
+
+    first.interrupt(signal.SIGTERM, refused)
+    code, output = outputs[0]
+    assert code == 2
+    assert f"--workdir={first.workdir} is in use: another run trains in it" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
