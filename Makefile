@@ -25,10 +25,10 @@ RUN := exec $(VENV)/bin/python -m
 PATHS = $(if $(WORKDIR),--workdir="$(WORKDIR)") $(if $(DATA_DIR),--data_dir="$(DATA_DIR)")
 # --flag=VALUE where VARIABLE is set: as one word, untouched by make and shell whatever it holds, $ and quotes too.
 option = $(if $(value $(2)),--$(1)='$(subst ','\'',$(value $(2)))')
-unexport TEXT NEXT  # or make would expand them
+unexport TEXT NEXT INPUT OUTPUT  # or make would expand them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain launch prepare inspect params predict test test-slow lint bench lock clean changed
+.PHONY: help setup pretrain launch prepare inspect params predict convert export test test-slow lint bench lock clean changed
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ params: $(STAMP)  ## print where the parameters of CONFIG are
 predict: $(STAMP)  ## fill the masks of TEXT (MODE=next-sentence: judge NEXT) with CHECKPOINT or the newest run
 	@$(RUN) bert_jax.predict $(MODE) $(call option,checkpoint,CHECKPOINT) $(call option,text,TEXT) \
 	    $(call option,next,NEXT) $(ARGS)
+
+convert: $(STAMP)  ## import the Hugging Face directory INPUT as a checkpoint OUTPUT
+	@$(RUN) bert_jax.convert $(call option,input,INPUT) $(call option,output,OUTPUT) $(ARGS)
+
+export: $(STAMP)  ## write the checkpoint INPUT as a Hugging Face directory OUTPUT
+	@$(RUN) bert_jax.export $(call option,input,INPUT) $(call option,output,OUTPUT) $(ARGS)
 
 test: $(STAMP)  ## run the fast tests
 	@$(RUN) pytest -q -m "not slow" $(ARGS)

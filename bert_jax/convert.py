@@ -1,0 +1,82 @@
+"""Import published weights: a Hugging Face directory becomes a checkpoint of ours.
+
+    python -m bert_jax.convert --input=bert-base-uncased --output=imported/bert_base
+    python -m bert_jax.predict fill-mask --checkpoint=imported/bert_base --text="A [MASK] day."
+
+Nothing of the files is executed, and neither PyTorch nor TensorFlow is needed.
+"""
+
+import json
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from bert_jax import command
+from bert_jax.config import Config
+from bert_jax.data.config import DataConfig
+from bert_jax.errors import UserError
+from bert_jax.interop import huggingface
+from bert_jax.interop.folders import new_folder
+from bert_jax.model.config import ACTIVATIONS
+from bert_jax.training.checkpoint import Checkpoints, params_digest
+from bert_jax.training.step import TrainState
+from bert_jax.training.workdir import versions
+
+log = logging.getLogger("bert_jax")
+
+
+def main() -> None:
+    source, output = folder_flag("input"), folder_flag("output")
+    with new_folder(output) as folder:
+        convert(source, folder, flags.FLAGS.hidden_act)
+    log.info("wrote %s; --checkpoint and --config.init_from take it", output / "checkpoints" / "0")
+
+
+def folder_flag(name: str) -> pathlib.Path:
+    """A flag that names a folder; raises UserError without it."""
+    if not (value := flags.FLAGS[name].value):
+        raise UserError(f"--{name} is missing: a folder (--help says more).")
+    return pathlib.Path(value).expanduser()
+
+
+def convert(source: pathlib.Path, output: pathlib.Path, hidden_act: str | None = None) -> None:
+    """Writes the weights and the vocabulary of `source` as `output`/checkpoints/0, and logs what was chosen.
+
+    Raises:
+        UserError: as `huggingface.read`.
+    """
+    if not source.is_dir():
+        raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
+    read = huggingface.read(source, hidden_act)
+    kind = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh"}[read.model.hidden_act]
+    chosen = "--hidden_act" if hidden_act else "config.json"
+    log.info("hidden_act: %s (%s), as %s says", read.model.hidden_act, kind, chosen)
+    log.info("initialised: %s", f"{', '.join(read.initialised)} (not in the file; untrained)"
+             if read.initialised else "nothing; every head is in the file")  # fmt: skip
+    if read.ignored:
+        log.info("not imported: %s (of another task)", ", ".join(read.ignored))
+    pairs = "next_sentence" if read.model.type_vocab_size > 1 else "none"
+    data = DataConfig(source="imported", max_seq_length=read.max_length, second_objective=pairs)
+    digest = params_digest(read.params)
+    meta = {
+        "config": Config(read.model, data).to_dict(),
+        "versions": versions(),
+        "imported": {"from": source.name, "params_digest": digest, "initialised": read.initialised},
+    }
+    files = {f"tokenizer/{name}": content for name, content in read.tokenizer.files().items()}
+    checkpoints = Checkpoints(output / "checkpoints", files, keep_last=1, keep_every=0)
+    state = TrainState(jnp.int32(0), read.params, {"count": jnp.int32(0)})
+    checkpoints.save(state, json.loads(json.dumps(meta)))
+    checkpoints.close()
+    count = sum(leaf.size for leaf in jax.tree.leaves(read.params))
+    log.info("%s parameters, params_digest %s", f"{count:,}", digest)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("input", None, "The folder to read: config.json, model.safetensors, vocab.txt.")
+    flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
+    flags.DEFINE_enum("hidden_act", None, ACTIVATIONS, "Instead of what config.json says.")
+    command.run(main)

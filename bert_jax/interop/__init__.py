@@ -1,0 +1,1 @@
+"""Weights and vocabularies in the formats of other libraries."""

@@ -1,0 +1,93 @@
+"""Reads the tensors of a `pytorch_model.bin` without PyTorch, and without running what it says.
+
+The file is a zip archive of a pickle and of one member for each storage. A pickle can name any function of
+any module and have it called; here only the handful of names that tensors are made of exist.
+"""
+
+import collections
+import pathlib
+import pickle
+import zipfile
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.errors import UserError
+
+STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict by name.
+
+    Raises:
+        UserError: if it is no such file, is damaged, or holds anything but tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
+            with archive.open(name) as file:
+                tensors = _Unpickler(file, archive, name.removesuffix("data.pkl")).load()
+    except zipfile.BadZipFile:
+        raise UserError(
+            f"{path} is not a file of PyTorch 1.6 or later, or is damaged; give a model.safetensors."
+        ) from None
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        IndexError,
+    ) as e:
+        raise UserError(f"{path} cannot be read as tensors ({e}); give a model.safetensors.") from None
+    if not isinstance(tensors, dict) or not all(isinstance(x, np.ndarray) for x in tensors.values()):
+        raise UserError(f"{path} holds more than tensors; save the model's state_dict() alone.")
+    return dict(tensors)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows storages, tensors and ordered dicts, and nothing else."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str):
+        super().__init__(file)
+        self._archive, self._root = archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _parameter
+        if module == "torch" and name in STORAGES:
+            return name
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        _, storage, key, _, _ = pid
+        return np.frombuffer(self._archive.read(f"{self._root}data/{key}"), STORAGES[storage])
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    # as_strided checks nothing: it would read whatever memory the file asks for.
+    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= storage.size):
+        raise pickle.UnpicklingError("a tensor lies outside its storage")
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+
+def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
+    return data

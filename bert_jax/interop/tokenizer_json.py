@@ -1,0 +1,136 @@
+"""Our tokenizers as a `tokenizer.json`, which the `tokenizers` library and AutoTokenizer load as it is."""
+
+import json
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from bert_jax.data.tokenizer import (
+    WORD_START,
+    ModelProto,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordPieceTokenizer,
+)
+from bert_jax.errors import UserError
+
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+# What SentencePiece's rule nmt_nfkc does besides NFKC: it removes these and takes those for a space.
+REMOVED = "[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]"
+SPACES = "[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd]"
+# Characters that the rule leaves alone and NFKC or lowercasing would not, and what stands for them meanwhile.
+KEPT = {"～": "\uf8f0"}
+KEPT_IN_FOLDING = {"İ": "\uf8f1"}
+FOLDED = {"ς": "σ", "\u0345": "ι"}  # simple case folding where it is not lowercasing
+
+
+def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """A tokenizer of the same ids, except that special pieces written in a text are special there.
+
+    Combining marks in an order that Unicode does not use (a mark above before one below, on one letter) are
+    the one thing known to be normalised differently for SentencePiece vocabularies.
+    """
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        result = _sentencepiece(tokenizer)
+    else:
+        result = _wordpiece(tokenizer)
+    cls, sep = (tokenizer.piece(token) for token in (tokenizer.cls_id, tokenizer.sep_id))
+    result.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+    )
+    result.add_special_tokens([tokenizer.piece(token) for token in tokenizer.special_ids])
+    return result
+
+
+def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
+    """tokenizer_config.json for the tokenizer.json beside it."""
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special = dict(zip(names, map(tokenizer.piece, tokenizer.special_ids), strict=True))
+    kind: dict[str, object]
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        # Not BertTokenizer, which would put WordPiece's normalizer in the place of ours.
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    else:
+        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercases(tokenizer)}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return kind | special | {"model_max_length": max_length, "model_input_names": inputs}
+
+
+def lowercases(tokenizer: Tokenizer) -> bool:
+    """Whether a WordPiece tokenizer lowercases and strips accents."""
+    return json.loads(tokenizer.files()[WordPieceTokenizer.SETTINGS])["do_lower_case"]
+
+
+def _wordpiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    ids = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
+    result = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=tokenizer.piece(tokenizer.unk_id)))
+    result.normalizer = normalizers.BertNormalizer(lowercase=lowercases(tokenizer))
+    result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    result.decoder = decoders.WordPiece()
+    return result
+
+
+def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
+    proto = ModelProto()
+    proto.ParseFromString(tokenizer.files()[tokenizer.FILE])
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    model: Any
+    if proto.trainer_spec.model_type == UNIGRAM:
+        model = models.Unigram(pieces, unk_id=tokenizer.unk_id, byte_fallback=False)
+    elif proto.trainer_spec.model_type == BPE:
+        vocab = {piece: token for token, (piece, _) in enumerate(pieces)}
+        unknown = tokenizer.piece(tokenizer.unk_id)
+        model = models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True)
+    else:
+        raise UserError(
+            "a SentencePiece model of words or characters cannot be exported; use unigram or bpe."
+        )
+    result = tokenizers.Tokenizer(model)
+    result.normalizer = _normalizer(proto.normalizer_spec)
+    result.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
+    result.decoder = decoders.Metaspace(WORD_START)
+    return result
+
+
+def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
+    """All ways to put a piece together from two, best pieces first: SentencePiece merges by score."""
+    known = {piece for piece, _ in pieces}
+    splits = [
+        (-score, token, piece[:cut], piece[cut:])
+        for token, (piece, score) in enumerate(pieces)
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+    return [(left, right) for _, _, left, right in sorted(splits, key=lambda split: split[:2])]
+
+
+def _normalizer(spec: Any) -> normalizers.Normalizer:
+    """What SentencePiece does to a text before it looks for pieces.
+
+    Its own rules are written out: `normalizers.Precompiled` loses a combining mark behind every letter that
+    the rule changes. It serves for rules which are not SentencePiece's.
+    """
+    rule = spec.name
+    steps: list[Any] = []
+    if rule in ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf"):
+        kept = KEPT if rule.startswith("nmt_") else {}
+        if rule.startswith("nmt_"):
+            steps += [normalizers.Replace(Regex(REMOVED), ""), normalizers.Replace(Regex(SPACES), " ")]
+        if rule.endswith("_cf"):
+            kept = kept | KEPT_IN_FOLDING
+        steps += [
+            normalizers.NFC(),
+            *(normalizers.Replace(*pair) for pair in kept.items()),
+            normalizers.NFKC(),
+        ]
+        if rule.endswith("_cf"):
+            steps += [normalizers.Lowercase(), *(normalizers.Replace(*pair) for pair in FOLDED.items())]
+        steps += [normalizers.Replace(stand_in, character) for character, stand_in in kept.items()]
+    elif spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ | $"), "")]
+    return normalizers.Sequence(steps)

