@@ -64,7 +64,7 @@ predict: $(STAMP)  ## fill the masks of TEXT (MODE=next-sentence: judge NEXT) wi
 	@$(RUN) bert_jax.predict $(MODE) $(call option,checkpoint,CHECKPOINT) $(call option,text,TEXT) \
 	    $(call option,next,NEXT) $(ARGS)
 
-convert: $(STAMP)  ## import the Hugging Face directory INPUT as a checkpoint OUTPUT
+convert: $(STAMP)  ## import the Hugging Face or Google directory INPUT as the checkpoint OUTPUT
 	@$(RUN) bert_jax.convert $(call option,input,INPUT) $(call option,output,OUTPUT) $(ARGS)
 
 export: $(STAMP)  ## write the checkpoint INPUT as a Hugging Face directory OUTPUT

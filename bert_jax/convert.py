@@ -1,4 +1,4 @@
-"""Import published weights: a Hugging Face directory becomes a checkpoint of ours.
+"""Import published weights: a directory of Hugging Face or of Google becomes a checkpoint of ours.
 
     python -m bert_jax.convert --input=bert-base-uncased --output=imported/bert_base
     python -m bert_jax.predict fill-mask --checkpoint=imported/bert_base --text="A [MASK] day."
@@ -52,8 +52,10 @@ def convert(source: pathlib.Path, output: pathlib.Path, hidden_act: str | None =
         raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
     read = huggingface.read(source, hidden_act)
     kind = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh"}[read.model.hidden_act]
-    chosen = "--hidden_act" if hidden_act else "config.json"
-    log.info("hidden_act: %s (%s), as %s says", read.model.hidden_act, kind, chosen)
+    chosen = "--hidden_act" if hidden_act else "its config"
+    log.info("hidden_act: %s (%s), as %s has it", read.model.hidden_act, kind, chosen)
+    sample = " ".join(read.tokenizer.piece(token) for token in read.tokenizer.encode(["Hello, World"])[0])
+    log.info('vocabulary: %d pieces; "Hello, World" is %s', read.tokenizer.vocab_size, sample)
     log.info("initialised: %s", f"{', '.join(read.initialised)} (not in the file; untrained)"
              if read.initialised else "nothing; every head is in the file")  # fmt: skip
     if read.ignored:
@@ -76,7 +78,7 @@ def convert(source: pathlib.Path, output: pathlib.Path, hidden_act: str | None =
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "The folder to read: config.json, model.safetensors, vocab.txt.")
+    flags.DEFINE_string("input", None, "The folder to read: config, weights and vocabulary.")
     flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
-    flags.DEFINE_enum("hidden_act", None, ACTIVATIONS, "Instead of what config.json says.")
+    flags.DEFINE_enum("hidden_act", None, ACTIVATIONS, "Instead of what its config says.")
     command.run(main)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from bert_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.interop import pytorch
+from bert_jax.interop import pytorch, tensorflow
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.training.config import MeshConfig
@@ -76,17 +76,18 @@ class Source(NamedTuple):
 
 
 def read(directory: pathlib.Path, hidden_act: str | None = None) -> Source:
-    """Reads a directory as `save_pretrained` writes it.
+    """Reads a directory as `save_pretrained` writes it, or one of Google's with a `bert_model.ckpt.index`.
 
     Raises:
         UserError: for a missing, broken or foreign file, and with a list of all tensors that do not fit.
     """
-    settings = read_json(directory / "config.json")
+    google = directory / "bert_config.json"
+    settings = read_json(google if google.exists() else directory / "config.json")
     model = read_config(settings, directory, hidden_act)
     tokenizer, longest = read_vocabulary(directory)
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
-            f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and config.json says "
+            f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config says "
             f"vocab_size={model.vocab_size}; they must be of one model."
         )
     params, initialised, ignored = to_params(read_tensors(directory), model, directory)
@@ -132,7 +133,7 @@ def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: s
 
 
 def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors by name, of model.safetensors or pytorch_model.bin; raises UserError without either."""
+    """All tensors by name, of the first kind of file that is there; raises UserError without any."""
     if (path := directory / "model.safetensors").exists():
         try:
             return {name: np.asarray(x) for name, x in safetensors.flax.load_file(path).items()}
@@ -140,8 +141,12 @@ def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from None
     if (path := directory / "pytorch_model.bin").exists():
         return pytorch.read_tensors(path)
+    for folder in (directory, directory / "variables"):
+        if indices := sorted(folder.glob("*.index")):
+            return tensorflow.read_bert(indices[0])
     raise UserError(
-        f"{directory} holds neither model.safetensors nor pytorch_model.bin (one file, no shards)."
+        f"{directory} holds neither model.safetensors nor pytorch_model.bin nor a TensorFlow checkpoint; "
+        "shards cannot be read."
     )
 
 
@@ -226,7 +231,6 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     longest = longest if isinstance(longest, int) and longest >= 8 else None  # 10^30 says: no limit
     if (path := directory / SentencePieceTokenizer.FILE).exists():
         return SentencePieceTokenizer(path.read_bytes(), str(path)), longest
-    lowercase = settings.get("do_lower_case", True)
     if (path := directory / "vocab.txt").exists():
         try:
             vocabulary = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -238,10 +242,11 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
             raise UserError(f"{path} is a tokenizer of type {kind!r}; only WordPiece can be imported.")
         pieces = content["model"]["vocab"]
         vocabulary = sorted(pieces, key=pieces.__getitem__)
-        normalizer = content.get("normalizer") or {}
-        lowercase = settings.get("do_lower_case", normalizer.get("lowercase", True))
+        settings = {"do_lower_case": (content.get("normalizer") or {}).get("lowercase")} | settings
     else:
         raise UserError(f"{directory} holds no vocabulary: neither vocab.txt nor tokenizer.json.")
+    if (lowercase := settings.get("do_lower_case")) is None:  # Google's checkpoints say it in their name only
+        lowercase = all(piece == piece.lower() for piece in vocabulary if not piece.startswith("["))
     for key, default in TOKENIZER_DEFAULTS.items():
         if (value := settings.get(key, default)) not in (default, lowercase if value is not None else None):
             raise UserError(f"{directory}/tokenizer_config.json: {key}={value} cannot be honoured.")

@@ -126,7 +126,7 @@ def test_all_tensors_that_do_not_fit_are_listed(write, weights):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not of gelu, gelu_new"),
         ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
-        ({"vocab_size": 127}, "128 pieces and config.json says vocab_size=127"),
+        ({"vocab_size": 127}, "128 pieces and the config says vocab_size=127"),
         ({"num_attention_heads": 5}, "model.hidden_size=48 is not divisible"),
     ],
 )
@@ -146,7 +146,7 @@ def test_files_that_are_missing_or_broken(write):
     with pytest.raises(UserError, match="damaged or no safetensors file"):
         huggingface.read(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin nor"):
         huggingface.read(folder)
     (folder / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"neither vocab\.txt nor tokenizer\.json"):
@@ -158,6 +158,8 @@ def test_files_that_are_missing_or_broken(write):
 
 def test_vocabularies(write):
     folder = write()
+    assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[5]]  # has capitals, so it needs them
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[1]]
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 16}')
     tokenizer, longest = huggingface.read_vocabulary(folder)
