@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import pathlib
+import runpy
 import shlex
 from typing import Any
 
@@ -22,7 +23,7 @@ from absl import flags
 from flax import nnx
 
 from bert_jax import __version__, command
-from bert_jax.config import Config
+from bert_jax.config import Config, find_config, from_dict
 from bert_jax.convert import folder_flag
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -138,9 +139,10 @@ def model_card(bert: Pretrained, source: pathlib.Path) -> str:
 
 
 def _command(config: Config) -> str:
-    """A command that trains with this config: what differs from the defaults, which are BERT-base's."""
-    defaults = Config().flat()
-    changed = {key: value for key, value in config.flat().items() if value != defaults[key]}
+    """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
+    shipped = runpy.run_path(str(find_config("bert_base")))["get_config"]()
+    base = from_dict(shipped.to_dict()).flat()
+    changed = {key: value for key, value in config.flat().items() if value != base[key]}
     words = [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed.items()]
     return " \\\n    ".join(["python -m bert_jax.pretrain --config=bert_base", *words])
 

@@ -117,7 +117,7 @@ def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: s
     for key, ours in (("model_type", "bert"), ("position_embedding_type", "absolute"), ("is_decoder", False)):
         if (value := settings.get(key, ours)) != ours:
             raise UserError(f"{directory}/config.json: {key}={value!r}; only {ours!r} can be imported.")
-    theirs = settings.get("hidden_act", "gelu")
+    theirs = str(settings.get("hidden_act", "gelu"))
     if hidden_act is None and theirs not in GELU:
         known = ", ".join(GELU)
         raise UserError(
@@ -238,11 +238,14 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
             raise UserError(f"{path} is not a UTF-8 text file ({error}).") from None
     elif (path := directory / "tokenizer.json").exists():
         content = read_json(path)
-        if (kind := content.get("model", {}).get("type")) != "WordPiece":
+        try:
+            kind, pieces = content["model"]["type"], content["model"]["vocab"]
+            vocabulary = sorted(pieces, key=pieces.__getitem__) if kind == "WordPiece" else []
+            settings = {"do_lower_case": (content["normalizer"] or {}).get("lowercase")} | settings
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is not a file of the tokenizers library.") from None
+        if kind != "WordPiece":
             raise UserError(f"{path} is a tokenizer of type {kind!r}; only WordPiece can be imported.")
-        pieces = content["model"]["vocab"]
-        vocabulary = sorted(pieces, key=pieces.__getitem__)
-        settings = {"do_lower_case": (content.get("normalizer") or {}).get("lowercase")} | settings
     else:
         raise UserError(f"{directory} holds no vocabulary: neither vocab.txt nor tokenizer.json.")
     if (lowercase := settings.get("do_lower_case")) is None:  # Google's checkpoints say it in their name only

@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import random
+import shlex
 import shutil
 import unicodedata
 import zipfile
@@ -28,6 +29,7 @@ PARITY = pathlib.Path(__file__).parents[1] / "parity"
 PYTORCH = PARITY / "pytorch_model.bin"
 PIECES = [*SPECIAL_PIECES, "Great", *(f"w{number}" for number in range(122))]
 LAYERS = 3
+UNIGRAM = '{"model": {"type": "Unigram", "vocab": [["a", 0]]}, "normalizer": null}'
 MIXED = """
 the strong state naïve café über Łódź straße İstanbul Ελληνικός Привет مرحبا हिन्दी กำนี้ 한국어 tiếng Việt
 東京都 日本語、です。 你好世界 ～ﾃｽﾄ～ ｶﾞｷﾞ ｆｕｌｌ ﬁne ① Ⅻ 3½ “quoted” e-mail
@@ -169,6 +171,11 @@ def test_vocabularies(write):
     (folder / "tokenizer_config.json").unlink()
     again, longest = huggingface.read_vocabulary(folder)
     assert (again.files(), longest) == (tokenizer.files(), None)
+    for content, message in (("{}", "not a file of the tokenizers library"), (UNIGRAM, "type 'Unigram'")):
+        (folder / "tokenizer.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            huggingface.read_vocabulary(folder)
+    (folder / "vocab.txt").write_text("\n".join(PIECES))
     (folder / "tokenizer_config.json").write_text('{"strip_accents": true}')
     with pytest.raises(UserError, match="strip_accents=True cannot be honoured"):
         huggingface.read_vocabulary(folder)
@@ -231,6 +238,18 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, tokenizer):
     assert (after.config.model, after.max_length) == (before.config.model, before.max_length)
     assert open_checkpoint(imported)[1]["imported"]["initialised"] == []
     assert "--config.model.num_hidden_layers=2" in (exported / "README.md").read_text()
+
+
+def test_the_model_card_gives_the_command_and_the_metrics(tmp_path):
+    save(tmp_path / "run", wordpiece())
+    rows = [{"step": 0, "eval_loss": 9.5}, {"step": 0, "loss": 8.0}, {"step": 1, "eval_loss": 7.5}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bert = bert_jax.load(tmp_path / "run")
+    card = export_lib.model_card(bert, tmp_path / "run")
+    assert "| eval_loss | 9.5 |" in card
+    assert "7.5" not in card
+    command = card.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
+    assert {"--config=bert_base", "--config.data.source=corpus:"} < set(shlex.split(command))
 
 
 def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
