@@ -51,7 +51,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     # Only TPUs say so of what belongs together: other platforms number hosts or nothing.
-    slices = len({device.slice_index for device in devices if device.platform == "tpu"}) or 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
     if shape[0] % slices:
         raise UserError(
             f"mesh.data={shape[0]} is not divisible by the {slices} slices; parameters are split only inside "
