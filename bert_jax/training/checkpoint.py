@@ -82,7 +82,7 @@ class Checkpoints:
         step = int(state.step)
         # Asked for here, before the next update takes the memory, and awaited where nobody waits for it.
         fingerprints = _fingerprints({"params": state.params, "opt_state": state.opt_state})
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" and jax.device_count() > 1:
             jax.block_until_ready(fingerprints)  # virtual devices deadlock over two programs at once
         # Orbax writes `meta` in the background, while the caller goes on changing its own.
         meta = json.loads(json.dumps({**meta, "step": step}))
@@ -324,8 +324,8 @@ def digests(tree: Any) -> dict[str, str]:
     """A fingerprint of every array, by path: 16 hex digits, the same on any mesh, with nothing gathered.
 
     Every word of an array is scrambled together with its position, and what comes out is summed modulo 2^32;
-    twice, with different positions. The order of summation does not matter, and because scrambling is one to
-    one, a change of any one word changes both sums.
+    twice, once times an odd number that depends on the position. The order of summation does not matter, and
+    because both are one to one, a change of any one word changes both sums.
     """
     return _in_hexadecimal(_fingerprints(tree))
 
@@ -351,8 +351,9 @@ def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    first, second = _mix(words ^ _mix(position)), _mix(words ^ _mix(position + jnp.uint32(0x9E3779B9)))
-    return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
+    mixed = _mix(words ^ _mix(position))
+    odd = jnp.uint32(2) * position + jnp.uint32(1)
+    return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * odd, dtype=jnp.uint32)
 
 
 def _mix(x: jax.Array) -> jax.Array:
