@@ -19,7 +19,10 @@ flags.disclaim_key_flags()  # flags defined here belong to the command that asks
 
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 USAGE_ERROR, INTERRUPTED = 2, 130
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no bug of ours
+DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.ESTALE, errno.EIO),
+}
 log = logging.getLogger("bert_jax")
 
 

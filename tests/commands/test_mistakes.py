@@ -100,6 +100,9 @@ def run(*words):
     known = set(flags.FLAGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [verb, *arguments])
+        # Both are of a whole process, and this one runs many commands.
+        patch.setattr("bert_jax.training.hosts.connect", lambda: None)
+        patch.setattr("bert_jax.training.workdir.lock", lambda _: None)
         try:
             runpy.run_module(f"bert_jax.{verb}", run_name="__main__", alter_sys=True)
         except SystemExit as end:
