@@ -75,18 +75,24 @@ class Group:
     def wait(self, grace: float) -> list[int]:
         """Waits for all; once one has ended badly the others have `grace` seconds. Returns exit codes."""
         deadline = None
-        while any(process.poll() is None for process in self.processes):
+        told: set[int] = set()
+        while len(told) < len(self.processes):
             time.sleep(0.05)
-            ended = [(i, p.returncode) for i, p in enumerate(self.processes) if p.poll() is not None]
-            bad = [(number, code) for number, code in ended if code]
-            if bad and deadline is None:
-                deadline = time.monotonic() + grace
-                for number, code in bad:
-                    say(f"process {number} {describe(code)}; waiting up to {grace:.0f} s for the others")
-            if deadline is not None and time.monotonic() > deadline:
+            for number, process in enumerate(self.processes):
+                if number in told or process.poll() is None:
+                    continue
+                told.add(number)
+                if process.returncode:
+                    say(f"process {number} {describe(process.returncode)}")
+                if process.returncode and deadline is None and len(told) < len(self.processes):
+                    deadline = time.monotonic() + grace
+                    say(f"waiting up to {grace:g} s for the others")
+            if deadline and time.monotonic() > deadline and len(told) < len(self.processes):
                 say("the others did not end by themselves; killing them")
                 self.send(signal.SIGKILL)
-                deadline = float("inf")
+                break
+        for process in self.processes:
+            process.wait()
         for reader in self._readers:
             reader.join(5)
         return [process.returncode for process in self.processes]
