@@ -175,6 +175,11 @@ class Checkpoints:
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         folder = self._directory / str(step)
+        if not folder.is_dir():
+            raise UserError(
+                f"process {jax.process_index()} does not see {folder}, which process 0 has found: --workdir "
+                "must be a folder that all hosts share."
+            )
         meta = _read_checked_meta(folder)
         items = {"params": abstract.params, "opt_state": abstract.opt_state}
         arrays = _restore_items(folder, items, meta["digests"])

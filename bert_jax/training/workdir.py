@@ -56,7 +56,7 @@ def check_workdir(path: epath.PathLike, config: Config, data_digest: str | None 
         workdir.mkdir(parents=True, exist_ok=True)
         known = dict(json.loads(file.read_text())["identity"]) if file.exists() else None
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.") from None
+        raise _unwritable(workdir, error) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{file} is not a run's config.json; give another --workdir or move it away."
@@ -71,12 +71,15 @@ def lock(workdir: epath.PathLike) -> None:
     """Keeps other runs out of a folder for as long as this process lives; on a local file system only.
 
     Raises:
-        UserError: when another run is in it.
+        UserError: when another run is in it, or it cannot be written.
     """
     path = epath.Path(workdir).expanduser().resolve() / "lock"
     if "://" in str(path):
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)  # never closed: that would give the lock away
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # never closed: that would unlock it
+    except OSError as error:
+        raise _unwritable(path.parent, error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,6 +89,10 @@ def lock(workdir: epath.PathLike) -> None:
         ) from None
     except OSError as error:  # a file system without locks
         log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", path, error)
+
+
+def _unwritable(workdir: epath.Path, error: OSError) -> UserError:
+    return UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.")
 
 
 def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
