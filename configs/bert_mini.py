@@ -2,8 +2,8 @@
 
     make pretrain CONFIG=bert_mini
 
-The recipe of `bert_tiny`, longer and with BERT's masks. On 2 CPU cores (AMD EPYC), 70 minutes of training: held-out
-loss where `[MASK]` stands 5.13, by frequency alone 6.61; next sentence 69% right.
+The recipe of `bert_tiny`, longer and with BERT's masks. On 2 CPU cores (AMD EPYC), 70 minutes of training:
+held-out loss where `[MASK]` stands 5.13, by frequency alone 6.61; next sentence 69% right.
 """
 
 from bert_jax.config import default_config
