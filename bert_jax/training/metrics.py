@@ -194,7 +194,7 @@ class Recorder:
         if self.window["bad_steps"]:
             row["bad_steps"] = self.window["bad_steps"]
         speed = self._timed_tokens / max(self._busy, 1e-9)
-        lasted = max(time.time() - self._starts[0]["time"], 1e-9) if self._starts else math.inf
+        lasted = max(time.time() - self._starts[0]["time"], 1e-9)
         row |= {
             "learning_rate": float(self._schedule(step - 1)),
             "tokens_per_second": round(speed, 1),
