@@ -49,6 +49,7 @@ pretrain: $(STAMP)  ## pretrain CONFIG into WORKDIR; the same command resumes
 	@$(RUN) bert_jax.pretrain --config=$(CONFIG) $(PATHS) $(ARGS)
 
 launch: $(STAMP)  ## pretrain CONFIG on TARGET: local (PROCESSES processes of this machine), and keep it running
+	@test -f launch/$(TARGET).py || { echo "error: TARGET=$(TARGET) is unknown; there is: local." >&2; exit 2; }
 	@exec $(VENV)/bin/python launch/$(TARGET).py --processes=$(PROCESSES) --config=$(CONFIG) $(PATHS) $(ARGS)
 
 prepare: $(STAMP)  ## build the tokenizer and dataset of CONFIG (pretrain does so when there is none)

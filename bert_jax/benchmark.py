@@ -189,7 +189,7 @@ def checkpoint(config: Config) -> None:
     state = step_lib.init_state(step_lib.init_params(build, abstract, 0), optimizer, abstract)
     blocked, saved, restored = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        checkpoints = Checkpoints(pathlib.Path(folder).resolve(), {}, 1, 0)
+        checkpoints = Checkpoints(folder, {}, 1, 0)
         for number in range(REPEATS.value + 1):
             state = state.replace(step=jax.device_put(np.int32(number), abstract.step.sharding))
             start = time.perf_counter()

@@ -52,7 +52,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, files: dict[str, bytes], keep_last: int, keep_every: int):
-        self._directory = epath.Path(directory)
+        self._directory = epath.Path(directory).resolve()  # Orbax takes absolute paths only
         self._files, self._keep_last, self._keep_every = files, keep_last, keep_every
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,55 @@
+"""Weights out and in again by the commands, with paths as people type them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.saved import save, sentencepiece, wordpiece
+
+
+def command(folder, verb, *words):
+    """Exit code and output of a command given in the folder."""
+    result = subprocess.run(
+        [sys.executable, "-m", f"bert_jax.{verb}", *words],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("tokenizer", [sentencepiece, pytest.param(wordpiece, marks=pytest.mark.slow)])
+def test_out_and_in_again(tmp_path, tokenizer):
+    """That every bit survives is tested beside the modules."""
+    save(tmp_path / "run", tokenizer())
+    code, output = command(tmp_path, "export", "--input=run", "--output=out/first")
+    assert code == 0, output
+    config = json.loads((tmp_path / "out/first/config.json").read_text())
+    assert config["architectures"] == ["BertForPreTraining"]
+    code, output = command(tmp_path, "convert", "--input=out/first", "--output=in/first")
+    assert code == 0, output
+    assert "initialised: nothing" in output
+    text = ("predict", "fill-mask", "--text=the [MASK] is")
+    (code, ours), (_, theirs) = (
+        command(tmp_path, *text, f"--checkpoint={name}") for name in ("in/first", "run")
+    )
+    assert code == 0, ours
+    assert "mask 1: " in ours
+    assert ours.splitlines()[1:] == theirs.splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("convert", ["--input=nowhere", "--output=new"], "--input=nowhere is not a folder"),
+        ("export", ["--input=run", "--output=run"], "--output=run exists; give another folder"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line(tmp_path, verb, words, message):
+    save(tmp_path / "run", wordpiece())
+    code, output = command(tmp_path, verb, *words)
+    assert code == 2
+    assert message in output
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
