@@ -112,7 +112,7 @@ def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict],
     if resumed:
         status += f" · resumed at step {', '.join(f'{s:,}' for s in resumed)}"
     if "goodput" in last:
-        status += f" · goodput {last['goodput']:.0%} ({_number(last['lost_seconds'])} s not spent on steps)"
+        status += f" · goodput {last['goodput']:.0%} ({last['lost_seconds']:,.0f} s not spent on steps)"
     for row in rows:
         if "skipped_from" in row:
             reason = html.escape(row["skipped_because"])

@@ -92,7 +92,7 @@ def text_of(page):
 
 
 def test_what_was_lost_and_left_out_is_told(workdir):
-    lost = {"step": 150, "goodput": 0.874, "lost_seconds": 1234.5, "restarts": 2}
+    lost = {"step": 150, "goodput": 0.874, "lost_seconds": 1234.4, "restarts": 2}
     skip = {"step": 110, "skipped_from": 100, "skipped_because": "loss is nan at step 109"}
     text = text_of(page_of(workdir, TRAINING, skip, lost))
     assert "goodput 87% (1,234 s not spent on steps)" in text
