@@ -1,5 +1,6 @@
 """Pretraining as several processes: one is lost, all are stopped, and others go on with it."""
 
+import os
 import pathlib
 import re
 import signal
@@ -26,8 +27,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launched(folder, name, processes, *overrides, devices=1):
-    launcher = (LAUNCHER, f"--processes={processes}", f"--devices={devices}")
+def launched(folder, name, processes, *overrides, devices=1, restarts=10):
+    launcher = (LAUNCHER, f"--processes={processes}", f"--devices={devices}", f"--restarts={restarts}")
     command = Command(folder, name, *overrides, launcher=launcher)
     command.environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return command
@@ -42,19 +43,24 @@ def undisturbed(folder):
     return command
 
 
-def test_a_killed_process_costs_nothing_but_time(folder, undisturbed):
-    command = launched(folder, "killed", 4, *OVERRIDES)
-    process = command.start()
+def signal_one(command, number, process, after_step):
+    """Sends a signal to one of the processes as soon as a step was logged."""
     deadline = time.monotonic() + DEADLINE
-    while command.last_step_logged() < 21:
+    while command.last_step_logged() <= after_step:
         assert process.poll() is None, command.log.read_text()
         assert time.monotonic() < deadline, command.log.read_text()
         time.sleep(0.01)
     (victim,) = subprocess.run(
         ["pgrep", "-f", f"{command.workdir} .*--process_id=2$"], capture_output=True, text=True, check=True
     ).stdout.split()
+    os.kill(int(victim), number)
+
+
+def test_a_killed_process_costs_nothing_but_time(folder, undisturbed):
+    command = launched(folder, "killed", 4, *OVERRIDES)
+    process = command.start()
+    signal_one(command, signal.SIGKILL, process, after_step=20)
     killed_at = time.monotonic()
-    subprocess.run(["kill", "-9", victim], check=True)
     while "starting all again" not in command.log.read_text():
         assert time.monotonic() < killed_at + 60, command.log.read_text()
         time.sleep(0.1)
@@ -69,25 +75,30 @@ def test_a_killed_process_costs_nothing_but_time(folder, undisturbed):
     assert 0 < last["goodput"] < 1
 
 
+def assert_stopped(command, code):
+    """All processes agreed on a step, saved it, and ask to be started again."""
+    output = command.log.read_text()
+    assert code == 75, output
+    assert "Traceback" not in output
+    stopped = int(re.search(r"stopped at step (\d+) of 40", output)[1])
+    assert max(map(int, command.checkpoints(finished=True))) == stopped
+
+
 def test_a_stop_is_agreed_and_fewer_processes_on_another_mesh_go_on(folder, undisturbed):
-    """Four processes, then two with parameters split, then one: the same batches, so the same losses."""
-    for processes, devices, mesh, stops_after in (
-        (4, 1, (), 4),
-        (2, 2, ("mesh.fsdp=4",), 16),
-        (1, 1, (), None),
-    ):
-        command = launched(folder, "changing", processes, *OVERRIDES, *mesh, devices=devices)
-        if stops_after is None:
-            code, output = command.run()
-            assert code == 0, output
-        else:
-            code, output = command.interrupt(
-                signal.SIGTERM, lambda c=command, s=stops_after: c.last_step_logged() > s
-            )
-            assert code == 75, output
-            stopped = int(re.search(r"stopped at step (\d+) of 40", output)[1])
-            assert max(map(int, command.checkpoints(finished=True))) == stopped
-        assert "Traceback" not in output
+    """Four processes, of which one is told to stop, then two with parameters split, then one."""
+    command = launched(folder, "changing", 4, *OVERRIDES, restarts=0)
+    process = command.start()
+    signal_one(command, signal.SIGTERM, process, after_step=4)
+    assert_stopped(command, process.wait(DEADLINE))
+    assert "exit codes [75, 75, 75, 75]" in command.log.read_text()
+
+    command = launched(folder, "changing", 2, *OVERRIDES, "mesh.fsdp=4", devices=2)
+    code, _ = command.interrupt(signal.SIGTERM, lambda: command.last_step_logged() > 16)
+    assert_stopped(command, code)
+
+    command = launched(folder, "changing", 1, *OVERRIDES)
+    code, output = command.run()
+    assert code == 0, output
     ours, theirs = command.rows_without_timings(), undisturbed.rows_without_timings()
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for row, other in zip(ours[:-1], theirs[:-1], strict=True):

@@ -1,4 +1,5 @@
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ from bert_jax.training.mesh import (
     BATCH,
     RULES,
     check_batch,
+    check_model,
     make_mesh,
     path_name,
     process_rows,
     shardings,
     to_global,
 )
-from tests.tiny import Training, mesh_of
+from tests.tiny import MODEL, Training, mesh_of
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,42 @@ def test_bad_sizes(sizes, message):
     named = f"mesh.data={sizes[0]}, mesh.fsdp={sizes[1]}, mesh.tensor={sizes[2]}"
     with pytest.raises(UserError, match=f"{named}.*{message}"):
         make_mesh(MeshConfig(*sizes))
+
+
+class Tpu(NamedTuple):
+    """A device of one of several slices."""
+
+    slice_index: int
+    platform: str = "tpu"
+
+
+def test_slices_are_the_outer_part_of_data(monkeypatch):
+    """JAX lays out what is inside a slice; `fsdp` and `tensor` never leave it."""
+    asked = []
+
+    def hybrid(inner, outer, devices, **_):
+        asked.append((inner, outer, len(devices)))
+        return np.array(jax.devices()).reshape(np.multiply(inner, outer))
+
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_hybrid_device_mesh", hybrid)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2), [Tpu(n // 4) for n in range(8)])
+    assert asked == [((2, 2, 1), (2, 1, 1), 8)]
+    assert tuple(mesh.shape.values()) == (4, 2, 1)
+    with pytest.raises(UserError, match=r"mesh\.data=1 is not divisible by the 2 slices; .* its 4 devices"):
+        make_mesh(MeshConfig(data=1, fsdp=8), [Tpu(n // 4) for n in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"data": 1, "fsdp": 1, "tensor": 3}, r"model\.num_attention_heads=4 .* mesh\.tensor=3"),
+        ({"data": 1, "fsdp": 3, "tensor": 1}, r"model\.hidden_size=16 .* mesh\.fsdp × mesh\.tensor=3"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_does_not_divide_the_model(axes, message):
+    with pytest.raises(UserError, match=message):
+        check_model(axes, MODEL)
 
 
 def test_check_batch():
