@@ -82,8 +82,6 @@ class Checkpoints:
         step = int(state.step)
         # Asked for here, before the next update takes the memory, and awaited where nobody waits for it.
         fingerprints = _fingerprints({"params": state.params, "opt_state": state.opt_state})
-        if jax.default_backend() == "cpu" and jax.device_count() > 1:
-            jax.block_until_ready(fingerprints)  # virtual devices deadlock over two programs at once
         # Orbax writes `meta` in the background, while the caller goes on changing its own.
         meta = json.loads(json.dumps({**meta, "step": step}))
         args = ocp.args.Composite(
@@ -336,8 +334,13 @@ def digests(tree: Any) -> dict[str, str]:
 
 
 def _fingerprints(tree: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): _fingerprint(leaf) for path, leaf in leaves}
+    one_by_one = jax.default_backend() == "cpu" and jax.device_count() > 1
+    fingerprints = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        fingerprints[path_name(path)] = _fingerprint(leaf)
+        if one_by_one:  # CPU devices deadlock when two programs that sum over them are under way
+            jax.block_until_ready(fingerprints[path_name(path)])
+    return fingerprints
 
 
 def _in_hexadecimal(fingerprints: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, str]:
