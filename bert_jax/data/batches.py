@@ -3,7 +3,8 @@
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -14,6 +15,7 @@ from bert_jax.data.epoch_plan import EpochPlan, PlanConfig, Sequences, count_row
 from bert_jax.data.hashing import bits, key
 from bert_jax.errors import UserError
 
+Shape = tuple[int, int, int]  # R rows, T tokens, S sequences per row
 _PLANS_KEPT = 2  # a batch may straddle two epochs
 _DESCRIBED_ROWS = 1 << 14
 
@@ -77,14 +79,10 @@ class Batches:
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
         sequences, row_keys = self._sequences(step * self._data.global_batch_size + rows)
-        batch = assemble(
-            sequences,
-            self._tokens(sequences),
-            (len(rows), self._data.max_seq_length, self._data.max_sequences_per_row),
-            cls_id=self._tokenizer.cls_id,
-            sep_id=self._tokenizer.sep_id,
-            pad_id=self._tokenizer.pad_id,
-        )
+        shape = len(rows), self._data.max_seq_length, self._data.max_sequences_per_row
+        batch = assemble(sequences, self._tokens(sequences), shape, self._tokenizer)
+        batch["next_sentence_labels"] = per_sequence(sequences, sequences.not_next, shape, np.int32)
+        batch["next_sentence_weights"] = per_sequence(sequences, sequences.length_b > 0, shape, np.float32)
         clean = batch["input_ids"]
         chosen = masking.choose(
             clean,
@@ -158,27 +156,43 @@ class Batches:
             return self._make_plan(epoch)
 
 
+class Placed(Protocol):
+    """Sequences with their place in rows; those of a row together and in order of their slots. ints [n]."""
+
+    @property
+    def row(self) -> np.ndarray: ...
+
+    @property
+    def slot(self) -> np.ndarray: ...
+
+    @property
+    def length_a(self) -> np.ndarray: ...  # tokens, without specials
+
+    @property
+    def length_b(self) -> np.ndarray: ...  # 0: there is no B
+
+
 def assemble(
-    sequences: Sequences,
+    sequences: Placed,
     tokens: np.ndarray,
-    shape: tuple[int, int, int],
-    *,
-    cls_id: int,
-    sep_id: int,
-    pad_id: int,
+    shape: Shape,
+    tokenizer,
+    token_values: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Writes [CLS] A [SEP] B [SEP] of every sequence into its row, one after the other.
 
     Args:
-        sequences: lengths and places; those of a row together and in order of their slots.
+        sequences: lengths and places.
         tokens: ints [n], A and B of all sequences, one after the other.
         shape: (R, T, S).
-        cls_id, sep_id, pad_id: ids of the specials.
+        tokenizer: ids of the specials.
+        token_values: more ints [n] for the tokens, by name; specials and padding have -1.
 
     Returns:
-        The arrays of `Batches.__call__` but those of the masked language model.
+        `input_ids`, `token_type_ids`, `sequence_ids`, `position_ids` and `token_values` [R, T], and
+        `cls_positions` [R, S]; int32.
     """
-    num_rows, num_tokens, max_sequences = shape
+    num_rows, num_tokens, _ = shape
     length = sequences.length_a + 2 + np.where(sequences.length_b > 0, sequences.length_b + 1, 0)
     end = np.cumsum(length)
     begin = end - length
@@ -187,8 +201,8 @@ def assemble(
     place = np.repeat(sequences.row * num_tokens + offset, length) + position  # in the flattened rows
 
     first_sep = begin + sequences.length_a + 1
-    ids = np.full(len(place), sep_id, np.int32)
-    ids[begin] = cls_id
+    ids = np.full(len(place), tokenizer.sep_id, np.int32)
+    ids[begin] = tokenizer.cls_id
     is_text = np.ones(len(place), bool)
     is_text[np.concatenate([begin, first_sep, end - 1])] = False
     ids[is_text] = tokens
@@ -198,24 +212,33 @@ def assemble(
         rows[place] = values
         return rows.reshape(num_rows, num_tokens)
 
-    def per_sequence(values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
-        result: np.ndarray = np.zeros((num_rows, max_sequences), dtype)
-        result[sequences.row, sequences.slot] = values
-        return result
+    def of_text(values: np.ndarray) -> np.ndarray:
+        rows = np.full(len(place), -1, np.int32)
+        rows[is_text] = values
+        return rows
 
     return {
-        "input_ids": write(ids, pad_id),
+        "input_ids": write(ids, tokenizer.pad_id),
         "token_type_ids": write(position > np.repeat(sequences.length_a + 1, length)),
         "sequence_ids": write(np.repeat(sequences.slot + 1, length)),
         "position_ids": write(position),
-        "cls_positions": per_sequence(offset),
-        "next_sentence_labels": per_sequence(sequences.not_next),
-        "next_sentence_weights": per_sequence(sequences.length_b > 0, np.float32),
-    }
+        "cls_positions": per_sequence(sequences, offset, shape, np.int32),
+    } | {name: write(of_text(values), -1) for name, values in (token_values or {}).items()}
+
+
+def per_sequence(sequences: Placed, values: np.ndarray, shape: Shape, dtype: type) -> np.ndarray:
+    """A value of every sequence [n] at its place [R, S], 0 where there is none."""
+    result: np.ndarray = np.zeros((shape[0], shape[2]), dtype)
+    result[sequences.row, sequences.slot] = values
+    return result
 
 
 def iterate(
-    batches: Batches, first_step: int, rows: slice | np.ndarray | None, workers: int, prefetch: int
+    batches: Callable[..., dict[str, np.ndarray]],
+    first_step: int,
+    rows: slice | np.ndarray | None,
+    workers: int,
+    prefetch: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of first_step, first_step + 1, … without end, built ahead. The step is the only state.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bert_jax.data.hashing import below, bits, key, permute
-from bert_jax.data.packing import pack
+from bert_jax.data.packing import PackedRows, pack, stable_order
 
 if TYPE_CHECKING:
     from bert_jax.data.index import Index
@@ -164,23 +164,23 @@ class EpochPlan:
 
     def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
         self._chunks = Chunks(index, config, seed, epoch)
-        self._keys = {word: key(seed, epoch, word) for word in ("row", "slot", "centre", "order", "coin")}
+        self._keys = {word: key(seed, epoch, word) for word in ("centre", "order", "coin")}
         lengths, lengths_b = _lengths(index, config, self._chunks, key(seed, epoch, "split"))
-        self._piece_by_rank = _stable_order(lengths_b)
-        self._rank_by_length = _stable_order(lengths[self._piece_by_rank])
+        self._piece_by_rank = stable_order(lengths_b)
         self._group_sizes = np.bincount(lengths_b, minlength=config.chunk_length + 1)
         self._group_starts = np.cumsum(self._group_sizes) - self._group_sizes
-        self._length_counts = np.bincount(lengths, minlength=config.max_seq_length + 1)
-        self._length_starts = np.cumsum(self._length_counts) - self._length_counts
-        self._patterns = pack(self._length_counts, config.max_sequences_per_row)
-        self.num_rows = self._patterns.num_rows
-        self.num_sequences = int(self._length_counts[1:].sum())
-        tokens = int(self._length_counts @ np.arange(config.max_seq_length + 1))
+        self._packed = PackedRows(
+            lengths[self._piece_by_rank], config.max_seq_length, config.max_sequences_per_row, seed, epoch
+        )
+        counts = self._packed.counts
+        self.num_rows = self._packed.num_rows
+        self.num_sequences = int(counts[1:].sum())
+        tokens = int(counts @ np.arange(config.max_seq_length + 1))
         self.fill = tokens / max(self.num_rows * config.max_seq_length, 1)
 
     def rows(self, rows: np.ndarray) -> Sequences:
         """The sequences of the given rows, ints [R] from 0 to num_rows - 1, in any order."""
-        row, slot, rank = self._ranks(rows)
+        row, slot, rank = self._packed(rows)
         document, start, length, length_b = self._locate(rank)
         partner, swap = self._partners(rank, length_b)
         other_document, other_start, other_length, _ = self._locate(partner)
@@ -190,17 +190,6 @@ class EpochPlan:
         return Sequences(
             row, slot, document, start, length - length_b, document_b, start_b, length_b, not_next
         )
-
-    def _ranks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The sequences of each row: position in `rows`, slot, and rank; sorted by the first two."""
-        place = permute(self._keys["row"], rows, self.num_rows)
-        patterns = self._patterns
-        pattern = np.searchsorted(patterns.first_rows, place, "right") - 1
-        row, slot = np.nonzero(patterns.lengths[pattern])
-        length = patterns.lengths[pattern[row], slot]
-        use = patterns.first_uses[pattern[row], slot] + (place - patterns.first_rows[pattern])[row]
-        use = permute(bits(self._keys["slot"], length), use, self._length_counts[length])
-        return row, slot, self._rank_by_length[self._length_starts[length] + use].astype(np.int64)
 
     def _locate(self, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Document, first token, tokens, and tokens of B of each sequence as it was cut."""
@@ -268,8 +257,3 @@ def _blocks(count: int) -> Iterator[np.ndarray]:
     """range(count) in pieces small enough for temporaries to stay in the cache."""
     for first in range(0, count, BLOCK):
         yield np.arange(first, min(first + BLOCK, count))
-
-
-def _stable_order(keys: np.ndarray) -> np.ndarray:
-    order = np.argsort(keys, kind="stable")  # small unsigned keys: a radix sort
-    return order.astype(np.min_scalar_type(len(keys)))

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from bert_jax.data.hashing import bits, key, permute
+
 
 @dataclasses.dataclass(frozen=True)
 class Patterns:
@@ -68,3 +70,47 @@ def _patterns(entries: list[tuple[int, tuple[int, ...]]], max_sequences_per_row:
     first_uses = np.empty(lengths.size, np.int64)
     first_uses[order] = before - before[np.searchsorted(by_length, by_length)]
     return Patterns(lengths, counts, np.cumsum(counts) - counts, first_uses.reshape(lengths.shape))
+
+
+class PackedRows:
+    """Rows of T tokens that hold every sequence exactly once, each row found by its number alone.
+
+    Another seed or epoch gives another order, and other sequences share a row. Some 4 bytes per sequence stay
+    in memory.
+
+    Args:
+        lengths: ints [N], tokens of each sequence, specials included; those of length 0 are in no row.
+        max_seq_length, max_sequences_per_row: T and S.
+        seed, epoch: ints.
+
+    Attributes:
+        num_rows: how many rows there are.
+        counts: int64 [T + 1], sequences of each length.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, max_seq_length: int, max_sequences_per_row: int, seed: int, epoch: int
+    ):
+        self._by_length = stable_order(lengths)
+        self.counts = np.bincount(lengths, minlength=max_seq_length + 1)
+        self._starts = np.cumsum(self.counts) - self.counts
+        self._patterns = pack(self.counts, max_sequences_per_row)
+        self._row_key, self._slot_key = key(seed, epoch, "row"), key(seed, epoch, "slot")
+        self.num_rows = self._patterns.num_rows
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sequences of rows: position in `rows`, slot, and number; int64 [n], sorted by the first two."""
+        place = permute(self._row_key, rows, self.num_rows)
+        patterns = self._patterns
+        pattern = np.searchsorted(patterns.first_rows, place, "right") - 1
+        row, slot = np.nonzero(patterns.lengths[pattern])
+        length = patterns.lengths[pattern[row], slot]
+        use = patterns.first_uses[pattern[row], slot] + (place - patterns.first_rows[pattern])[row]
+        use = permute(bits(self._slot_key, length), use, self.counts[length])
+        return row, slot, self._by_length[self._starts[length] + use].astype(np.int64)
+
+
+def stable_order(keys: np.ndarray) -> np.ndarray:
+    """The stable argsort of small unsigned keys, in the smallest type that holds it."""
+    order = np.argsort(keys, kind="stable")  # a radix sort
+    return order.astype(np.min_scalar_type(len(keys)))

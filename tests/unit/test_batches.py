@@ -1,4 +1,5 @@
 import hashlib
+import types
 
 import numpy as np
 import pytest
@@ -59,17 +60,19 @@ def test_assembling_two_sequences_and_one_without_b():
         length_b=np.array([1, 2, 0]),
         not_next=np.array([False, True, False]),
     )
-    batch = assemble(
-        sequences, np.array([10, 11, 12, 20, 21, 22, 30]), (2, 13, 3), cls_id=2, sep_id=3, pad_id=9
-    )
+    tokenizer = types.SimpleNamespace(cls_id=2, sep_id=3, pad_id=9)
+    tokens = np.array([10, 11, 12, 20, 21, 22, 30])
+    batch = assemble(sequences, tokens, (2, 13, 3), tokenizer, {"labels": tokens - 10})
     expected = {
         "input_ids": [[2, 30, 3] + [9] * 10, [2, 10, 11, 3, 12, 3, 2, 20, 3, 21, 22, 3, 9]],
         "token_type_ids": [[0] * 13, [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1, 0]],
         "sequence_ids": [[1, 1, 1] + [0] * 10, [1] * 6 + [2] * 6 + [0]],
         "position_ids": [[0, 1, 2] + [0] * 10, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0]],
         "cls_positions": [[0, 0, 0], [0, 6, 0]],
-        "next_sentence_labels": [[0, 0, 0], [0, 1, 0]],
-        "next_sentence_weights": [[0, 0, 0], [1, 1, 0]],
+        "labels": [
+            [-1, 20, -1] + [-1] * 10,
+            [-1, 0, 1, -1, 2, -1, -1, 10, -1, 11, 12, -1, -1],
+        ],
     }
     assert_same(batch, {name: np.array(values) for name, values in expected.items()})
 
