@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -26,26 +27,38 @@ DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
 log = logging.getLogger("bert_jax")
 
 
-def define_config_flags() -> None:
+_kind: Any = config_lib.Config  # of config that this command takes
+
+
+def define_config_flags(kind: Any = config_lib.Config) -> None:
     """Defines --config (a shipped name or a path) with overrides like --config.train.num_steps=1000."""
+    global _kind
+    _kind = kind
     config_flags.DEFINE_config_file("config", None, "A shipped config's name or a path to a config file.")
     flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
 
 
-def resolved_config() -> config_lib.Config:
-    """The checked config of the command line.
+def resolved_config() -> Any:
+    """The checked config of the command line, of the kind that the flags were defined for.
 
     Raises:
         UserError: when --config is missing or a value is not valid.
     """
     if flags.FLAGS.config is None:
         raise UserError(f"--config is missing; shipped configs: {', '.join(config_lib.config_files())}.")
-    return config_lib.from_dict(flags.FLAGS.config.to_dict())
+    return config_lib.from_dict(flags.FLAGS.config.to_dict(), _kind)
 
 
 def config_file() -> pathlib.Path:
     """The config file of the command line."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def config_name() -> str:
+    """The name of the command line's config, as runs are named by it: `bert_tiny`, `finetune/glue:mrpc`."""
+    path, colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    names = {str(shipped): name for name, shipped in config_lib.config_files().items()}
+    return names.get(path, pathlib.Path(path).stem) + colon + argument
 
 
 def config_docstring() -> str:
@@ -122,15 +135,17 @@ def _with_config_path(argv: list[str]) -> list[str]:
         elif position and argv[position - 1] == "--config":
             word = _config_path(word)
         elif word.startswith("--config."):
-            config_lib.check_key(word.removeprefix("--config.").split("=", 1)[0])
+            config_lib.check_key(word.removeprefix("--config.").split("=", 1)[0], _kind)
         result.append(word)
     return result
 
 
 def _config_path(name: str) -> str:
+    """The path of a config, with the argument for its `get_config` that may follow after a colon."""
+    name, *argument = name.split(":", 1)
     path = config_lib.find_config(name)
-    config_lib.check_file(path)
-    return str(path)
+    config_lib.check_file(path, *argument)
+    return ":".join([str(path), *argument])
 
 
 def _set_up_log() -> None:

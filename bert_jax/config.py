@@ -9,7 +9,7 @@ import difflib
 import pathlib
 import runpy
 import traceback
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import ml_collections
 
@@ -20,31 +20,20 @@ from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """A whole config, resolved and checked.
+class RunConfig:
+    """What the loop can train: sections with the network, the optimizer and so on, and `data` of some kind.
 
     `init_from` names a checkpoint (a run's folder or one of its steps) whose weights a new run starts from.
     """
 
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    data: Any = None  # has at least `global_batch_size` and `max_seq_length`
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     init_from: str = ""
 
-    def __post_init__(self):
-        if self.data.max_seq_length > self.model.max_position_embeddings:
-            raise UserError(
-                f"data.max_seq_length={self.data.max_seq_length} is longer than "
-                f"model.max_position_embeddings={self.model.max_position_embeddings}; "
-                "shorten the one or enlarge the other."
-            )
-        if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
-            raise UserError(
-                "model.type_vocab_size=1 cannot tell two sentences apart; "
-                "use 2 or data.second_objective=none."
-            )
+    def _check_accumulation(self) -> None:
         if self.data.global_batch_size % self.train.gradient_accumulation_steps:
             raise UserError(
                 f"data.global_batch_size={self.data.global_batch_size} is not divisible by "
@@ -66,7 +55,7 @@ class Config:
         """
         run_time = {
             f"{name}.{field.name}"
-            for name, kind in SECTIONS.items()
+            for name, kind in sections(type(self)).items()
             for field in dataclasses.fields(kind)
             if field.metadata.get("run_time")
         }
@@ -75,28 +64,46 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """Every value, as {section.field: value}."""
         flat: dict[str, Any] = {"init_from": self.init_from}
-        for section in SECTIONS:
+        for section in sections(type(self)):
             values = dataclasses.asdict(getattr(self, section))
             flat |= {f"{section}.{name}": value for name, value in values.items()}
         return flat
 
 
 @dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
+    """A whole config of pretraining, resolved and checked."""
+
+    data: DataConfig = DataConfig()
+
+    def __post_init__(self):
+        if self.data.max_seq_length > self.model.max_position_embeddings:
+            raise UserError(
+                f"data.max_seq_length={self.data.max_seq_length} is longer than "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}; "
+                "shorten the one or enlarge the other."
+            )
+        if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
+            raise UserError(
+                "model.type_vocab_size=1 cannot tell two sentences apart; "
+                "use 2 or data.second_objective=none."
+            )
+        self._check_accumulation()
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """Steps `first_step` to `last_step` (exclusive) of a run, trained with one config."""
 
-    config: Config
+    config: RunConfig
     first_step: int
     last_step: int
 
 
-SECTIONS: dict[str, Any] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "train": TrainConfig,
-    "mesh": MeshConfig,
-}
+def sections(kind: Any) -> dict[str, Any]:
+    """The sections of a kind of config: the classes of its fields that are dataclasses themselves."""
+    fields = dataclasses.fields(kind)
+    return {field.name: field.type for field in fields if dataclasses.is_dataclass(field.type)}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -104,27 +111,34 @@ def default_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(Config().to_dict())
 
 
-def from_dict(values: dict[str, Any]) -> Config:
-    """Builds the checked `Config` from nested plain values, e.g. of a `config.json` or a ConfigDict.
+Kind = TypeVar("Kind")
+
+
+@overload
+def from_dict(values: dict[str, Any]) -> Config: ...
+@overload
+def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind: ...
+def from_dict(values: dict[str, Any], kind: Any = Config) -> Any:
+    """Builds a checked config from nested plain values, e.g. of a `config.json` or a ConfigDict.
 
     Raises:
         UserError: for an unknown section or field (with the nearest known one), a value of the wrong type or
             out of range.
     """
-    sections = {}
+    known, built = sections(kind), {}
     for name, value in values.items():
-        check_key(name)
-        if name in SECTIONS:
+        check_key(name, kind)
+        if name in known:
             _check_type(name, value, dict)
-            types = {field.name: field.type for field in dataclasses.fields(SECTIONS[name])}
+            types = {field.name: field.type for field in dataclasses.fields(known[name])}
             for field, entry in value.items():
-                check_key(f"{name}.{field}")
+                check_key(f"{name}.{field}", kind)
                 _check_type(f"{name}.{field}", entry, types[field])
-            sections[name] = SECTIONS[name](**value)
+            built[name] = known[name](**value)
         else:
             _check_type(name, value, str)
-            sections[name] = value
-    return Config(**sections)
+            built[name] = value
+    return kind(**built)
 
 
 def _check_type(key: str, value: Any, kind: Any) -> None:
@@ -134,11 +148,11 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
         )
 
 
-def check_key(key: str) -> None:
+def check_key(key: str, kind: Any = Config) -> None:
     """Raises UserError, naming the nearest known keys, unless `key` (e.g. `train.num_steps`) exists."""
-    known = ["init_from", *SECTIONS]
-    for section, kind in SECTIONS.items():
-        known += [f"{section}.{field.name}" for field in dataclasses.fields(kind)]
+    known = ["init_from", *sections(kind)]
+    for section, fields in sections(kind).items():
+        known += [f"{section}.{field.name}" for field in dataclasses.fields(fields)]
     if key not in known:
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.endswith("." + leaf)]
@@ -178,15 +192,19 @@ def find_config(name: str) -> pathlib.Path:
     return files[name]
 
 
-def check_file(path: pathlib.Path) -> None:
+def check_file(path: pathlib.Path, *arguments: str) -> None:
     """Runs a config file: ml_collections would run it too, but bury what is wrong in its own trace.
+
+    `arguments` are what follows its name on the command line after a colon: one, or none.
 
     Raises:
         UserError: with the line, unless the file defines `get_config()` and it returns a ConfigDict.
     """
     try:
         names = runpy.run_path(str(path))
-        config = names["get_config"]() if "get_config" in names else None
+        config = names["get_config"](*arguments) if "get_config" in names else None
+    except UserError:
+        raise
     except Exception as error:  # whatever a user's Python may raise
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)

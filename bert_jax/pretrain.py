@@ -10,7 +10,6 @@ TPU pod, GKE, Slurm or `launch/local.py`, they train one model together.
 import hashlib
 import json
 import logging
-import os
 
 import jax
 from absl import flags
@@ -26,7 +25,7 @@ from bert_jax.training import hosts
 from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, lock, versions
+from bert_jax.training.workdir import check_workdir, keep_compiled, lock, versions
 
 
 def main() -> int:
@@ -58,9 +57,7 @@ def set_up() -> tuple[Config, epath.Path, PreparedDataset]:
     check(config, workdir)
     if jax.process_index() == 0:
         lock(workdir)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a restart compiles nothing
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    keep_compiled(workdir)
     try:
         return config, workdir, prepare.dataset_for(config, flags.FLAGS.data_dir)
     except MissingInput as missing:

@@ -1,6 +1,7 @@
 """Pretraining as a task of the loop: masked language model plus next sentence prediction."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,11 +16,14 @@ from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.dataset import PreparedDataset
 from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.tokenizer import WORD_START, Tokenizer
+from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.losses import Term, accuracy, cross_entropy
+from bert_jax.training.checkpoint import open_checkpoint, restore_params
 
 Batch = dict[str, jax.Array]
+log = logging.getLogger("bert_jax")
 HELD_OUT_SEED = 0  # the held-out pairs and masks are the same for every run and at every evaluation
 
 
@@ -53,7 +57,7 @@ class PretrainingObjective:
         masked_lm_logits, next_sentence_logits = model(batch, dropout_keys)
         return _terms(masked_lm_logits, next_sentence_logits, batch)
 
-    def evaluation_terms(self, model: nnx.Module, batch: Batch) -> dict[str, Term]:
+    def evaluate(self, model: nnx.Module, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         """`terms`, and the masked-LM loss and the unigram loss over the positions that show `[MASK]`.
 
         Copying visible tokens, which a tenth of the targets are, is worth 0.6 nat and teaches nothing.
@@ -63,14 +67,17 @@ class PretrainingObjective:
         shown = jnp.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], axis=1)
         weights = batch["masked_lm_weights"] * (shown == self._mask_id)
         unigram_losses = jnp.asarray(self._unigram_loss)[labels]
-        return _terms(masked_lm_logits, next_sentence_logits, batch) | {
+        terms = _terms(masked_lm_logits, next_sentence_logits, batch) | {
             "mask_token_loss": cross_entropy(masked_lm_logits, labels, weights),
             "unigram_loss": (jnp.sum(unigram_losses * weights), jnp.sum(weights)),
         }
+        return terms, {}
 
 
 class Pretraining(PretrainingObjective):
     """The objective together with a prepared dataset: what the loop runs."""
+
+    metric, patience = "", 0  # the newest checkpoint is the best
 
     def __init__(self, config: Config, dataset: PreparedDataset):
         counts = dataset.split("train").unigram_counts + 1.0  # a token of the held-out text may never occur
@@ -86,9 +93,29 @@ class Pretraining(PretrainingObjective):
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
 
-    def initial_params(self, params: Any) -> Any:
-        """With `train.unigram_bias` the masked-LM head starts out knowing how frequent each token is."""
-        if not self._config.train.unigram_bias:
+    def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
+        """The weights of `init_from`, else random ones.
+
+        With `train.unigram_bias` random ones start out knowing how frequent each token is.
+
+        Raises:
+            UserError: if the weights of `init_from` belong to another network or another tokenizer.
+        """
+        config = self._config
+        if config.init_from:
+            folder, meta = open_checkpoint(config.init_from, "init_from")
+            for name, content in self.files.items():
+                if not (folder / name).exists() or (folder / name).read_bytes() != content:
+                    raise UserError(
+                        f"init_from: {folder} was trained with another {name}; use its tokenizer: "
+                        f"data.tokenizer=sentencepiece:{folder / name} or wordpiece:VOCAB.txt."
+                    )
+            params = restore_params(folder, meta, config.model, abstract)
+            log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
+            return params
+        log.info("started at step 0 with random weights (seed %d)", config.train.seed)
+        params = random_params()
+        if not config.train.unigram_bias:
             return params
         head = params["masked_lm"]
         bias = jax.device_put(jnp.asarray(-self._unigram_loss, head["bias"].dtype), head["bias"].sharding)
@@ -120,6 +147,10 @@ class Pretraining(PretrainingObjective):
             )
 
         return {"eval": plain, "eval_shuffled": shuffled} if final else {"eval": plain}
+
+    def scores(self, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:  # noqa: ARG002
+        """Nothing beside the means of `evaluate`."""
+        return {}
 
     def examples(self, structure: nnx.GraphDef, params: Any, count: int = 8) -> list[dict[str, Any]]:
         """What the model makes of the first held-out sequences, as JSON; all processes must call it.

@@ -72,8 +72,10 @@ class Checkpoints:
             log.info("checkpoints %s were never finished; removed", sorted(unfinished))
         self._remove(unfinished)
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, meta: dict[str, Any], best: int | None = None) -> None:
         """Starts to save `state`; `meta` is JSON. Returns as soon as the devices' memory has been copied.
+
+        `best` is a step whose checkpoint stays, however old it is.
 
         Raises:
             UserError: when the save before this one failed.
@@ -92,7 +94,9 @@ class Checkpoints:
         if step in self._manager.all_steps():  # a damaged one, or `restore_newest` would have been past it
             self._guarded(step, lambda: self._remove([step]))
         self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
-        self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step, fingerprints))
+        self._pending = self._committer.submit(
+            self._guarded, step, lambda: self._commit(step, fingerprints, best)
+        )
 
     def wait(self) -> None:
         """Returns when the last save is complete; raises UserError if it failed."""
@@ -184,7 +188,7 @@ class Checkpoints:
         number = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(number, arrays["params"], arrays["opt_state"]), meta
 
-    def _commit(self, step: int, fingerprints: dict[str, Any]) -> None:
+    def _commit(self, step: int, fingerprints: dict[str, Any], best: int | None) -> None:
         self._manager.wait_until_finished()
         folder = self._directory / str(step)
         if jax.process_index() == 0:
@@ -199,7 +203,7 @@ class Checkpoints:
             (folder / f"{CHECKSUMS}.tmp").replace(folder / CHECKSUMS)
             # Later steps are damaged ones that were passed over: they must not push out what is good.
             for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
-                if not (self._keep_every and old % self._keep_every == 0):
+                if old != best and not (self._keep_every and old % self._keep_every == 0):
                     self._remove_folder(old)
 
     def _guarded(self, step: int, action: Any) -> None:
@@ -220,7 +224,9 @@ def committed_steps(directory: epath.Path) -> list[int]:
 
 
 def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path:
-    """The folder of one checkpoint: `path` itself, or the newest below it (a workdir or its `checkpoints`).
+    """The folder of one checkpoint: `path` itself, or the best below it (a workdir or its `checkpoints`).
+
+    The best is the newest, but where runs choose by a metric.
 
     Raises:
         UserError: when there is none; `key` is where the path was given.
@@ -230,7 +236,8 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
         return path
     for folder in (path / "checkpoints", path):
         if steps := committed_steps(folder):
-            return folder / str(steps[-1])
+            best = _saved_meta(folder / str(steps[-1])).get("selection", {}).get("best_step")
+            return folder / str(best if best in steps else steps[-1])
     raise UserError(
         f"{key}: there is no checkpoint in {path}; give a run's folder or one of its checkpoints/STEP."
     )
@@ -262,6 +269,14 @@ def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
     return meta | {"digests": json.loads((folder / CHECKSUMS).read_text())["arrays"]}
 
 
+def _saved_meta(folder: epath.Path) -> dict[str, Any]:
+    """`meta` as it is, unchecked; {} if it cannot be read."""
+    try:
+        return json.loads((folder / "meta" / "metadata").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
     """Finds a checkpoint (see `find_checkpoint`), checks its files and returns its folder and `meta`.
 
@@ -281,7 +296,7 @@ def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig,
     Args:
         folder, meta: what `open_checkpoint` returned.
         model: the network that `abstract_params` belong to.
-        abstract_params: ShapeDtypeStructs with shardings.
+        abstract_params: ShapeDtypeStructs with shardings; of everything, or of the encoder alone.
 
     Raises:
         UserError: when the checkpoint is damaged or holds another network.
@@ -309,12 +324,17 @@ def check_network(folder: epath.Path, meta: dict[str, Any], model: ModelConfig) 
 
 
 def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
-    """Restores the named items and checks the fingerprint of every array."""
+    """Restores the named items, or the parts of them that are asked for; checks every array's fingerprint."""
     arrays = {}
     for name, target in abstract.items():
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            wanted = ocp.args.PyTreeRestore(
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            )
             try:
-                arrays[name] = checkpointer.restore(folder / name, target)
+                arrays[name] = checkpointer.restore(folder / name, args=wanted)
             except Exception as error:  # Orbax and TensorStore raise many kinds for unreadable data
                 raise DamagedCheckpoint(f"{folder / name} cannot be read: {_first_line(error)}") from error
     for name, digest in digests(arrays).items():
@@ -349,7 +369,12 @@ def _in_hexadecimal(fingerprints: dict[str, tuple[jax.Array, jax.Array]]) -> dic
 
 def params_digest(params: Any) -> str:
     """One hex digest of all parameters."""
-    return hashlib.sha256(json.dumps(digests(params), sort_keys=True).encode()).hexdigest()[:16]
+    return combined_digest(digests(params))
+
+
+def combined_digest(fingerprints: dict[str, str]) -> str:
+    """One hex digest of what `digests` returned."""
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @jax.jit  # compiled once for each shape and sharding, not once for each save

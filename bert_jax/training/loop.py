@@ -15,17 +15,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bert_jax.config import Config, Phase
-from bert_jax.errors import UserError
+from bert_jax.config import Phase, RunConfig
 from bert_jax.model.config import ModelConfig
 from bert_jax.training import step as step_lib
-from bert_jax.training.checkpoint import Checkpoints, open_checkpoint, params_digest, restore_params
+from bert_jax.training.checkpoint import Checkpoints, params_digest
 from bert_jax.training.hosts import START_AGAIN, together
 from bert_jax.training.mesh import check_batch, check_model, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.recovery import BadSteps, Recovery
 from bert_jax.training.report import record_start, write_examples, write_report
+from bert_jax.training.selection import Selection
 from bert_jax.training.workdir import open_workdir, versions
 
 FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM gives START_AGAIN
@@ -40,15 +40,18 @@ class Task(step_lib.Task, Protocol):
     Attributes:
         data_digest: of the dataset's content; part of the run's identity.
         files: what a checkpoint must carry to be used alone (name -> content).
+        metric, patience: what chooses the best checkpoint and ends the run, see `Selection`.
     """
 
     data_digest: str
     files: dict[str, bytes]
+    metric: str
+    patience: int
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module: ...
 
-    def initial_params(self, params: Any) -> Any:
-        """What a new run starts from, given random parameters."""
+    def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
+        """What a new run starts from, laid out as `abstract` says; tells it in the log."""
         ...
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[HostBatch]:
@@ -59,12 +62,16 @@ class Task(step_lib.Task, Protocol):
         """Held-out batches by the prefix of their metrics; `final` after the last step."""
         ...
 
+    def scores(self, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        """Metrics that are no means, from the outputs of `evaluate` for all held-out batches."""
+        ...
+
     def examples(self, structure: nnx.GraphDef, params: Any) -> list[dict[str, Any]]:
         """What the model makes of some held-out text, for the report; computed by all processes."""
         ...
 
 
-def train(config: Config, task: Task, workdir: epath.PathLike) -> int:
+def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the start, to the last step of the last phase.
 
     Returns:
@@ -118,7 +125,7 @@ class StopRequest:
 class Run:
     """The state of a run and what is done to it: resume, train, evaluate, save."""
 
-    def __init__(self, config: Config, task: Task, workdir: epath.Path, mesh: Mesh, stop: StopRequest):
+    def __init__(self, config: RunConfig, task: Task, workdir: epath.Path, mesh: Mesh, stop: StopRequest):
         self.config, self.task, self.workdir, self.mesh, self.stop = config, task, workdir, mesh, stop
         self.last_step = config.phases()[-1].last_step
         self.rows = process_rows(mesh, config.data.global_batch_size)
@@ -130,6 +137,7 @@ class Run:
             workdir / "checkpoints", task.files, config.train.keep_last, config.train.keep_every
         )
         self.recovery = Recovery(config.train)
+        self.selection = Selection(task.metric, task.patience)
         self.stopped = False  # by a signal to any of the processes
         self._tracing = False
         self._optimizer = optimizer
@@ -161,6 +169,7 @@ class Run:
         """Takes up the newest sound checkpoint of step `at_most` or before, and what was recorded by then."""
         self.state, meta = self._initial_state(self._optimizer, at_most)
         self.recovery.rewind(meta.get("recovery"))
+        self.selection.rewind(meta.get("selection"))
         step = self._saved_step = int(self.state.step)
         self.file = MetricsFile(self.workdir, resumed_at=step)
         starts = record_start(self.workdir, step, self._devices)
@@ -187,28 +196,19 @@ class Run:
                 int(state.step), self.last_step, self.workdir,
             )  # fmt: skip
             return state, meta
-        if self.config.init_from:
-            folder, meta = open_checkpoint(self.config.init_from)
-            self._check_files(folder)
-            params = restore_params(folder, meta, self.config.model, self.abstract.params)
-            log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
-        else:
-            params = self.task.initial_params(step_lib.init_params(self._build, self.abstract, train.seed))
-            log.info("started at step 0 with random weights (seed %d)", train.seed)
+        params = self.task.initial_params(
+            lambda: step_lib.init_params(self._build, self.abstract, train.seed), self.abstract.params
+        )
         return step_lib.init_state(params, optimizer, self.abstract), {}
 
-    def _check_files(self, folder: epath.Path) -> None:
-        """Raises UserError if the weights of a checkpoint belong to another tokenizer."""
-        for name, content in self.task.files.items():
-            if not (folder / name).exists() or (folder / name).read_bytes() != content:
-                raise UserError(
-                    f"init_from: {folder} was trained with another {name}; use its tokenizer: "
-                    f"data.tokenizer=sentencepiece:{folder / name} or wordpiece:VOCAB.txt."
-                )
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to train, for now or for good."""
+        return self.stopped or self.selection.enough
 
     def train_phase(self, phase: Phase) -> None:
         """Steps from where the state is to the end of the phase, or to where a signal asks to stop."""
-        while (step := int(self.state.step)) < phase.last_step and not self.stopped:
+        while (step := int(self.state.step)) < phase.last_step and not self.ended:
             try:
                 if skip := self.recovery.skip_at(step):
                     self.skip(*skip)
@@ -232,7 +232,7 @@ class Run:
         step = int(self.state.step)
         batches = self.task.batches(phase, step - phase.first_step, self.rows)
         self.recorder.start_clock()
-        while step < end and not self.stopped:
+        while step < end and not self.ended:
             waiting = time.perf_counter()
             stop_requested = np.full(len(self.rows), self.stop.requested is not None, np.float32)
             batch = to_global(self.mesh, {**next(batches), "stop_requested": stop_requested})
@@ -337,15 +337,19 @@ class Run:
         row: dict[str, Any] = {"step": step}
         for prefix, batches in self.task.evaluations(final).items():
             total: dict[str, Any] = {}
+            outputs = []
             for batch in batches(self.rows):
-                terms = jax.device_get(self._evaluation_step(self.state.params, to_global(self.mesh, batch)))
+                evaluated = self._evaluation_step(self.state.params, to_global(self.mesh, batch))
+                terms, output = jax.device_get(evaluated)
                 total = {name: total.get(name, 0.0) + np.float64(term) for name, term in terms.items()}
+                outputs.append(output)
             means = {name: float(sums / max(weight, 1.0)) for name, (sums, weight) in total.items()}
             row[f"{prefix}_loss"] = sum(means[name] for name in self.task.objective)
-            row |= {f"{prefix}_{name}": mean for name, mean in means.items()}
+            row |= {f"{prefix}_{name}": value for name, value in (means | self.task.scores(outputs)).items()}
         if len(row) == 1:
             return  # no text is held out
         self.file.write(row)
+        self.selection.judge(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
         write_examples(self.workdir, self.task.examples(self.structure, self.state.params))
 
@@ -362,7 +366,9 @@ class Run:
                 "versions": versions(),
                 "window": self.recorder.window,
                 "recovery": self.recovery.to_save(),
+                "selection": self.selection.to_save(),
             },
+            self.selection.best_step,
         )
 
     def close(self) -> None:
@@ -375,10 +381,10 @@ class Run:
         """Waits for the last checkpoint and writes the digest of the trained parameters."""
         self.checkpoints.wait()
         digest = params_digest(self.state.params)
-        self.file.write({"step": self.last_step, "params_digest": digest})
+        step = int(self.state.step)
+        self.file.write({"step": step, "params_digest": digest})
+        if (best := self.selection.best_step) is not None:
+            log.info("best held-out %s at step %d", self.task.metric, best)
         log.info(
-            "finished step %d; checkpoint in %s/checkpoints; params_digest %s",
-            self.last_step,
-            self.workdir,
-            digest,
+            "finished step %d; checkpoint in %s/checkpoints; params_digest %s", step, self.workdir, digest
         )

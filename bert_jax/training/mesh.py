@@ -35,7 +35,7 @@ RULES = (
     (r"(pooler|masked_lm/transform)/kernel", P("fsdp", None)),
     (r"(pooler|masked_lm/transform)/bias", P()),
     (r"masked_lm/bias", P()),
-    (r"next_sentence/(kernel|bias)", P()),
+    (r"(next_sentence|classifier)/(kernel|bias)", P()),
     (r"norm/(scale|bias)", P()),
 )
 

@@ -31,6 +31,7 @@ class Chart(NamedTuple):
     lines: dict[str, str | float]
     percent: bool = False
     from_zero: bool = True
+    task: bool = False  # only of fine-tuning
 
 
 CHARTS = (
@@ -45,6 +46,17 @@ CHARTS = (
     Chart("Next-sentence accuracy", {
         "training": "nsp_accuracy", "held-out": "eval_nsp_accuracy", "coin toss": 0.5,
     }, percent=True, from_zero=False),
+    Chart("Loss", {"training": "loss", "held-out": "eval_loss"}, task=True),
+    Chart("Accuracy", {
+        "training": "accuracy", "held-out": "eval_accuracy", "held-out, Matthews": "eval_matthews",
+    }, percent=True, from_zero=False, task=True),
+    Chart("F1", {
+        "exact match": "eval_exact_match", "held-out": "eval_f1", "mean over classes": "eval_macro_f1",
+    }, percent=True, from_zero=False, task=True),
+    Chart("Precision and recall", {"precision": "eval_precision", "recall": "eval_recall"}, percent=True,
+          from_zero=False, task=True),
+    Chart("Correlation", {"Pearson": "eval_pearson", "Spearman": "eval_spearman"}, from_zero=False,
+          task=True),
     Chart("Learning rate", {"learning rate": "learning_rate"}),
     Chart("Gradient norm, before clipping", {"gradient norm": "grad_norm"}),
     Chart("Throughput, real tokens per second", {"tokens/s": "tokens_per_second"}),
@@ -68,19 +80,31 @@ def write_examples(workdir: epath.Path, examples: list[dict[str, Any]]) -> None:
     _write(workdir / "examples.json", json.dumps(examples))
 
 
-def write_report(workdir: epath.Path) -> None:
-    """Writes `report.html` from `config.json`, `metrics.jsonl`, `starts.jsonl` and `examples.json`.
+def write_results(workdir: epath.Path, results: dict[str, Any]) -> None:
+    """Keeps how the best checkpoint did in `results.json`, for this and later reports.
 
-    Of these only the first must be there. Only the first process writes.
+    `results` has `step`, `scores` ({split: {metric: value}}) and, of the split that `of` names, the `tables`
+    that the task made.
+    """
+    _write(workdir / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+
+
+def write_report(workdir: epath.Path) -> None:
+    """Writes `report.html` from what else is in the folder.
+
+    Of these files only `config.json` must be there. Only the first process writes.
     """
     if jax.process_index():
         return
     run = json.loads((workdir / "config.json").read_text())
     rows = read_rows(workdir / "metrics.jsonl")
     starts = read_rows(workdir / "starts.jsonl")
-    file = workdir / "examples.json"
-    examples = json.loads(file.read_text()) if file.exists() else []
-    _write(workdir / "report.html", _page(workdir.name, run, rows, starts, examples))
+    examples, results = (
+        json.loads(file.read_text()) if (file := workdir / f"{name}.json").exists() else None
+        for name in ("examples", "results")
+    )
+    sections = _examples(examples or []) + (_results(results) if results else "")
+    _write(workdir / "report.html", _page(workdir.name, run, rows, starts, sections))
 
 
 def _write(file: epath.Path, text: str) -> None:
@@ -95,14 +119,18 @@ def _write(file: epath.Path, text: str) -> None:
         log.warning("%s could not be written: %s", file, error.strerror)
 
 
-def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict], examples: list[dict]) -> str:
+def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict], sections: str) -> str:
     config = run["config"]
-    if config["data"]["second_objective"] == "none":  # its metrics are zeros
+    if config["data"].get("second_objective") == "none":  # its metrics are zeros
         rows = [{key: value for key, value in row.items() if "nsp" not in key} for row in rows]
     last = {key: value for row in rows for key, value in row.items()}  # of everything ever measured
     step, total = int(last.get("step", 0)), config["train"]["num_steps"]
     resumed = sorted({start["step"] for start in starts if 0 < start["step"] < total})
-    charts = [markup for chart in CHARTS if (markup := _chart(chart, rows, resumed))]
+    task = "task" in config
+    charts = [
+        markup for chart in CHARTS
+        if (task or not chart.task) and (markup := _chart(chart, rows, resumed))
+    ]  # fmt: skip
     finished = "params_digest" in last
     status = f"<b>{'Finished' if finished else 'Under way'}</b> · step {step:,} of {total:,}"
     if "time" in last:
@@ -127,16 +155,17 @@ def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict],
         tiles=_tiles(last),
         caption=caption if charts else "Nothing has been measured yet.",
         charts="\n".join(charts),
-        examples=_examples(examples),
+        sections=sections,
         configuration=_configuration(run, last.get("params_digest")),
     )
 
 
 def _subtitle(config: dict[str, Any]) -> str:
     model, data = config["model"], config["data"]
+    what = data.get("source") or f"{config['task']['name'].replace('_', ' ')} from {config['init_from']}"
     return (
         f"{model['num_hidden_layers']} layers of width {model['hidden_size']}, "
-        f"{model['num_attention_heads']} heads, vocabulary {model['vocab_size']:,} · {data['source']} · "
+        f"{model['num_attention_heads']} heads, vocabulary {model['vocab_size']:,} · {what} · "
         f"{data['global_batch_size']} rows of {data['max_seq_length']} tokens a step"
     )
 
@@ -156,10 +185,15 @@ def _tiles(last: dict[str, Any]) -> str:
         ("Gain", "gain", gain),
         ("MLM accuracy", "eval_mlm_accuracy", "held-out"),
         ("NSP accuracy", "eval_nsp_accuracy", "held-out"),
+        ("Accuracy", "eval_accuracy", "held-out"),
+        ("F1", "eval_f1", "held-out"),
+        ("Exact match", "eval_exact_match", "held-out"),
+        ("Matthews", "eval_matthews", "held-out"),
+        ("Spearman", "eval_spearman", "held-out"),
         ("Tokens per second", "tokens_per_second", "padding not counted"),
     ):
         if key in last:
-            percent, training = key.endswith("accuracy"), key.removeprefix("eval_")
+            percent, training = key.endswith(("accuracy", "f1", "match")), key.removeprefix("eval_")
             if training != key and training in last:
                 note += f"; training {_number(last[training], percent)}"
             number = _number(last[key], percent)
@@ -308,6 +342,34 @@ def _chip(guess: str, probability: float, truth: str | None, fate: str = "", tit
         f'<span class="t {"right" if truth is None else "wrong"} {html.escape(fate)}" '
         f'style="--p:{probability:.2f}" title="{html.escape(title)}">{text}</span>'
     )
+
+
+def _results(results: dict[str, Any]) -> str:
+    """The best checkpoint's scores, and the task's tables."""
+    scores = results["scores"]
+    names = list(next(iter(scores.values())))
+    rows = [[split, *(_number(values[name]) for name in names)] for split, values in scores.items()]
+    title = f"Scores of the best checkpoint, step {results['step']:,}"
+    tables = [
+        {"title": title, "columns": ["", *names], "rows": rows},
+        *({**table, "title": f"{table['title']}, {results['of']}"} for table in results["tables"]),
+    ]  # fmt: skip
+    return f"<section><h2>Results</h2>{''.join(map(_table, tables))}</section>"
+
+
+def _table(table: dict[str, Any]) -> str:
+    """A table; if it is `shaded`, numbers are the darker the larger their share of the row."""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table["columns"])
+    body = ""
+    for name, *cells in table["rows"]:
+        total = sum(cells) if table.get("shaded") else 0
+        body += f"<tr><td>{html.escape(str(name))}</td>"
+        for cell in cells:
+            style = f' style="--p:{cell / total:.2f}" class="share"' if total else ""
+            body += f"<td{style}>{html.escape(str(cell))}</td>"
+        body += "</tr>"
+    title = html.escape(table["title"])
+    return f'<h3>{title}</h3><div class="wide"><table class="grid"><tr>{head}</tr>{body}</table></div>'
 
 
 def _configuration(run: dict[str, Any], params_digest: str | None) -> str:

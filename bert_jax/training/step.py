@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from bert_jax.model.losses import Term
 from bert_jax.training.mesh import shardings
@@ -28,7 +29,9 @@ class Task(Protocol):
 
     def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]: ...
 
-    def evaluation_terms(self, model: Any, batch: Batch) -> dict[str, Term]: ...
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
+        """Terms without dropout, and outputs [B, …] for what is no sum: predictions to be scored."""
+        ...
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -144,9 +147,11 @@ def make_train_step(
     return train_step
 
 
-def make_evaluation_step(structure: nnx.GraphDef, task: Task) -> Callable[[Any, Batch], dict[str, Term]]:
-    """The jitted evaluation (params, batch) -> terms as (sum, weight), without dropout."""
-    return jax.jit(lambda params, batch: task.evaluation_terms(nnx.merge(structure, params), batch))
+def make_evaluation_step(structure: nnx.GraphDef, task: Task) -> Any:
+    """The jitted evaluation (params, batch) -> (terms, outputs), both whole on every process."""
+    return jax.jit(
+        lambda params, batch: task.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
+    )
 
 
 def means(terms: dict[str, Term]) -> Metrics:

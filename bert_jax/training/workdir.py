@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from bert_jax.config import Config
+from bert_jax.config import RunConfig
 from bert_jax.errors import UserError
 
 log = logging.getLogger("bert_jax")
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epath.Path:
+def open_workdir(path: epath.PathLike, config: RunConfig, data_digest: str) -> epath.Path:
     """Makes the folder of a run, or checks that the run which is there is this one.
 
     Raises:
@@ -44,7 +44,7 @@ def open_workdir(path: epath.PathLike, config: Config, data_digest: str) -> epat
     return workdir
 
 
-def check_workdir(path: epath.PathLike, config: Config, data_digest: str | None = None) -> epath.Path:
+def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | None = None) -> epath.Path:
     """The folder, made if need be, and nothing in it; without `data_digest` before the data is known.
 
     Raises:
@@ -63,6 +63,7 @@ def check_workdir(path: epath.PathLike, config: Config, data_digest: str | None 
         ) from None
     if known is not None:
         asked = json.loads(json.dumps(config.identity()))
+        known = type(config)().identity() | known  # a version without a key did what its default does
         _check_identity(workdir, known, asked | {"data_digest": data_digest or known.get("data_digest")})
     return workdir
 
@@ -91,12 +92,18 @@ def lock(workdir: epath.PathLike) -> None:
         log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", path, error)
 
 
+def keep_compiled(workdir: epath.PathLike) -> None:
+    """Keeps what XLA compiles in the folder, so that a restart need not; what the user has set goes first."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def _unwritable(workdir: epath.Path, error: OSError) -> UserError:
     return UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.")
 
 
 def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
-    known = Config().identity() | known  # a version that did not have a key did what its default does
     differing = [
         f"{key} is {known.get(key)!r} there and {asked.get(key)!r} here"
         for key in sorted(known.keys() | asked.keys())

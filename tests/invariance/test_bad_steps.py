@@ -36,14 +36,15 @@ class Faulty(PretrainingObjective):
     """Pretraining on made-up documents; some steps' batches are spoilt, and at one the process dies."""
 
     data_digest = "made up"
+    metric, patience = "", 0
 
     def __init__(self, not_finite=(), absurd=(), dies_at=None):
         super().__init__(MASK, np.zeros(MODEL.vocab_size, np.float32))
         self.files = {"tokenizer/none": b""}
         self._not_finite, self._absurd, self._dies_at = not_finite, absurd, dies_at
 
-    def initial_params(self, params):
-        return params
+    def initial_params(self, random_params, _):
+        return random_params()
 
     def batches(self, _, first_step, rows):
         store = MemoryStore(random_documents(200), MODEL.vocab_size)

@@ -37,11 +37,11 @@ def test_unigram_bias_is_the_log_of_the_frequencies_and_nothing_else():
     """98 tokens, numbers 5 to 99 once, 5 to 7 twice; each counted once more than it occurs."""
     params = {"masked_lm": {"bias": jnp.zeros(VOCABULARY), "other": jnp.ones(3)}, "encoder": jnp.ones(2)}
     task = task_of([[49, 49]], [[20, 20]], unigram_bias=True)
-    biased = task.initial_params(params)
+    biased = task.initial_params(lambda: params, None)
     expected = np.log(np.array([1] * 5 + [3] * 3 + [2] * 92) / 198)
     np.testing.assert_allclose(biased["masked_lm"].pop("bias"), expected, rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, biased, {**params, "masked_lm": {"other": jnp.ones(3)}})
-    assert task_of([[49, 49]], [[20, 20]]).initial_params(params) is params
+    assert task_of([[49, 49]], [[20, 20]]).initial_params(lambda: params, None) is params
 
 
 class FixedLogits:
@@ -62,7 +62,7 @@ def test_evaluation_looks_at_mask_tokens_apart():
         "next_sentence_labels": np.array([[1]]),
         "next_sentence_weights": np.array([[1.0]]),
     }
-    terms = task_of([[49, 49]], [[20, 20]]).evaluation_terms(FixedLogits(), jax.tree.map(jnp.asarray, batch))
+    terms, _ = task_of([[49, 49]], [[20, 20]]).evaluate(FixedLogits(), jax.tree.map(jnp.asarray, batch))
     other = np.log(99 + np.exp(2.0))  # -log p of any token but number 6
     expected = {
         "mlm_loss": (4 * other - 2 * 2.0, 4),

@@ -1,0 +1,46 @@
+"""Which checkpoint of a run is the best, and when it is time to stop looking for a better one."""
+
+import math
+from typing import Any
+
+
+class Selection:
+    """Judges evaluations by one metric; the first of equal ones is the best.
+
+    Args:
+        metric: of a row of held-out metrics, without `eval_`; "" judges nothing. Of losses less is better.
+        patience: evaluations without a better one, after which it is enough; 0 for never.
+    """
+
+    def __init__(self, metric: str, patience: int):
+        self._key, self._patience = f"eval_{metric}" if metric else "", patience
+        self._sign = -1.0 if metric.endswith(("loss", "error")) else 1.0
+        self.rewind(None)
+
+    def rewind(self, saved: dict[str, Any] | None) -> None:
+        """Goes back to what `to_save` gave; to the start with None."""
+        self._state = saved or {"best_step": None, "best": None, "since": 0}
+
+    def judge(self, row: dict[str, Any]) -> None:
+        """Takes note of a row of held-out metrics."""
+        value = row.get(self._key)
+        if value is None:
+            return
+        best = self._state["best"]
+        better = math.isfinite(value) and (best is None or self._sign * value > self._sign * best)
+        if better:
+            self._state = {"best_step": row["step"], "best": value, "since": 0}
+        else:
+            self._state = {**self._state, "since": self._state["since"] + 1}
+
+    @property
+    def best_step(self) -> int | None:
+        return self._state["best_step"]
+
+    @property
+    def enough(self) -> bool:
+        """Whether training longer is not worth it."""
+        return 0 < self._patience <= self._state["since"]
+
+    def to_save(self) -> dict[str, Any]:
+        return self._state

@@ -1,0 +1,46 @@
+import math
+
+import pytest
+
+from bert_jax.training.selection import Selection
+
+
+def judged(metric, values, patience=0):
+    selection = Selection(metric, patience)
+    for step, value in enumerate(values, 1):
+        selection.judge({"step": step, f"eval_{metric}": value})
+    return selection
+
+
+def test_the_first_of_the_highest_is_the_best():
+    assert judged("f1", [0.2, 0.5, 0.5, 0.4]).best_step == 2
+
+
+@pytest.mark.parametrize("metric", ["loss", "squared_error"])
+def test_of_losses_the_lowest_is_the_best(metric):
+    assert judged(metric, [0.2, 0.1, 0.5]).best_step == 2
+
+
+def test_patience_counts_evaluations_without_a_better_one():
+    assert not judged("f1", [0.5, 0.4, 0.6, 0.6], patience=2).enough
+    assert judged("f1", [0.5, 0.4, 0.6, 0.6, 0.1], patience=2).enough
+    assert not judged("f1", [0.5] * 50).enough
+
+
+def test_what_is_not_a_number_is_never_the_best():
+    assert judged("f1", [math.nan, 0.1, math.nan]).best_step == 2
+
+
+def test_rows_without_the_metric_and_runs_without_one_judge_nothing():
+    selection = Selection("f1", 1)
+    selection.judge({"step": 5, "loss": 1.0})
+    assert selection.best_step is None
+    assert judged("", [0.3]).best_step is None
+
+
+def test_it_goes_on_from_what_was_saved():
+    selection = Selection("f1", 2)
+    selection.rewind(judged("f1", [0.5, 0.4]).to_save())
+    selection.judge({"step": 3, "eval_f1": 0.45})
+    assert selection.best_step == 1
+    assert selection.enough
