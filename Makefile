@@ -28,7 +28,7 @@ option = $(if $(value $(2)),--$(1)='$(subst ','\'',$(value $(2)))')
 unexport TEXT NEXT INPUT OUTPUT  # or make would expand them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain launch prepare inspect params predict convert export test test-slow lint bench lock clean changed
+.PHONY: help setup pretrain finetune launch prepare inspect params predict convert export test test-slow lint bench lock clean changed
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ $(STAMP): setup.cfg requirements.lock $(CHANGED)
 pretrain: $(STAMP)  ## pretrain CONFIG into WORKDIR; the same command resumes
 	@$(RUN) bert_jax.pretrain --config=$(CONFIG) $(PATHS) $(ARGS)
 
+finetune: $(STAMP)  ## fine-tune INIT_FROM as CONFIG (finetune/…) says into WORKDIR; the same command resumes
+	@$(RUN) bert_jax.finetune --config=$(CONFIG) $(if $(INIT_FROM),--config.init_from="$(INIT_FROM)") \
+	    $(if $(WORKDIR),--workdir="$(WORKDIR)") $(ARGS)
+
 launch: $(STAMP)  ## pretrain CONFIG on TARGET: local (PROCESSES processes of this machine), and keep it running
 	@test -f launch/$(TARGET).py || { echo "error: TARGET=$(TARGET) is unknown; there is: local." >&2; exit 2; }
 	@exec $(VENV)/bin/python launch/$(TARGET).py --processes=$(PROCESSES) --config=$(CONFIG) $(PATHS) $(ARGS)
@@ -61,9 +65,9 @@ inspect: $(STAMP)  ## print the batch of STEP as a person reads it
 params: $(STAMP)  ## print where the parameters of CONFIG are
 	@$(RUN) bert_jax.params --config=$(CONFIG) $(ARGS)
 
-predict: $(STAMP)  ## fill the masks of TEXT (MODE=next-sentence: judge NEXT) with CHECKPOINT or the newest run
+predict: $(STAMP)  ## fill the masks of TEXT (MODE=next-sentence, classify, …) with CHECKPOINT or the newest run
 	@$(RUN) bert_jax.predict $(MODE) $(call option,checkpoint,CHECKPOINT) $(call option,text,TEXT) \
-	    $(call option,next,NEXT) $(ARGS)
+	    $(call option,next,NEXT) $(call option,input,INPUT) $(call option,output,OUTPUT) $(ARGS)
 
 convert: $(STAMP)  ## import the Hugging Face or Google directory INPUT as the checkpoint OUTPUT
 	@$(RUN) bert_jax.convert $(call option,input,INPUT) $(call option,output,OUTPUT) $(ARGS)

@@ -1,18 +1,24 @@
 """bert_jax: pretrain BERT-like encoders in JAX, from raw text to a fine-tuned model."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bert_jax.finetuned import Finetuned, load_finetuned
     from bert_jax.pretrained import Pretrained, load
 
-__all__ = ["Pretrained", "load"]
+HOMES = {
+    "Pretrained": "pretrained",
+    "load": "pretrained",
+    "Finetuned": "finetuned",
+    "load_finetuned": "finetuned",
+}
+__all__ = ["Finetuned", "Pretrained", "load", "load_finetuned"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Imports JAX only when a checkpoint is to be used: preparing data does without."""
-    if name in __all__:
-        from bert_jax import pretrained
-
-        return getattr(pretrained, name)
+    if name in HOMES:
+        return getattr(importlib.import_module(f"bert_jax.{HOMES[name]}"), name)
     raise AttributeError(f"module 'bert_jax' has no attribute {name!r}")

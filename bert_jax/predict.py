@@ -1,23 +1,36 @@
-"""Ask a checkpoint: fill masks, judge whether a sentence follows, or write features.
+"""Ask a checkpoint: fill masks, judge whether a sentence follows, write features; classify, answer, tag.
 
     python -m bert_jax.predict fill-mask --text="It was the [MASK] of times."
     python -m bert_jax.predict next-sentence --text="He went to sea." --next="The ship was old."
     python -m bert_jax.predict features --input=sentences.txt --output=features.npy
 
-With --input, every line is a text; for next-sentence a line holds two sentences with a tab between.
+    python -m bert_jax.predict classify --checkpoint=runs/finetune/trec --text="Who wrote Emma?"
+    python -m bert_jax.predict answer --checkpoint=runs/finetune/squad --text="Who?" --next="A paragraph."
+    python -m bert_jax.predict tag --checkpoint=runs/finetune/ner --input=sentences.txt --output=tags.jsonl
+
+With --input, every line is a text; a pair (next-sentence; question and paragraph) has a tab between. The last
+three take the files that they are fine-tuned with too, without labels.
 """
 
 import contextlib
+import functools
+import json
 import logging
 import os
 import pathlib
+from collections.abc import Callable
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import flags
 
 from bert_jax import command
 from bert_jax.errors import UserError
+from bert_jax.finetuned import load_finetuned
 from bert_jax.pretrained import load
+from bert_jax.training.checkpoint import find_checkpoint
 
 log = logging.getLogger("bert_jax")
 
@@ -44,34 +57,62 @@ def next_sentence() -> None:
 
 
 def features() -> None:
-    texts, output = _texts(blank_lines=True), _output()
+    """Writes one vector a text: an array, or a table for whatever reads Parquet."""
+    texts, output, with_text = _texts(blank_lines=True), _output(), flags.FLAGS.with_text
+    if output.suffix not in (".npy", ".parquet"):
+        raise UserError(f"--output={output} must end in .npy or .parquet.")
+    if with_text and output.suffix == ".npy":
+        raise UserError(f"--with_text: {output} would be an array without text; give --output=NAME.parquet.")
     array = load(_checkpoint()).features(texts, flags.FLAGS.pooling, flags.FLAGS.layer)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        temporary.replace(output)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
+    if output.suffix == ".npy":
+        _write(output, lambda file: np.save(file, array))
+    else:
+        vectors = pa.FixedSizeListArray.from_arrays(array.ravel(), array.shape[1])
+        table = pa.table(({"text": texts} if with_text else {}) | {"features": vectors})
+        _write(output, lambda file: pq.write_table(table, file))
     print(f"{output}: {array.shape[0]} × {array.shape[1]} {array.dtype}, pooling {flags.FLAGS.pooling}")
 
 
-def newest_checkpoint(folder: str = "runs") -> pathlib.Path:
-    """The newest checkpoint of all runs in `folder`; raises UserError if there is none."""
-    found = list(pathlib.Path(folder).glob("*/checkpoints/*/checksums.json"))
-    if not found:
-        raise UserError(
-            f"--checkpoint is missing and {folder}/ holds no run; give a run's folder, or pretrain first: "
-            "python -m bert_jax.pretrain --config=bert_tiny"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+def fine_tuned(*tasks: str) -> None:
+    """Predicts with a checkpoint that was fine-tuned for one of these tasks: a JSON object for each input."""
+    bert = load_finetuned(_checkpoint(fine_tuned=True), tasks)
+    if flags.FLAGS.input and pathlib.Path(flags.FLAGS.input).suffix != ".txt":
+        examples = bert.task.read(flags.FLAGS.input, "--input", labelled=False)
+    else:
+        lines = [line.partition("\t") for line in _texts()]
+        pairs = [(text, second or None) for text, _, second in lines]
+        if flags.FLAGS.next is not None:
+            pairs = [(pairs[0][0], flags.FLAGS.next)]
+        examples = [bert.task.example(*pair) for pair in pairs]
+    predictions = bert.predict(examples)
+    rows = [bert.task.row(*pair) for pair in zip(examples, predictions, strict=True)]
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if flags.FLAGS.output is None:
+        print(content, end="")
+    else:
+        output = _output()
+        _write(output, lambda file: file.write(content.encode()))
+        print(f"{output}: {len(rows)} predictions")
 
 
-def _checkpoint() -> str:
+def newest_checkpoint(fine_tuned: bool = False, folder: str = "runs") -> pathlib.Path:
+    """The checkpoint of the newest pretrained or fine-tuned run; raises UserError if there is none."""
+    found = pathlib.Path(folder).glob("**/checkpoints/*/checksums.json")
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            config = json.loads((path.parent / "meta" / "metadata").read_text())["config"]
+            if ("task" in config) == fine_tuned:
+                return pathlib.Path(find_checkpoint(path.parents[2]))
+    kind, verb = ("fine-tuned", "finetune") if fine_tuned else ("pretrained", "pretrain")
+    raise UserError(
+        f"--checkpoint is missing and {folder}/ holds no {kind} run; give a run's folder, or {verb} first: "
+        f"python -m bert_jax.{verb} --help"
+    )
+
+
+def _checkpoint(fine_tuned: bool = False) -> str:
     if flags.FLAGS.checkpoint is None:
-        log.info("checkpoint: %s", newest := newest_checkpoint())
+        log.info("checkpoint: %s", newest := newest_checkpoint(fine_tuned))
         return str(newest)
     return flags.FLAGS.checkpoint
 
@@ -109,21 +150,42 @@ def _pairs() -> list[tuple[str, str]]:
 def _output() -> pathlib.Path:
     """--output, checked before anything is computed."""
     if flags.FLAGS.output is None:
-        raise UserError("--output is missing: the .npy file to write, one row for each text.")
+        raise UserError("--output is missing: the .npy or .parquet file to write, one row for each text.")
     output = pathlib.Path(flags.FLAGS.output).expanduser()
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}; create it first.")
     return output
 
 
-MODES = {"fill-mask": fill_mask, "next-sentence": next_sentence, "features": features}
+def _write(output: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Has a file written whole or not at all."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
+
+
+MODES: dict[str, Callable[[], None]] = {
+    "fill-mask": fill_mask,
+    "next-sentence": next_sentence,
+    "features": features,
+    "classify": functools.partial(fine_tuned, "classification", "regression"),
+    "answer": functools.partial(fine_tuned, "question_answering"),
+    "tag": functools.partial(fine_tuned, "token_classification"),
+}
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
     flags.DEFINE_string("text", None, "The text; [MASK] marks what to guess.")
     flags.DEFINE_string("next", None, "The sentence that may follow --text.")
     flags.DEFINE_string("input", None, "A file with one text a line, instead of --text.")
-    flags.DEFINE_string("output", None, "The .npy file for features: row n is line n.")
+    flags.DEFINE_string("output", None, "The .npy or .parquet file for features: row n is line n.")
+    flags.DEFINE_bool("with_text", False, "Of features in .parquet: write the texts into it as well.")
     flags.DEFINE_enum("pooling", "mean", ["mean", "cls"], "Of features: over all tokens, or [CLS].")
     flags.DEFINE_integer("layer", -1, "Of features: 0 is the embeddings, -1 the last layer.")
     flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)

@@ -3,6 +3,8 @@
 bert = bert_jax.load("runs/bert_tiny")
 bert.fill_mask(["The [MASK] of the United States."])
 bert.features(["A sentence.", "Another one."])
+
+Of a fine-tuned checkpoint it gives the encoder; what its head predicts is `load_finetuned`'s.
 """
 
 import collections
@@ -19,7 +21,10 @@ from flax import nnx
 from bert_jax.config import Config, from_dict
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Encoder
 from bert_jax.model.heads import BertForPreTraining
+from bert_jax.tasks.config import TaskRun
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
@@ -47,7 +52,8 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     """Loads a checkpoint on one device, whatever it was trained on.
 
     Args:
-        checkpoint: a run's folder (its newest checkpoint) or `checkpoints/STEP`.
+        checkpoint: of pretraining or fine-tuned; a run's folder (its newest, or best, checkpoint) or
+            `checkpoints/STEP`.
         dtype: of the activations, float32 or bfloat16; what comes out is float32.
 
     Raises:
@@ -56,17 +62,39 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r} is unknown; use float32 or bfloat16.")
     folder, meta = open_checkpoint(checkpoint)
-    config = from_dict(meta["config"])
-    structure, abstract = abstract_model(
-        lambda rngs: BertForPreTraining(config.model, rngs, jnp.dtype(dtype))
-    )
+    fine_tuned = "task" in meta["config"]
+    config: Config | TaskRun
+    config = from_dict(meta["config"], TaskRun) if fine_tuned else from_dict(meta["config"])
+    network = Headless if fine_tuned else BertForPreTraining
+    structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, jnp.dtype(dtype)))
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
     return Pretrained(config, load_tokenizer(folder / "tokenizer"), structure, params, meta)
 
 
+class Headless(nnx.Module):
+    """The encoder of any checkpoint, under the name that it has there. Arguments as `Encoder`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.encoder = Encoder(config, rngs, dtype)
+
+
+def layer_number(layer: int, model: ModelConfig, key: str = "layer") -> int:
+    """A layer as a number from 0; raises UserError, naming `key`, if there is no such layer."""
+    layers = model.num_hidden_layers
+    if not -layers - 1 <= layer <= layers:
+        raise UserError(f"{key}={layer} does not exist: 0 is the embeddings, {layers} (or -1) the last.")
+    return layer % (layers + 1)
+
+
+def hidden_states(encoder: Encoder, batch: dict[str, jax.Array], layer: int) -> jax.Array:
+    """The states [B, T, D] of a `layer_number`, without dropout."""
+    last = layer == encoder.config.num_hidden_layers
+    return encoder(batch) if last else encoder(batch, all_hidden_states=True)[layer]
+
+
 class Pretrained:
-    """A pretrained encoder with its tokenizer and heads.
+    """A pretrained encoder with its tokenizer and heads; of a fine-tuned one, without the heads.
 
     Texts are batched by length and run jitted. What comes out for a text does not depend on the texts beside
     it: the length of its row depends on it alone, and the number of rows on that length. `[MASK]` in any text
@@ -81,15 +109,18 @@ class Pretrained:
     """
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, structure: nnx.GraphDef, params: Any, meta: dict[str, Any]
+        self,
+        config: Config | TaskRun,
+        tokenizer: Tokenizer,
+        structure: nnx.GraphDef,
+        params: Any,
+        meta: dict[str, Any],
     ):
         self.config, self.tokenizer, self.params, self.meta = config, tokenizer, params, meta
         self.max_length = config.data.max_seq_length
 
         def states(params, batch, layer):
-            encoder = nnx.merge(structure, params).encoder
-            last = layer == config.model.num_hidden_layers
-            return encoder(batch) if last else encoder(batch, all_hidden_states=True)[layer]
+            return hidden_states(nnx.merge(structure, params).encoder, batch, layer)
 
         def guesses(params, hidden, rows, positions, top_k):
             model = nnx.merge(structure, params)
@@ -111,9 +142,10 @@ class Pretrained:
         Of each text come its masks in order, of each mask its guesses from the most probable on.
 
         Raises:
-            UserError: for a text without `[MASK]` or with more tokens than the network was trained for, and
-                for a `top_k` that the vocabulary does not hold.
+            UserError: for a text without `[MASK]` or with more tokens than the network was trained for, for
+                a `top_k` that the vocabulary does not hold, and of a fine-tuned checkpoint.
         """
+        self._check_heads("fill_mask")
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise UserError(f"top_k={top_k} must be between 1 and {self.tokenizer.vocab_size}, all pieces.")
         rows = self._rows(texts)
@@ -137,8 +169,10 @@ class Pretrained:
         """The probability that the second text of each pair follows the first: float32 [pairs].
 
         Raises:
-            UserError: for what is no pair or has too many tokens, and if the network knows no pairs.
+            UserError: for what is no pair or has too many tokens, if the network knows no pairs, and of a
+                fine-tuned checkpoint.
         """
+        self._check_heads("next_sentence")
         for pair in pairs:
             if isinstance(pair, str):
                 raise UserError(f"{_shortened(pair)} is not a pair; give a list of (first, second).")
@@ -185,12 +219,23 @@ class Pretrained:
         self, texts: Sequence[Text], layer: int
     ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
         """Numbers of texts with their states, float32 [texts, T, D], and how many of the T are real."""
-        layers = self.config.model.num_hidden_layers
-        if not -layers - 1 <= layer <= layers:
-            raise UserError(f"layer={layer} does not exist: 0 is the embeddings, {layers} (or -1) the last.")
+        number = layer_number(layer, self.config.model)
         for numbers, batch in self._batches(self._rows(texts)):
-            hidden = np.asarray(self._states(self.params, batch, layer % (layers + 1)), np.float32)
+            hidden = np.asarray(self._states(self.params, batch, number), np.float32)
             yield numbers, hidden[: len(numbers)], batch["sequence_ids"][: len(numbers)].sum(axis=1)
+
+    def _check_heads(self, use: str) -> None:
+        if isinstance(self.config, TaskRun):
+            raise UserError(
+                f"{use} needs the heads of pretraining, and this checkpoint was fine-tuned for "
+                f"{self.config.task.name}; load the one it started from, {self.config.init_from}."
+            )
+
+    def _why_no_pairs(self) -> str:
+        """The setting that leaves the network single texts only, or nothing."""
+        if isinstance(self.config, TaskRun):
+            return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
+        return "data.second_objective=none" if self.config.data.second_objective == "none" else ""
 
     def _rows(self, texts: Sequence[Text]) -> list["_Row"]:
         """Every text as [CLS] A [SEP], or [CLS] A [SEP] B [SEP]; all are encoded in one go."""
@@ -200,10 +245,9 @@ class Pretrained:
         ids = iter(self._ids([part for pair in parts for part in pair]))
         rows = []
         for text, pair in zip(texts, parts, strict=True):
-            if len(pair) > 1 and self.config.data.second_objective == "none":
+            if len(pair) > 1 and (problem := self._why_no_pairs()):
                 raise UserError(
-                    f"{_shortened(text)}: this network knows no pairs; it was trained with "
-                    "data.second_objective=none."
+                    f"{_shortened(text)}: this network knows no pairs; it was trained with {problem}."
                 )
             first, *second = ([*next(ids), self.tokenizer.sep_id] for _ in pair)
             row = _Row([self.tokenizer.cls_id, *first, *itertools.chain(*second)], 1 + len(first))

@@ -7,8 +7,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import sentencepiece
 import tokenizers
 from etils import epath
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from bert_jax.data.config import DataConfig
 from bert_jax.data.sources.files import MissingInput
@@ -29,7 +29,11 @@ TRAINING_THREADS = 16
 # The rest becomes [UNK]. SentencePiece's own default, 0.9995, leaves colons and brackets out of English.
 CHARACTER_COVERAGE = 0.9999
 WORD_START = "▁"  # U+2581, how SentencePiece writes a space
-ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # made when it is imported
+# Both are made when they are imported.
+ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+SentencePieceText = sentencepiece_pb2.SentencePieceText  # type: ignore[attr-defined]
+COMBINING_MARKS = re.compile("[\u0300-\u036f]*")
+Span = tuple[int, int]  # [start, end)
 
 
 class Tokenizer(abc.ABC):
@@ -81,8 +85,36 @@ class Tokenizer(abc.ABC):
         ids, ends = pieces.flatten().to_numpy(), np.cumsum(pieces.value_lengths().to_numpy())
         return ids, np.diff(ends[np.cumsum(words_per_text) - 1], prepend=0)
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Token ids as `encode` has them, and the characters that each token stands for.
+
+        Returns:
+            For each text its ids, and int32 [n, 2]: [start, end) in the text as it was given, not as it was
+            normalised. Neither starts nor ends decrease. Tokens that one character became (1⁄2 of ½) all
+            have that character. White space before or after a word is left out, so a token that stands for
+            nothing else has start == end.
+        """
+        words = [text.split(" ") if self._words_are_independent else [text] for text in texts]
+        distinct = list(dict.fromkeys(itertools.chain(*words)))
+        encoded = {
+            word: (ids, np.array(spans, np.int32).reshape(-1, 2))
+            for word, (ids, spans) in zip(distinct, self._encode_with_spans(distinct), strict=True)
+        }
+        results = []
+        for parts in words:
+            begins = np.cumsum([0, *(len(word) + 1 for word in parts[:-1])], dtype=np.int32)
+            counts = [len(encoded[word][0]) for word in parts]
+            offsets = np.concatenate([encoded[word][1] for word in parts])
+            ids = [token for word in parts for token in encoded[word][0]]
+            results.append((ids, offsets + np.repeat(begins, counts)[:, None]))
+        return results
+
     @abc.abstractmethod
     def _encode_words(self, words: list[str]) -> list[list[int]]: ...
+
+    @abc.abstractmethod
+    def _encode_with_spans(self, words: list[str]) -> Iterable[tuple[list[int], list[Span]]]:
+        """`encode_with_offsets` of words, which are whole texts if words are not independent."""
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -192,6 +224,14 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_words(self, words):
         return self._processor.encode(words, num_threads=1)
 
+    def _encode_with_spans(self, words):
+        # Not out_type="immutable_proto", which SentencePiece 0.2.3 no longer has.
+        for word, proto in zip(
+            words, self._processor.encode(words, out_type="serialized_proto", num_threads=1), strict=True
+        ):
+            pieces = SentencePieceText.FromString(proto).pieces
+            yield [piece.id for piece in pieces], _character_spans(word, pieces)
+
     def decode(self, ids):
         runs = itertools.groupby(map(int, ids), key=set(self.special_ids).__contains__)
         texts = (
@@ -247,6 +287,13 @@ class WordPieceTokenizer(Tokenizer):
     def _encode_words(self, words):
         return [word.ids for word in self._tokenizer.encode_batch_fast(words, add_special_tokens=False)]
 
+    def _encode_with_spans(self, words):
+        for word, found in zip(
+            words, self._tokenizer.encode_batch(words, add_special_tokens=False), strict=True
+        ):
+            # An accent at the end of a word, stripped as a character of its own, belongs to what it is on.
+            yield found.ids, [(start, COMBINING_MARKS.match(word, end).end()) for start, end in found.offsets]
+
     def decode(self, ids):
         return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
 
@@ -257,6 +304,26 @@ class WordPieceTokenizer(Tokenizer):
         vocabulary = "\n".join(self._vocabulary) + "\n"
         settings = json.dumps({"do_lower_case": self._lowercase}) + "\n"
         return {self.FILE: vocabulary.encode(), self.SETTINGS: settings.encode()}
+
+
+def _character_spans(text: str, pieces: Sequence[Any]) -> list[Span]:
+    """What SentencePiece says in bytes of the text, in characters, without white space around a word."""
+    character_at, byte = {}, 0
+    for number, character in enumerate(text):
+        character_at[byte] = number
+        byte += len(character.encode())
+    character_at[byte] = len(text)
+    spans: list[Span] = []
+    reached = 0  # a character may become words (ﷺ): the space between them is not before it
+    for piece in pieces:
+        start, end = character_at[piece.begin], character_at[piece.end]
+        surface, bare = text[start:end], piece.piece.lstrip(WORD_START)
+        start, end = end - len(surface.lstrip()), start + len(surface.rstrip())
+        if bare and start >= end and (not surface or bare != piece.piece):
+            end = start + 1  # of what a character becomes, SentencePiece gives it to the last piece alone
+        reached = max(reached, start, end)
+        spans.append((start, reached))
+    return spans
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The heads of pretraining: masked language model and next sentence prediction (Devlin et al., 2019, 3.1)."""
+"""The heads: of pretraining (Devlin et al., 2019, section 3.1) and of fine-tuning (section 3.2)."""
 
 from typing import Any
 
@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.dropout import dropout, fold_in_each
 from bert_jax.model.encoder import ACTIVATIONS, Encoder, gather_positions
 from bert_jax.model.layers import Dense, LayerNorm, dense
 from bert_jax.model.partition import ROWS, TENSOR, constrain
+
+CLASSIFIER_DROPOUT = 2  # its place among the uses of a row's key, after those of the encoder
 
 
 class MaskedLanguageModelHead(nnx.Module):
@@ -53,3 +56,49 @@ class BertForPreTraining(nnx.Module):
         masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token_table())
         pooled = self.encoder.pool(hidden, batch["cls_positions"])
         return masked_lm_logits, self.next_sentence(pooled).astype(masked_lm_logits.dtype)
+
+
+class BertForSequences(nnx.Module):
+    """Encoder with one dense layer over the pooled [CLS] states: classes, or one number. As `Encoder`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        remat: str = "none",
+    ):
+        self.encoder = Encoder(config, rngs, dtype, remat)
+        self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
+
+    def __call__(self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None) -> jax.Array:
+        """A batch with `cls_positions` [B, S] -> logits float32 [B, S, num_labels]."""
+        hidden = self.encoder(batch, dropout_keys)
+        pooled = self.encoder.pool(hidden, batch["cls_positions"])
+        return _classified(self.encoder, self.classifier, pooled, dropout_keys)
+
+
+class BertForTokens(nnx.Module):
+    """Encoder with one dense layer over every token's state: labels, or scores of start and end."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        remat: str = "none",
+    ):
+        self.encoder = Encoder(config, rngs, dtype, remat)
+        self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
+
+    def __call__(self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None) -> jax.Array:
+        """A batch -> logits float32 [B, T, num_labels]."""
+        return _classified(self.encoder, self.classifier, self.encoder(batch, dropout_keys), dropout_keys)
+
+
+def _classified(encoder: Encoder, classifier: Dense, states: jax.Array, keys: jax.Array | None) -> jax.Array:
+    # Dropout before the classifier is Google's, in fine-tuning only (run_classifier.py).
+    states = dropout(states, fold_in_each(keys, CLASSIFIER_DROPOUT), encoder.config.hidden_dropout)
+    return classifier(states).astype(classifier.bias.dtype)

@@ -31,3 +31,8 @@ def _label_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     # A masked sum instead of a gather: with the classes sharded over devices nothing has to be collected.
     classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     return jnp.sum(jnp.where(classes == labels[..., None], logits, 0.0), axis=-1)
+
+
+def squared_error(values: jax.Array, targets: jax.Array, weights: jax.Array) -> Term:
+    """Weighted sum of squared differences, and the sum of the weights; float [...] each."""
+    return jnp.sum(jnp.square(values - targets) * weights), jnp.sum(weights)

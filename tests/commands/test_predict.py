@@ -91,46 +91,50 @@ def test_next_sentence(predict, loaded_once, bert, tmp_path):
 
 def test_features_row_n_is_line_n(predict, loaded_once, bert, tmp_path):
     (tmp_path / "texts").write_text("so it was\n\nwe are free\n")
-    (tmp_path / "features").write_text("of an earlier call")
-    words = "features", "--checkpoint=x", "--input=texts", "--output=features"
+    (tmp_path / "features.npy").write_text("of an earlier call")
+    words = "features", "--checkpoint=x", "--input=texts", "--output=features.npy"
     code, out, err = predict(*words)
-    assert (code, out, err) == (0, "features: 3 × 16 float32, pooling mean\n", "")
-    np.testing.assert_array_equal(np.load("features"), bert.features(["so it was", "", "we are free"]))
+    assert (code, out, err) == (0, "features.npy: 3 × 16 float32, pooling mean\n", "")
+    np.testing.assert_array_equal(np.load("features.npy"), bert.features(["so it was", "", "we are free"]))
     assert predict(*words, "--pooling=cls", "--layer=1")[0] == 0
     expected = bert.features(["so it was", "", "we are free"], "cls", 1)
-    np.testing.assert_array_equal(np.load("features"), expected)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "texts"]
+    np.testing.assert_array_equal(np.load("features.npy"), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "texts"]
     assert loaded_once == ["features"] * 2
 
 
 def test_output_that_cannot_be_written_leaves_nothing(predict, loaded_once, tmp_path):
-    (tmp_path / "folder").mkdir()
-    code, _, err = predict("features", "--checkpoint=x", "--text=so", "--output=folder")
-    assert (code, err) == (2, "error: --output=folder cannot be written: Is a directory; give another.\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    (tmp_path / "folder.npy").mkdir()
+    code, _, err = predict("features", "--checkpoint=x", "--text=so", "--output=folder.npy")
+    assert (code, err) == (2, "error: --output=folder.npy cannot be written: Is a directory; give another.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.npy"]
     assert loaded_once == ["features"]
 
 
-def test_newest_checkpoint_is_the_default(predict, loaded_once, tmp_path):
-    for age, name in enumerate(["b/checkpoints/20", "a/checkpoints/7", "a/checkpoints/100"]):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        sums = tmp_path / "runs" / name / "checksums.json"
-        sums.touch()
-        os.utime(sums, (1e9 - age, 1e9 - age))
+def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_path):
+    names = ["finetune/c/checkpoints/5", "b/checkpoints/20", "a/checkpoints/7", "a/checkpoints/100"]
+    for age, name in enumerate(names):
+        folder = tmp_path / "runs" / name
+        (folder / "meta").mkdir(parents=True)
+        (folder / "meta" / "metadata").write_text(
+            '{"config": {"task": {}}}' if age == 0 else '{"config": {}}'
+        )
+        (folder / "checksums.json").touch()
+        os.utime(folder / "checksums.json", (1e9 - age, 1e9 - age))
     (tmp_path / "runs/a/checkpoints/200").mkdir()  # a save that was not finished
     code, out, _ = predict("fill-mask", "--text=[MASK]")
     assert (code, loaded_once) == (0, ["fill_mask"])
-    assert out.splitlines()[0] == "checkpoint: runs/b/checkpoints/20"
+    assert out.splitlines()[0] == f"checkpoint: {tmp_path}/runs/b/checkpoints/20"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the first word says what to do: fill-mask, next-sentence, features."),
-        ("fil-mask", "features, not 'fil-mask'."),
+        ("", "the first word says what to do: fill-mask, next-sentence, features, classify, answer, tag."),
+        ("fil-mask", "tag, not 'fil-mask'."),
         ("fill-mask", "give either --text or --input"),
         ("fill-mask --text=a --input=latin1", "give either --text or --input"),
-        ("fill-mask --text=[MASK]", "--checkpoint is missing and runs/ holds no run"),
+        ("fill-mask --text=[MASK]", "--checkpoint is missing and runs/ holds no pretrained run"),
         ("fill-mask --text=[MASK] --top_k=0", "--top_k=0"),
         ("fill-mask --text=[MASK] --checkpoint=nowhere", "there is no checkpoint"),
         ("fill-mask --input=nowhere", "--input=nowhere cannot be read: [Errno 2] No such file"),
@@ -138,8 +142,10 @@ def test_newest_checkpoint_is_the_default(predict, loaded_once, tmp_path):
         ("fill-mask --input=blank", "--input=blank is empty; write one text a line."),
         ("next-sentence --text=a", "--next is missing: the sentence that may follow --text."),
         ("next-sentence --input=tabs", "--input=tabs: no tab between two sentences in 'one only'."),
-        ("features --text=a", "--output is missing: the .npy file to write"),
+        ("features --text=a", "--output is missing: the .npy or .parquet file to write"),
         ("features --text=a --output=no/where.npy", "--output=no/where.npy: there is no folder no; create"),
+        ("features --text=a --output=a.txt", "--output=a.txt"),
+        ("tag --text=a", "--checkpoint is missing and runs/ holds no fine-tuned run"),
         ("features --text=a --output=a --pooling=max", "--pooling=max is not valid"),
         ("features --text=a --output=a --checkpont=x", "Did you mean: checkpoint"),
     ],

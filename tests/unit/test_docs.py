@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from bert_jax.config import check_key, find_config
+from bert_jax.config import Config, check_key, find_config, sections
+from bert_jax.tasks.config import FinetuneConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,11 +17,13 @@ def page(request) -> str:
 
 def test_config_keys_exist(page):
     for key in re.findall(r"--config\.([a-z0-9_.]+)", page):
-        check_key(key)
+        section, _, field = key.partition(".")
+        of_task = field in getattr(sections(FinetuneConfig).get(section), "__dataclass_fields__", {})
+        check_key(key, FinetuneConfig if of_task else Config)
 
 
 def test_config_names_exist(page):
-    for name in re.findall(r"CONFIG=(\w+)|--config=(\w+)|`(bert_(?!jax)\w+)`", page):
+    for name in re.findall(r"CONFIG=([\w/]+)|--config=([\w/]+)|`(bert_(?!jax)\w+)`", page):
         find_config("".join(name))
 
 

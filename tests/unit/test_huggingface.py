@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from bert_jax.data.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
 from bert_jax.interop.folders import new_folder
+from bert_jax.interop.model_card import model_card
 from bert_jax.training.checkpoint import open_checkpoint
 from tests.parity.names import to_params
 from tests.saved import save, sentencepiece, wordpiece
@@ -148,7 +150,9 @@ def test_files_that_are_missing_or_broken(write):
     with pytest.raises(UserError, match="damaged or no safetensors file"):
         huggingface.read(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin nor"):
+    with pytest.raises(
+        UserError, match=r"neither model\.safetensors nor pytorch_model\.bin, whole or in shards, nor"
+    ):
         huggingface.read(folder)
     (folder / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"neither vocab\.txt nor tokenizer\.json"):
@@ -179,6 +183,49 @@ def test_vocabularies(write):
     (folder / "tokenizer_config.json").write_text('{"strip_accents": true}')
     with pytest.raises(UserError, match="strip_accents=True cannot be honoured"):
         huggingface.read_vocabulary(folder)
+
+
+def in_shards(folder, tensors, sizes):
+    """Writes tensors as files of so many each, with their index, in the place of model.safetensors."""
+    (folder / "model.safetensors").unlink()
+    names, weight_map = iter(tensors), {}
+    for number, size in enumerate(sizes):
+        part = list(itertools.islice(names, size))
+        file = f"model-{number + 1:05}-of-{len(sizes):05}.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def test_shards(write, weights):
+    folder = write()
+    index = in_shards(folder, weights[0], (20, 1, len(weights[0]) - 21))
+    assert_equal(huggingface.read(folder).params, to_params(weights[0], LAYERS))
+    index["weight_map"]["bert.lost.bias"] = "model-00002-of-00003.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"00002-of-00003\.safetensors lacks the tensor bert\.lost\.bias"):
+        huggingface.read(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match=r"not beside it: model-00002-of-00003\.safetensors; fetch"):
+        huggingface.read(folder)
+    for wrong in ({}, {"weight_map": {}}, {"weight_map": {"x": "../x"}}, {"weight_map": {"x": [1]}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="no weight_map from tensors to files beside it"):
+            huggingface.read(folder)
+
+
+def test_shards_of_pytorch(tmp_path):
+    expected = pytorch.read_tensors(PYTORCH)
+    for number in (1, 2):
+        shutil.copy(PYTORCH, tmp_path / f"pytorch_model-{number:05}-of-00002.bin")
+    weight_map = {name: f"pytorch_model-{1 + (name > 'n'):05}-of-00002.bin" for name in expected}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_equal(huggingface.read_tensors(tmp_path), expected)
+    (tmp_path / "pytorch_model-00001-of-00002.bin").unlink()
+    with pytest.raises(UserError, match=r"not beside it: pytorch_model-00001-of-00002\.bin"):
+        huggingface.read_tensors(tmp_path)
 
 
 def test_pytorch_files(write):
@@ -245,7 +292,7 @@ def test_the_model_card_gives_the_command_and_the_metrics(tmp_path):
     rows = [{"step": 0, "eval_loss": 9.5}, {"step": 0, "loss": 8.0}, {"step": 1, "eval_loss": 7.5}]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     bert = bert_jax.load(tmp_path / "run")
-    card = export_lib.model_card(bert, tmp_path / "run")
+    card = model_card(tmp_path / "run", bert.config, "none", {}, bert.meta)
     assert "| eval_loss | 9.5 |" in card
     assert "7.5" not in card
     command = card.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
@@ -256,7 +303,7 @@ def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
     save(tmp_path / "run", wordpiece())
     right = huggingface.from_params
     wrong = {"cls.seq_relationship.bias": np.array([0.0, 2e-4], np.float32)}
-    monkeypatch.setattr(huggingface, "from_params", lambda params: right(params) | wrong)
+    monkeypatch.setattr(huggingface, "from_params", lambda *network: right(*network) | wrong)
 
     def export():
         with new_folder(tmp_path / "exported") as folder:

@@ -27,7 +27,8 @@ def canonical(requirement: str) -> str:
 
 def test_every_package_is_listed(setup_cfg):
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bert_jax").rglob("__init__.py")}
-    packages = {".".join(folder.parts) for folder in folders} | {"bert_jax.configs"}
+    packages = {".".join(folder.parts) for folder in folders}
+    packages |= {"bert_jax.configs", "bert_jax.configs.finetune"}
     assert set(lines(setup_cfg["options"]["packages"])) == packages
 
 

@@ -137,6 +137,66 @@ def test_flat_encoding_is_the_encoding_of_each_text(trained, wordpiece, texts):
         ).any()
 
 
+def check_offsets(tokenizer, texts):
+    encoded = tokenizer.encode_with_offsets(texts)
+    assert [ids for ids, _ in encoded] == tokenizer.encode(texts)
+    for text, (ids, offsets) in zip(texts, encoded, strict=True):
+        assert offsets.shape == (len(ids), 2)
+        assert offsets.dtype == np.int32
+        assert (np.diff(offsets, axis=0) >= 0).all()
+        assert ((offsets >= 0) & (offsets <= len(text))).all()
+        for token, (start, end) in zip(ids, offsets.tolist(), strict=True):
+            surface = text[start:end]
+            assert surface == surface.strip()
+            assert surface or tokenizer.piece(token) in ("▁", "[UNK]", "<unk>")
+
+
+CHARACTERS = st.characters(exclude_categories=["Cs"]) | st.sampled_from(
+    "ab  ½ﬁ\u0301é東😀\u200b\u3000\tﷺ™İß\u1112\u1161"
+)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.lists(st.text(CHARACTERS, max_size=30), max_size=5))
+def test_offsets_are_in_order_and_go_with_the_ids_of_encode(trained, wordpiece, texts):
+    for tokenizer in (*trained.values(), wordpiece):
+        check_offsets(tokenizer, texts)
+
+
+def test_offsets_of_plain_text_cover_it_without_spaces(tokenizer, sentences):
+    texts = [f" {sentence}  end " for sentence in sentences[:100] if sentence.isascii()]
+    assert len(texts) > 50
+    check_offsets(tokenizer, texts)
+    for text, (_, offsets) in zip(texts, tokenizer.encode_with_offsets(texts), strict=True):
+        covered = [position for start, end in offsets.tolist() for position in range(start, end)]
+        assert covered == [position for position, character in enumerate(text) if not character.isspace()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("wordpiece", "Cafés  cafe\u0301\tCafe\u0301s", ["Cafés", "cafe\u0301", "Cafe\u0301s"]),
+        ("wordpiece", "東京, ½ un\xadaffable", ["東", "京", ",", "½", "un\xada", "ffa", "ble"]),
+        ("wordpiece", "a 😀b 가", ["a", "😀b", "가", "가"]),
+        ("bpe", "The zz", ["The", "", "z", "z"]),
+        ("bpe", "the ½\tthe\u3000", ["the", "½", "½", "½", "the"]),  # 1, an unknown slash, 2
+        ("bpe", "x™ the 東京", ["", "x", "™", "™", "the", "", "東京"]),
+        ("bpe", "e\u0301 the", ["", "e\u0301", "the"]),
+    ],
+)
+def test_offsets_are_in_the_text_as_it_was_given(trained, wordpiece, kind, text, expected):
+    tokenizer = trained.get(kind, wordpiece)
+    ((_, offsets),) = tokenizer.encode_with_offsets([text])
+    assert [text[start:end] for start, end in offsets.tolist()] == expected
+
+
+def test_offsets_of_no_text_and_of_none(tokenizer):
+    assert tokenizer.encode_with_offsets([]) == []
+    for ids, offsets in tokenizer.encode_with_offsets(["", "  "]):
+        assert ids == []
+        assert offsets.shape == (0, 2)
+
+
 def test_saved_and_pickled(tokenizer, tmp_path, sentences):
     tokenizer.save(tmp_path / "tokenizer")
     expected = tokenizer.encode(sentences[:50])
@@ -201,7 +261,12 @@ def test_models_whose_pieces_cross_words_see_whole_texts():
         model = spm_model(**control, **options)
         texts = ["the hat and a cat", "a  hat", ""]
         whole = sentencepiece.SentencePieceProcessor(model_proto=model).encode(texts)
-        assert SentencePieceTokenizer(model).encode(texts) == whole
+        tokenizer = SentencePieceTokenizer(model)
+        assert tokenizer.encode(texts) == whole
+        check_offsets(tokenizer, [*texts, " the\u3000hat ½ é ﷺ "])
+        (_, offsets), *_ = tokenizer.encode_with_offsets(texts)
+        pieces = "".join(texts[0][start:end] for start, end in offsets.tolist())
+        assert pieces.replace(" ", "") == "thehatandacat"
 
 
 def test_a_sentencepiece_model_without_special_pieces():

@@ -73,7 +73,7 @@ class TfdsSource:
         split, feature, *extra = [*options, "", ""][: max(2, len(options))]
         if extra:
             raise UserError(f"data.source={spec!r} has too many parts: use tfds:NAME[:SPLIT[:FEATURE]].")
-        info = _builder(spec, name).info
+        info = open_builder(f"data.source={spec!r}", name).info
         self.spec, self._split, self._name = spec, split or "train", info.full_name
         self._invalid_utf8 = invalid_utf8
         self._feature = _text_feature(spec, info.features, feature)
@@ -113,7 +113,12 @@ class TfdsSource:
                 raise UserError(f"{file.filename} cannot be read ({error}); build it anew.") from error
 
 
-def _builder(spec: str, name: str):
+def open_builder(where: str, name: str):
+    """TFDS's builder of a dataset that is prepared; `where` says in errors where its name was given.
+
+    Raises:
+        MissingInput: if it is not on this machine, with what would get it.
+    """
     import tensorflow_datasets as tfds
 
     if (epath.Path(os.path.expanduser(name)) / "dataset_info.json").exists():
@@ -131,10 +136,10 @@ def _builder(spec: str, name: str):
         if near := difflib.get_close_matches(name.split("/")[0], known):
             hint = f"; did you mean {' or '.join(near)}?"
     raise MissingInput(
-        f"data.source={spec!r}: this dataset is not prepared on this machine{hint} (looked in "
+        f"{where}: this dataset is not prepared on this machine{hint} (looked in "
         f"{tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR if it is elsewhere). TFDS gets it with: "
         f"tfds build {name} --file_format=array_record (for this step many datasets need "
-        "pip install tensorflow apache-beam). Or train on your own text: data.source=text:GLOB."
+        "pip install tensorflow apache-beam). Or use files of your own."
     )
 
 

@@ -1,0 +1,175 @@
+"""Fine-tune a pretrained encoder: classification, regression, question answering, token classification.
+
+    python -m bert_jax.finetune --config=finetune/classification --config.init_from=runs/bert_tiny \\
+        --config.data.train=questions.tsv
+
+The loop, the step and the checkpoints are those of pretraining: the same command again resumes. The best
+checkpoint by the task's metric is kept, and judged once by the test examples, where there are any.
+"""
+
+import json
+import logging
+import statistics
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+
+from bert_jax import command
+from bert_jax.errors import UserError
+from bert_jax.finetuned import load_finetuned
+from bert_jax.tasks import frozen
+from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.tasks.downstream import Downstream
+from bert_jax.tasks.finetuning import Base, Finetuning, Splits, make_task, prepare_run, read_splits
+from bert_jax.training import hosts
+from bert_jax.training.loop import FINISHED, train
+from bert_jax.training.mesh import check_batch, check_model, make_mesh
+from bert_jax.training.report import write_report, write_results
+from bert_jax.training.workdir import check_workdir, keep_compiled, lock, versions
+
+FINE_TUNED = "fine-tuned"
+SPLITS = {"eval": "examples to choose by", "test": "test examples"}
+log = logging.getLogger("bert_jax")
+Scores = dict[str, dict[str, float]]  # of a model: split -> metric -> value
+
+
+def main() -> int:
+    hosts.connect()
+    if jax.process_index():
+        command.log.setLevel(logging.WARNING)  # one of them tells
+    try:
+        config, workdir, base, task, splits = set_up()
+    except UserError as error:
+        hosts.agree({}, str(error))  # raises it on every process
+        raise
+    facts = {"base": json.dumps(base.facts()), "data": splits.digest, "code": hosts.code_digest()}
+    hosts.agree(facts | versions())
+    scores: dict[str, list[Scores]] = {}
+    if config.task.classifiers:
+        scores |= {name: [found] for name, found in frozen.train(config, task, splits, base).items()}
+    if config.train.num_epochs:
+        code, scores[FINE_TUNED] = fine_tune(config, workdir, base, task, splits)
+        if code != FINISHED:
+            return code
+    if jax.process_index() == 0:
+        write_scores(workdir, scores)
+        print(table(scores), closing(config, workdir), sep="\n")
+    return FINISHED
+
+
+def set_up() -> tuple[FinetuneConfig, epath.Path, Base, Downstream, Splits]:
+    """What the command line asks for, checked, with the checkpoint to start from and the examples."""
+    config: FinetuneConfig = command.resolved_config()
+    name = command.config_name().replace(":", "_")
+    workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}").expanduser()
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
+    base = Base.open(config.init_from)
+    check_model(mesh.shape, base.model)
+    task = make_task(config.task, config.data)
+    splits = read_splits(task, config.data)
+    if config.task.metric and config.task.metric not in (*task.metrics, "loss"):
+        raise UserError(
+            f"task.metric={config.task.metric!r} is unknown to {config.task.name}; use one of "
+            f"{', '.join(task.metrics)}, loss."
+        )
+    if not flags.FLAGS.test:
+        splits = splits._replace(test=[])
+    counts = ", ".join(f"{len(part):,} to {what}" for part, what in zip(
+        splits, ("train on", "choose by", "test once"), strict=False) if part)  # fmt: skip
+    log.info("examples: %s; sha256 %s", counts, splits.digest[:16])
+    for seed in seeds(config):  # before anything is computed
+        check_workdir(folder_of(config, workdir, seed), prepare_run(config, seed, base, task, splits))
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock(workdir)
+    keep_compiled(workdir)
+    return config, workdir, base, task, splits
+
+
+def seeds(config: FinetuneConfig) -> range:
+    return range(config.train.seed, config.train.seed + config.train.num_seeds)
+
+
+def folder_of(config: FinetuneConfig, workdir: epath.Path, seed: int) -> epath.Path:
+    """The folder of the run with a seed: of several each has its own."""
+    return workdir / f"seed_{seed}" if config.train.num_seeds > 1 else workdir
+
+
+def fine_tune(
+    config: FinetuneConfig, workdir: epath.Path, base: Base, task: Downstream, splits: Splits
+) -> tuple[int, list[Scores]]:
+    """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
+    found: list[Scores] = []
+    for seed in seeds(config):
+        run, folder = prepare_run(config, seed, base, task, splits), folder_of(config, workdir, seed)
+        with hosts.together():
+            code = train(run, Finetuning(run, task, base, splits), folder)
+        if code != FINISHED:
+            return code, found
+        if jax.process_index() == 0:
+            found.append(judge(folder, splits))
+    return FINISHED, found
+
+
+def judge(workdir: epath.Path, splits: Splits) -> Scores:
+    """Scores of the best checkpoint; writes its predictions and the report's tables."""
+    best = load_finetuned(workdir)
+    scores: Scores = {}
+    tables: list[dict[str, Any]] = []
+    for split, examples in (("eval", splits.eval), ("test", splits.test)):
+        if examples:
+            predictions = best.predict(examples)
+            scores[split] = best.task.score(predictions, examples)
+            tables = best.task.tables(predictions, examples)  # of the last, which is the least used
+            rows = (best.task.row(*pair) for pair in zip(examples, predictions, strict=True))
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (workdir / f"predictions_{split}.jsonl").write_text(lines)
+    step = best.meta["step"]
+    write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})
+    write_report(workdir)
+    return scores
+
+
+def write_scores(workdir: epath.Path, scores: dict[str, list[Scores]]) -> None:
+    (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+
+
+def table(scores: dict[str, list[Scores]]) -> str:
+    """Every model's metrics, of several seeds mean and standard deviation, as small text tables."""
+    lines = []
+    for split, values in next(iter(scores.values()))[0].items():
+        lines += ["", " ".join([f"{SPLITS[split]:<28}", *(f"{name:>17}" for name in values)])]
+        for model, runs in scores.items():
+            cells = [_cell([run[split][name] for run in runs]) for name in values]
+            title = model if len(runs) == 1 else f"{model}, {len(runs)} seeds"
+            lines.append(" ".join([f"{title:<28}", *(f"{cell:>17}" for cell in cells)]))
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def closing(config: FinetuneConfig, workdir: epath.Path) -> str:
+    """What to do next."""
+    if not config.train.num_epochs:
+        return ""
+    mode = {"question_answering": "answer", "token_classification": "tag"}.get(config.task.name, "classify")
+    run = folder_of(config, workdir, config.train.seed)
+    return (
+        f"\nnext:  make predict MODE={mode} CHECKPOINT={run} INPUT=FILE\n"
+        f"       look at {run}/report.html and {run}/predictions_eval.jsonl\n"
+        f"       make export INPUT={run} OUTPUT=exported"
+    )
+
+
+if __name__ == "__main__":
+    command.define_config_flags(FinetuneConfig)
+    flags.DEFINE_string("workdir", None, "Where everything of the run is kept (default: runs/<config>).")
+    flags.DEFINE_bool("test", True, "--notest leaves the test examples unread: while choosing what to try.")
+    hosts.define_flags()
+    command.run(main)

@@ -1,0 +1,294 @@
+"""Classification of single texts and of pairs, and regression: one dense layer over the pooled [CLS]."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+import sklearn.metrics
+from flax import nnx
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.heads import BertForSequences
+from bert_jax.model.losses import Term, accuracy, cross_entropy, squared_error
+from bert_jax.tasks.config import TaskData
+from bert_jax.tasks.downstream import SPECIALS, Batch, Encoded
+from bert_jax.tasks.records import read_records, text_column
+
+
+class Example(NamedTuple):
+    text: str
+    pair: str | None
+    label: Any  # a class's name, a number, or None
+    place: str  # where it stands, for errors
+
+
+class _Sequences:
+    """What classification and regression share.
+
+    Args:
+        data: names of the columns.
+        facts: of a checkpoint; None for a new run, which then calls `learn`.
+    """
+
+    per_token = False
+    facts: dict[str, Any]
+
+    def __init__(self, data: TaskData, facts: dict[str, Any] | None):
+        self._data, self.facts = data, facts or {"pairs": bool(data.text_pair)}
+
+    def read(self, source: str, key: str, labelled: bool = True) -> list[Example]:
+        records = read_records(source, key, self._data.header)
+        columns = self._data
+        texts = text_column(records, columns.text, "data.text")
+        pairs: Sequence[str | None] = [None] * len(texts)
+        if self.facts["pairs"]:
+            pairs = text_column(records, columns.text_pair, "data.text_pair")
+        labels: Sequence[Any] = [None] * len(texts)
+        if labelled:
+            labels = [self._label(record.values.get(columns.label), record.place) for record in records]
+        places = [record.place for record in records]
+        return [Example(*values) for values in zip(texts, pairs, labels, places, strict=True)]
+
+    def example(self, text: str, second: str | None = None) -> Example:
+        if (second is not None) != self.facts["pairs"]:
+            kind = "pairs: give the second text too" if self.facts["pairs"] else "single texts, not pairs"
+            raise UserError(f"this checkpoint was fine-tuned on {kind}.")
+        return Example(text, second, None, "")
+
+    def _label(self, value: Any, place: str) -> Any:
+        raise NotImplementedError
+
+    def text(self, example: Example) -> str:
+        return example.text if example.pair is None else f"{example.text}\t{example.pair}"
+
+    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int) -> Encoded:
+        """Of a text that is too long the end is cut; of a pair that of the longer one (as Google's code)."""
+        ids_a = tokenizer.encode([example.text for example in examples])
+        ids_b = tokenizer.encode([example.pair or "" for example in examples])
+        num_cut = 0
+        for a, b in zip(ids_a, ids_b, strict=True):
+            surplus = len(a) + len(b) + (SPECIALS if b else SPECIALS - 1) - max_seq_length
+            num_cut += surplus > 0
+            for _ in range(surplus):
+                (a if len(a) > len(b) else b).pop()
+        return Encoded(
+            tokens=np.array([token for a, b in zip(ids_a, ids_b, strict=True) for token in a + b], np.int32),
+            length_a=np.array([len(a) for a in ids_a], np.int64),
+            length_b=np.array([len(b) for b in ids_b], np.int64),
+            example=np.arange(len(examples)),
+            sequence_targets=self._targets(examples),
+            token_targets={},
+            num_cut=num_cut,
+        )
+
+    def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def row(self, example: Example, prediction: Any) -> dict[str, Any]:
+        texts = {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
+        return texts | ({"label": example.label} if example.label is not None else {}) | prediction
+
+
+class Classification(_Sequences):
+    """Single-label classification (Devlin et al., 2019, section 4.1)."""
+
+    metrics: tuple[str, ...] = ("accuracy", "f1", "macro_f1", "matthews")
+    objective: tuple[str, ...] = ("class_loss",)
+
+    @property
+    def labels(self) -> list[str]:
+        return self.facts["labels"]
+
+    def learn(self, examples: Sequence[Example]) -> None:
+        """Takes the classes from the training examples, unless the config names them.
+
+        Raises:
+            UserError: for examples of one class only.
+        """
+        named = [label.strip() for label in self._data.labels.split(",") if label.strip()]
+        found = sorted({example.label for example in examples})
+        if len(named or found) < 2:
+            raise UserError(
+                f"data.label={self._data.label!r}: every example has the label {found[0]!r}; nothing can be "
+                "learned from one class. Is it the right column?"
+            )
+        self.facts |= {"labels": named or found}
+        self.check(examples)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises UserError for a label that is not one of the classes."""
+        for example in examples:
+            if example.label not in self.labels:
+                known = ", ".join(self.labels[:20])
+                raise UserError(
+                    f"{example.place}: the label {example.label!r} is unknown; the classes are {known}. "
+                    "Mend the file, or name all classes in data.labels."
+                )
+
+    def _label(self, value: Any, place: str) -> str:
+        if value is None or value == "":
+            raise UserError(f"{place} has no label in column data.label={self._data.label!r}.")
+        return str(value)
+
+    def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        number = {label: index for index, label in enumerate(self.labels)}
+        return {"labels": np.array([number.get(example.label, 0) for example in examples], np.int32)}
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
+        return BertForSequences(config, len(self.labels), rngs, dtype, remat)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        return {"class_loss": jnp.sum(batch["sequence_weights"])}
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
+        return self._terms(model(batch, dropout_keys), batch)
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
+        logits = model(batch)
+        return self._terms(logits, batch), {"probabilities": jax.nn.softmax(logits)}
+
+    def _terms(self, logits: jax.Array, batch: Batch) -> dict[str, Term]:
+        answers = logits, batch["labels"], batch["sequence_weights"]
+        return {"class_loss": cross_entropy(*answers), "accuracy": accuracy(*answers)}
+
+    def decode(
+        self,
+        outputs: dict[str, list[np.ndarray]],
+        encoded: Encoded,  # noqa: ARG002
+        examples: Sequence[Any],  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """{"prediction": the most probable class, "probabilities": by class}."""
+        return [
+            {
+                "prediction": self.labels[int(np.argmax(values))],
+                "probabilities": {
+                    label: round(float(p), 6) for label, p in zip(self.labels, values, strict=True)
+                },
+            }
+            for values in outputs["probabilities"]
+        ]
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        """Accuracy, F1 (of two classes that of the second, else the mean), mean F1, Matthews' correlation."""
+        truth = [example.label for example in examples]
+        guess = [prediction["prediction"] for prediction in predictions]
+        macro = sklearn.metrics.f1_score(truth, guess, labels=self.labels, average="macro", zero_division=0)
+        f1 = macro
+        if len(self.labels) == 2:
+            f1 = sklearn.metrics.f1_score(truth, guess, pos_label=self.labels[1], zero_division=0)
+        # Of one class scikit-learn warns, as it cannot know that there are others.
+        matthews = sklearn.metrics.matthews_corrcoef(truth, guess) if len({*truth, *guess}) > 1 else 0.0
+        return {
+            "accuracy": float(sklearn.metrics.accuracy_score(truth, guess)),
+            "f1": float(f1),
+            "macro_f1": float(macro),
+            "matthews": float(matthews),
+        }
+
+    def tables(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        truth = [example.label for example in examples]
+        guess = [prediction["prediction"] for prediction in predictions]
+        precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
+            truth, guess, labels=self.labels, zero_division=0
+        )
+        by_label = [
+            [label, *(f"{value:.1%}" for value in (precision[n], recall[n], f1[n])), int(support[n])]
+            for n, label in enumerate(self.labels)
+        ]
+        confusion = sklearn.metrics.confusion_matrix(truth, guess, labels=self.labels)
+        return [
+            {"title": "By label", "columns": ["label", "precision", "recall", "F1", "examples"],
+             "rows": by_label},
+            {"title": "Confusion: truth by row, prediction by column", "columns": ["", *self.labels],
+             "rows": [[label, *map(int, row)] for label, row in zip(self.labels, confusion, strict=True)],
+             "shaded": True},
+        ]  # fmt: skip
+
+
+class Regression(_Sequences):
+    """One number for a text or a pair, learned by squared error on standardised targets."""
+
+    metrics: tuple[str, ...] = ("spearman", "pearson")
+    objective: tuple[str, ...] = ("squared_error",)
+
+    def learn(self, examples: Sequence[Example]) -> None:
+        """Takes mean and spread of the numbers from the training examples.
+
+        Raises:
+            UserError: if all numbers are the same.
+        """
+        values = np.array([example.label for example in examples])
+        if not values.std() > 0:
+            raise UserError(
+                f"data.label={self._data.label!r}: every example has the number {values[0]:g}; "
+                "nothing can be learned from that. Is it the right column?"
+            )
+        self.facts |= {"mean": float(values.mean()), "deviation": float(values.std())}
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Any number will do."""
+
+    def _label(self, value: Any, place: str) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = np.nan
+        if not np.isfinite(number):
+            raise UserError(
+                f"{place} has {value!r} in column data.label={self._data.label!r}, which is not a number."
+            )
+        return number
+
+    def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        labels = np.array([example.label or 0.0 for example in examples])
+        return {"labels": ((labels - self.facts["mean"]) / self.facts["deviation"]).astype(np.float32)}
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
+        return BertForSequences(config, 1, rngs, dtype, remat)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        return {"squared_error": jnp.sum(batch["sequence_weights"])}
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
+        return self._terms(model(batch, dropout_keys), batch)
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
+        outputs = model(batch)
+        return self._terms(outputs, batch), {"values": outputs[..., 0]}
+
+    def _terms(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+        return {"squared_error": squared_error(outputs[..., 0], batch["labels"], batch["sequence_weights"])}
+
+    def decode(
+        self,
+        outputs: dict[str, list[np.ndarray]],
+        encoded: Encoded,  # noqa: ARG002
+        examples: Sequence[Any],  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """{"prediction": number in the units of the data}."""
+        mean, deviation = self.facts["mean"], self.facts["deviation"]
+        return [{"prediction": round(float(value) * deviation + mean, 6)} for value in outputs["values"]]
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        """Spearman's and Pearson's correlation; 0 where all predictions are the same."""
+        truth = [example.label for example in examples]
+        guess = [prediction["prediction"] for prediction in predictions]
+        if len(set(guess)) < 2 or len(set(truth)) < 2:
+            return dict.fromkeys(self.metrics, 0.0)
+        return {
+            "spearman": float(scipy.stats.spearmanr(truth, guess).statistic),
+            "pearson": float(scipy.stats.pearsonr(truth, guess).statistic),
+        }
+
+    def tables(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        errors = np.array([p["prediction"] - e.label for p, e in zip(predictions, examples, strict=True)])
+        rows = [
+            ["mean absolute error", f"{np.abs(errors).mean():.4g}"],
+            ["largest", f"{np.abs(errors).max():.4g}"],
+        ]
+        return [{"title": "Errors", "columns": ["", "in the units of the data"], "rows": rows}]

@@ -1,0 +1,231 @@
+"""Fine-tuning as a task of the loop: a downstream task, its examples, and the checkpoint it starts from."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from bert_jax.config import Phase
+from bert_jax.data.batches import iterate
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.tasks import records
+from bert_jax.tasks.classification import Classification, Regression
+from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData, TaskRun
+from bert_jax.tasks.downstream import Downstream, Encoded, Rows
+from bert_jax.tasks.question_answering import QuestionAnswering
+from bert_jax.tasks.token_classification import TokenClassification
+from bert_jax.training.checkpoint import combined_digest, open_checkpoint, restore_params
+
+TOKENIZER, TASK = "tokenizer", "task.json"  # in a checkpoint: its vocabulary, and what the task remembers
+log = logging.getLogger("bert_jax")
+
+
+def make_task(task: TaskConfig, data: TaskData, facts: dict[str, Any] | None = None) -> Downstream:
+    """The downstream task of a config; with the `facts` of a checkpoint, or still to `learn` them."""
+    if task.name == "question_answering":
+        return QuestionAnswering(data, facts, task)
+    kinds: dict[str, Callable[[TaskData, dict[str, Any] | None], Downstream]] = {
+        "classification": Classification,
+        "regression": Regression,
+        "token_classification": TokenClassification,
+    }
+    return kinds[task.name](data, facts)
+
+
+class Base(NamedTuple):
+    """The checkpoint that fine-tuning starts from."""
+
+    folder: epath.Path
+    meta: dict[str, Any]
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, init_from: str) -> Self:
+        """Raises UserError if there is no sound checkpoint, or its vocabulary is not that of its network."""
+        if not init_from:
+            raise UserError(
+                "init_from is missing: the checkpoint to start from, e.g. --config.init_from=runs/bert_tiny."
+            )
+        folder, meta = open_checkpoint(init_from, "init_from")
+        model = ModelConfig(**meta["config"]["model"])
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        if tokenizer.vocab_size != model.vocab_size:
+            raise UserError(
+                f"init_from: the vocabulary of {folder} has {tokenizer.vocab_size} pieces and its network "
+                f"model.vocab_size={model.vocab_size}; they must be of one model."
+            )
+        return cls(folder, meta, model, tokenizer)
+
+    def facts(self) -> dict[str, Any]:
+        """What a fine-tuned checkpoint says of this one."""
+        fingerprints = {
+            name.removeprefix("params/"): value
+            for name, value in self.meta["digests"].items()
+            if name.startswith("params/")
+        }
+        return {
+            "checkpoint": f"{self.folder.parent.parent.name}/{self.folder.name}",
+            "params_digest": combined_digest(fingerprints),
+            "data_digest": self.meta.get("data_digest"),
+        }
+
+
+class Splits(NamedTuple):
+    """Examples to learn from, to choose by, and (perhaps none) to be read once at the end."""
+
+    train: list[Any]
+    eval: list[Any]
+    test: list[Any]
+    digest: str  # of the files they come from
+
+
+def read_splits(task: Downstream, data: TaskData) -> Splits:
+    """Reads the examples of a config, and has the task `learn` from those to train on.
+
+    Where no file is given for them, held-out examples are chosen by a hash of their text: so they stay the
+    same whatever the order, and no text is on two sides.
+
+    Raises:
+        UserError: for input that cannot be used.
+    """
+    if not data.train:
+        raise UserError("data.train is missing: a file of labelled examples, or tfds:NAME.")
+    sources = {name: source for name in ("train", "eval", "test") if (source := getattr(data, name))}
+    digest = hashlib.sha256()
+    for name, source in sources.items():
+        digest.update(f"{name} {records.digest(source, f'data.{name}')}\n".encode())
+    found = {name: task.read(source, f"data.{name}") for name, source in sources.items()}
+    parts: dict[str, list[Any]] = {"train": [], "eval": found.get("eval", []), "test": found.get("test", [])}
+    limits = [("eval", 0.0 if data.eval else data.eval_fraction)]
+    limits += [("test", 0.0 if data.test else data.test_fraction)]
+    for example in found["train"]:
+        share, name = _share(task.text(example)), "train"
+        for other, fraction in limits:
+            if 0.0 <= share < fraction:
+                name = other
+            share -= fraction
+        parts[name].append(example)
+    for name in ("train", "eval"):
+        if not parts[name]:
+            what = "train on" if name == "train" else "hold out"
+            raise UserError(
+                f"data.train={data.train} leaves no example to {what}; give more examples, another "
+                "data.eval_fraction, or data.eval."
+            )
+    task.learn(parts["train"])
+    task.check([*parts["eval"], *parts["test"]])
+    return Splits(parts["train"], parts["eval"], parts["test"], digest.hexdigest())
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1 that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+class Laid:
+    """Examples encoded and laid into rows, and how outputs become predictions again."""
+
+    def __init__(self, task: Downstream, examples: Sequence[Any], tokenizer: Tokenizer, data: TaskData):
+        self.task, self.examples = task, examples
+        self.encoded: Encoded = task.encode(examples, tokenizer, data.max_seq_length)
+        self.rows = Rows(self.encoded, tokenizer, data.max_seq_length, data.max_sequences_per_row)
+
+    def batches(self, size: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """The given rows of every batch of `size` rows, in order; the last one is padded."""
+        return (
+            self.rows.batch(first + rows, seed=0, epoch=0) for first in range(0, self.rows.num_rows, size)
+        )
+
+    def predictions(self, outputs: list[dict[str, np.ndarray]], size: int) -> list[Any]:
+        """What the task makes of the outputs of all `batches` of `size` rows."""
+        found: dict[str, dict[int, Any]] = {}
+        for number, output in enumerate(outputs):
+            self.rows.collect(output, number * size + np.arange(size), self.task.per_token, found)
+        ordered = {name: [values[n] for n in range(len(values))] for name, values in found.items()}
+        return self.task.decode(ordered, self.encoded, self.examples)
+
+
+class Finetuning:
+    """What the loop runs: losses and network are those of the downstream task.
+
+    Args:
+        run: the run's config.
+        task: has learned from the training examples.
+        base: where it starts.
+        splits: its examples.
+    """
+
+    def __init__(self, run: TaskRun, task: Downstream, base: Base, splits: Splits):
+        self._run, self._task, self._base = run, task, base
+        self._train = Laid(task, splits.train, base.tokenizer, run.data)
+        self._eval = Laid(task, splits.eval, base.tokenizer, run.data)
+        self.metric, self.patience = run.task.metric or task.metrics[0], run.task.patience
+        self.data_digest = splits.digest
+        facts = task.facts | {"base": base.facts()}
+        self.files = {f"{TOKENIZER}/{name}": file for name, file in base.tokenizer.files().items()}
+        self.files[TASK] = (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
+        self.objective, self.build = task.objective, task.build
+        self.weights, self.terms, self.evaluate = task.weights, task.terms, task.evaluate
+
+    def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
+        """The encoder of the base under a random head; with `task.random_weights` all is random."""
+        params, (folder, meta, *_) = random_params(), self._base
+        if self._run.task.random_weights:
+            log.info("started at step 0 with random weights (seed %d)", self._run.train.seed)
+            return params
+        encoder = {"encoder": abstract["encoder"]}
+        log.info("started at step 0 with the encoder of %s", folder)
+        return params | restore_params(folder, meta, self._run.model, encoder)
+
+    def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """The given rows of the batches from `first_step` on: the epochs laid end to end."""
+        data, seed = phase.config.data, phase.config.train.seed
+        batches = TrainingBatches(self._train.rows, data.global_batch_size, seed)
+        return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
+
+    def evaluations(
+        self,
+        final: bool,  # noqa: ARG002
+    ) -> dict[str, Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]]]:
+        """All held-out examples, at every evaluation."""
+        size = self._run.data.global_batch_size
+        return {"eval": lambda rows: self._eval.batches(size, rows)}
+
+    def scores(self, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        """The task's metrics of the held-out examples."""
+        predictions = self._eval.predictions(outputs, self._run.data.global_batch_size)
+        return self._task.score(predictions, self._eval.examples)
+
+    def examples(self, structure: nnx.GraphDef, params: Any) -> list[dict[str, Any]]:  # noqa: ARG002
+        """None: the report of a fine-tuning run shows tables instead."""
+        return []
+
+
+class TrainingBatches:
+    """The training batches, by step: a pure function of (examples, seed, step)."""
+
+    def __init__(self, rows: Rows, global_batch_size: int, seed: int):
+        self._rows, self._size, self._seed = rows, global_batch_size, seed
+
+    def __call__(self, step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        epochs, in_epoch = np.divmod(step * self._size + rows, self._rows.num_rows)
+        batch: dict[str, np.ndarray] = {}
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            for name, values in self._rows.batch(in_epoch[mine], self._seed, epoch).items():
+                batch.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[mine] = values
+        return batch
+
+
+def prepare_run(config: FinetuneConfig, seed: int, base: Base, task: Downstream, splits: Splits) -> TaskRun:
+    """The run of a config with one seed: epochs become steps once the rows are counted."""
+    rows = Laid(task, splits.train, base.tokenizer, config.data).rows.num_rows
+    return config.resolved(base.model, rows, seed)

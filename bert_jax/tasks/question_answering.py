@@ -1,0 +1,347 @@
+"""Extractive question answering: where a paragraph has the answer (Devlin et al., 2019, section 4.2)."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.heads import BertForTokens
+from bert_jax.model.losses import Term, cross_entropy
+from bert_jax.tasks.config import TaskConfig, TaskData
+from bert_jax.tasks.downstream import SPECIALS, Batch, Encoded
+from bert_jax.tasks.squad import Question, exact_match_and_f1, read_squad
+
+ASKING = ("what", "who", "when", "where", "which", "why", "how")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows(Encoded):
+    """Sequences [CLS] question [SEP] window of the paragraph [SEP].
+
+    Attributes:
+        begin: int64 [N], the token of the paragraph that a window begins with.
+        offsets: of each example's paragraph, int32 [its tokens, 2], characters [start, end) of each token.
+    """
+
+    begin: np.ndarray
+    offsets: list[np.ndarray]
+
+
+class Span(NamedTuple):
+    """Tokens first … last of a paragraph; none if last < first."""
+
+    score: float  # logit of the start plus logit of the end
+    first: int
+    last: int
+
+
+class QuestionAnswering:
+    """SQuAD 1.1, and 2.0 with questions that the paragraph does not answer.
+
+    Args:
+        data: not used, since the format of the data is given.
+        facts: of a checkpoint; None for a new run, which then calls `learn`.
+        task: windows and decoding.
+    """
+
+    objective: tuple[str, ...] = ("span_loss",)
+    per_token = True
+    facts: dict[str, Any]
+    metrics: tuple[str, ...]
+
+    def __init__(self, data: TaskData, facts: dict[str, Any] | None, task: TaskConfig):  # noqa: ARG002
+        self._task = task
+        self._remember(facts or {"version_2": False})
+
+    def _remember(self, facts: dict[str, Any]) -> None:
+        self.facts, self.metrics = facts, ("f1", "exact_match")
+        if facts["version_2"]:
+            self.metrics += ("has_answer_f1", "no_answer_accuracy")
+
+    def read(self, source: str, key: str, labelled: bool = True) -> list[Question]:
+        return read_squad(source, key, labelled)
+
+    def example(self, text: str, second: str | None = None) -> Question:
+        if second is None:
+            raise UserError("this checkpoint answers questions: give the paragraph too, as the second text.")
+        return Question("", text, second, (), "")
+
+    def text(self, example: Question) -> str:
+        """The paragraph: all questions on it are on one side."""
+        return example.paragraph
+
+    def learn(self, examples: Sequence[Question]) -> None:
+        """Takes from the training examples whether there are questions without an answer.
+
+        Raises:
+            UserError: if no question has an answer.
+        """
+        if not any(example.span for example in examples):
+            raise UserError(
+                f"{examples[0].place}: neither this question nor another to train on has an answer that is "
+                "where answer_start says; nothing can be learned from that."
+            )
+        self._remember({"version_2": any(not example.answers for example in examples)})
+
+    def check(self, examples: Sequence[Question]) -> None:
+        """Raises UserError for a question without an answer, if there was none such to learn from."""
+        for example in examples:
+            if not example.answers and not self.facts["version_2"]:
+                raise UserError(
+                    f"{example.place} has no answer, but every question that was learned from has one; leave "
+                    "it out, or train on questions without an answer too, as those of SQuAD 2.0."
+                )
+
+    def encode(self, examples: Sequence[Question], tokenizer: Tokenizer, max_seq_length: int) -> Windows:
+        """Long questions are cut; a long paragraph becomes windows, `task.doc_stride` tokens apart.
+
+        The targets count from [CLS], which both are where a window does not hold the whole answer. Where no
+        answer is to be learned, because nobody says what it is or the paragraph does not hold it,
+        `span_weights` is 0: the windows are there for evaluation only.
+
+        Raises:
+            UserError: if a question may leave no room for a paragraph.
+
+        Source: `convert_examples_to_features` of google-research/bert, run_squad.py.
+        """
+        limit, stride = self._task.max_question_tokens, self._task.doc_stride
+        if limit + SPECIALS >= max_seq_length:
+            raise UserError(
+                f"task.max_question_tokens={limit} leaves no room for a paragraph in "
+                f"data.max_seq_length={max_seq_length}; shorten questions or lengthen sequences."
+            )
+        questions = tokenizer.encode([example.text for example in examples])
+        texts = list(dict.fromkeys(example.paragraph for example in examples))
+        ids_of = dict(zip(texts, tokenizer.encode_with_offsets(texts), strict=True))
+        paragraphs = [ids_of[example.paragraph] for example in examples]
+        length_a = np.array([min(len(ids), limit) for ids in questions], np.int64)
+        length = np.array([len(ids) for ids, _ in paragraphs], np.int64)
+        example, begin, length_b = windows(length, max_seq_length - SPECIALS - length_a, stride)
+        parts = [
+            part
+            for number, start, count in zip(example, begin, length_b, strict=True)
+            for part in (questions[number][:limit], paragraphs[number][0][start : start + count])
+        ]
+        encoded = Windows(
+            tokens=np.fromiter(itertools.chain(*parts), np.int32),
+            length_a=length_a[example],
+            length_b=length_b,
+            example=example,
+            sequence_targets={},
+            token_targets={},
+            num_cut=sum(len(ids) > limit for ids in questions),
+            begin=begin,
+            offsets=[offsets for _, offsets in paragraphs],
+        )
+        return dataclasses.replace(encoded, sequence_targets=self._targets(examples, encoded))
+
+    def _targets(self, examples: Sequence[Question], encoded: Windows) -> dict[str, np.ndarray]:
+        spans = [tokens_of(e.span, offsets) for e, offsets in zip(examples, encoded.offsets, strict=True)]
+        first, last = np.array(spans, np.int64).reshape(-1, 2).T
+        none = np.array([self.facts["version_2"] and not e.answers for e in examples], bool)
+        learned = (first <= last) | none
+        first, last = first[encoded.example], last[encoded.example]
+        end = encoded.begin + encoded.length_b
+        inside = (encoded.begin <= first) & (first <= last) & (last < end)
+        # What to add to the number of a token in the paragraph to have its place in the sequence.
+        shift = encoded.length_a + SPECIALS - 1 - encoded.begin
+        return {
+            "start_positions": np.where(inside, first + shift, 0).astype(np.int32),
+            "end_positions": np.where(inside, last + shift, 0).astype(np.int32),
+            "span_weights": learned[encoded.example].astype(np.float32),
+        }
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
+        return BertForTokens(config, 2, rngs, dtype, remat)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        return {"span_loss": jnp.sum(_weights(batch))}
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
+        return self._terms(model(batch, dropout_keys), batch)
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
+        logits = model(batch)
+        return self._terms(logits, batch), {"start": logits[..., 0], "end": logits[..., 1]}
+
+    def _terms(self, logits: jax.Array, batch: Batch) -> dict[str, Term]:
+        """The mean of the losses of start and end, each a softmax over the tokens of its own sequence."""
+        slots = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
+        own = batch["sequence_ids"][:, None, :] == slots[:, None]  # [B, S, T]
+        weights = _weights(batch)
+        loss, right = jnp.zeros(()), weights > 0
+        for side, name in enumerate(("start_positions", "end_positions")):
+            # Not -inf: a slot that holds no sequence has no other token, and its loss must be a number.
+            scores = jnp.where(own, logits[:, None, :, side], jnp.finfo(logits.dtype).min)
+            positions = batch["cls_positions"] + batch[name]
+            loss += cross_entropy(scores, positions, weights)[0] / 2
+            right &= jnp.argmax(scores, axis=-1) == positions
+        total = jnp.sum(weights)
+        return {"span_loss": (loss, total), "span_accuracy": (jnp.sum(right * weights), total)}
+
+    def decode(
+        self, outputs: dict[str, list[np.ndarray]], encoded: Encoded, examples: Sequence[Question]
+    ) -> list[dict[str, Any]]:
+        """{"prediction": text of the paragraph, "start", "end": its characters, "score": sum of logits}.
+
+        "" is no answer. In version 2 it is predicted where "null_score_diff", the score of [CLS] (its least
+        over all windows) minus that of the answer, is above `task.null_threshold`, as in run_squad.py.
+        """
+        assert isinstance(encoded, Windows)
+        bounds = np.searchsorted(encoded.example, np.arange(len(examples) + 1))
+        results = []
+        for number, example in enumerate(examples):
+            of_example = range(bounds[number], bounds[number + 1])
+            starts, ends = ([outputs[side][n] for n in of_example] for side in ("start", "end"))
+            null = min(float(start[0]) + float(end[0]) for start, end in zip(starts, ends, strict=True))
+            passages = [slice(-1 - encoded.length_b[n], -1) for n in of_example]
+            span = Span(null, 0, -1)
+            if len(offsets := encoded.offsets[number]):
+                logits = (
+                    [start[passage] for start, passage in zip(starts, passages, strict=True)],
+                    [end[passage] for end, passage in zip(ends, passages, strict=True)],
+                    encoded.begin[of_example.start : of_example.stop],
+                )
+                if self._task.decoding == "best_span":
+                    span = best_span(*logits, self._task.max_answer_tokens)
+                else:
+                    span = independent_span(*logits)
+            results.append(self._prediction(example, span, null, offsets))
+        return results
+
+    def _prediction(self, example: Question, span: Span, null: float, offsets: np.ndarray) -> dict[str, Any]:
+        version_2, start, end = self.facts["version_2"], 0, 0
+        if span.first <= span.last and not (version_2 and null - span.score > self._task.null_threshold):
+            start, end = int(offsets[span.first, 0]), int(offsets[span.last, 1])
+        result = {"prediction": example.paragraph[start:end], "start": start, "end": end}
+        result["score"] = round(span.score, 6)
+        return result | ({"null_score_diff": round(null - span.score, 6)} if version_2 else {})
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Question]) -> dict[str, float]:
+        """The official metrics of SQuAD as shares, from 0 to 1 (see `exact_match_and_f1`).
+
+        In version 2 also F1 of the questions that have an answer, and the share of right predictions for
+        those that have none; 0 where there is no such question.
+        """
+        exact, f1, answered = self._agreement(predictions, examples)
+        result = {"f1": float(f1.mean()), "exact_match": float(exact.mean())}
+        if self.facts["version_2"]:
+            result["has_answer_f1"] = float(f1[answered].mean()) if answered.any() else 0.0
+            result["no_answer_accuracy"] = float(exact[~answered].mean()) if not answered.all() else 0.0
+        return result
+
+    def _agreement(
+        self, predictions: Sequence[Any], examples: Sequence[Question]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Exact match and F1 of each example, and whether it has an answer."""
+        both = [
+            exact_match_and_f1(
+                prediction["prediction"],
+                [answer.text for answer in example.answers],
+                self.facts["version_2"],
+            )
+            for prediction, example in zip(predictions, examples, strict=True)
+        ]
+        exact, f1 = np.array(both).T
+        return exact, f1, np.array([bool(example.answers) for example in examples])
+
+    def tables(self, predictions: Sequence[Any], examples: Sequence[Question]) -> list[dict[str, Any]]:
+        exact, f1, answered = self._agreement(predictions, examples)
+        asking = [next((w for w in e.text.lower().split() if w in ASKING), "other") for e in examples]
+        kinds = {word: np.array(asking) == word for word in (*ASKING, "other")}
+        if self.facts["version_2"]:
+            kinds = {"with an answer": answered, "without": ~answered} | kinds
+        rows = [
+            [name, int(of_kind.sum()), f"{exact[of_kind].mean():.1%}", f"{f1[of_kind].mean():.1%}"]
+            for name, of_kind in kinds.items()
+            if of_kind.any()
+        ]
+        columns = ["questions", "number", "exact match", "F1"]
+        return [{"title": "By kind of question", "columns": columns, "rows": rows}]
+
+    def row(self, example: Question, prediction: Any) -> dict[str, Any]:
+        known = {"id": example.id, "question": example.text, "answers": [a.text for a in example.answers]}
+        return {name: value for name, value in known.items() if value} | prediction
+
+
+def _weights(batch: Batch) -> jax.Array:
+    return batch["sequence_weights"] * batch["span_weights"]
+
+
+def windows(tokens: np.ndarray, room: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows of at most `room` tokens over paragraphs of so many tokens: int64 [N] from int64 [examples].
+
+    The last is the first that reaches the end. Windows are no further apart than they are long, so every
+    token is in one, and a paragraph without tokens has one window.
+
+    Returns:
+        Example, first token, and number of tokens of each window.
+    """
+    apart = np.minimum(stride, room)
+    counts = 1 + np.maximum(0, -((room - tokens) // apart))  # the ceiling of what is left over strides
+    example = np.repeat(np.arange(len(tokens)), counts)
+    begin = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * apart[example]
+    return example, begin, np.minimum(room[example], tokens[example] - begin)
+
+
+def tokens_of(span: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, int]:
+    """First and last token that stand for characters of the span; (0, -1) if there is none."""
+    if span is None:
+        return 0, -1
+    starts, ends = offsets.T
+    return int(np.searchsorted(ends, span[0], "right")), int(np.searchsorted(starts, span[1], "left")) - 1
+
+
+def best_span(
+    starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], begin: np.ndarray, max_tokens: int
+) -> Span:
+    """The span of at most `max_tokens` tokens with the best sum of logits.
+
+    Of windows that overlap, a start counts in the one in which it has the most context.
+
+    Args:
+        starts, ends: for each window over a paragraph the logits of its tokens, float [length].
+        begin: ints [windows], the token that it begins with.
+
+    Source: `write_predictions` of google-research/bert, run_squad.py; it tries the 20 best starts and ends.
+    """
+    best = Span(-np.inf, 0, -1)
+    owner = max_context(begin, np.array([len(start) for start in starts]))
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        most = min(max_tokens, len(end))
+        padded = np.concatenate([end, np.full(most - 1, -np.inf)])
+        end_from = np.lib.stride_tricks.sliding_window_view(padded, most)  # [length, most]
+        total = start + end_from.max(axis=1)
+        total[owner[begin[number] :][: len(start)] != number] = -np.inf
+        if (score := total[first := int(np.argmax(total))]) > best.score:
+            token = int(begin[number]) + first
+            best = Span(float(score), token, token + int(np.argmax(end_from[first])))
+    return best
+
+
+def independent_span(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], begin: np.ndarray) -> Span:
+    """The best start and the best end over all windows, each by itself; arguments as `best_span`."""
+    token = np.concatenate([np.arange(len(start)) + at for start, at in zip(starts, begin, strict=True)])
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    first, last = np.argmax(start), np.argmax(end)
+    return Span(float(start[first] + end[last]), int(token[first]), int(token[last]))
+
+
+def max_context(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The window in which each token has the most context, int64 [tokens]; of equals the first.
+
+    The context of a token is the smaller of its distances to both ends, plus 1% of the window's length.
+
+    Source: `_check_is_max_context` of google-research/bert, run_squad.py.
+    """
+    token = np.arange(np.max(begin + length))
+    least = np.minimum(token - begin[:, None], (begin + length)[:, None] - 1 - token)
+    return np.argmax(np.where(least >= 0, 100 * least + length[:, None], -1), axis=0)

@@ -1,0 +1,176 @@
+"""Records of labelled data: rows of TSV, CSV and JSONL files and of TFDS datasets, with their places."""
+
+import codecs
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from bert_jax.data.sources.files import MissingInput
+from bert_jax.data.sources.tfds import open_builder
+from bert_jax.errors import UserError
+
+OPENERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
+KINDS = (".tsv", ".csv", ".jsonl")
+
+
+class Record(NamedTuple):
+    """A row; `place` says where it stands, for errors."""
+
+    place: str
+    values: dict[str, Any]
+
+
+def read_bytes(path: str, key: str) -> tuple[bytes, str]:
+    """The content of a file, decompressed, and its suffix without that of the compression.
+
+    Raises:
+        UserError: if it cannot be read or is empty; `key` is where its name was given.
+    """
+    file = epath.Path(os.path.expanduser(path))
+    try:
+        content = file.read_bytes()
+        if file.suffix in OPENERS:
+            content, file = OPENERS[file.suffix](content), file.with_suffix("")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{key}={path} cannot be read: {error}.") from None
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
+        raise UserError(f"{key}={path} is empty.")
+    return content, file.suffix
+
+
+def read_text(path: str, key: str) -> tuple[str, str]:
+    """As `read_bytes`, decoded from UTF-8."""
+    content, suffix = read_bytes(path, key)
+    try:
+        return content.decode("utf-8-sig"), suffix
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={path} is not a UTF-8 text file ({error}).") from None
+
+
+def digest(source: str, key: str) -> str:
+    """A digest of the content of a file, or of name and version of a TFDS dataset, which stand for it."""
+    if source.startswith("tfds:"):
+        builder, split = _dataset(source, key)
+        facts = [builder.info.full_name, split, builder.info.splits[split].num_examples]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return hashlib.sha256(read_bytes(source, key)[0]).hexdigest()
+
+
+def read_records(source: str, key: str, header: bool = True) -> list[Record]:
+    """All records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz) or tfds:NAME[:SPLIT].
+
+    Args:
+        source: where they are; `key` is where that was given.
+        header: whether the first line of a TSV or CSV file names the columns; if not, they are "0", "1", ….
+
+    Raises:
+        UserError: for a file that is missing, empty or broken, naming the line.
+    """
+    if source.startswith("tfds:"):
+        return list(_tfds_records(source, key))
+    content, suffix = read_text(source, key)
+    if suffix not in KINDS:
+        raise UserError(f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz) and tfds:NAME.")
+    rows = _json_rows(content, source) if suffix == ".jsonl" else _table_rows(content, source, suffix, header)
+    if not (records := list(rows)):
+        raise UserError(f"{key}={source} has no row but its header.")
+    return records
+
+
+def column(records: list[Record], name: str, key: str) -> list[Any]:
+    """A column of all records; raises UserError, naming the columns there are, if a record has no such."""
+    values = []
+    for record in records:
+        if name not in record.values:
+            known = ", ".join(repr(column) for column in record.values)
+            raise UserError(f"{key}={name!r}: {record.place} has no such column; it has {known}.")
+        values.append(record.values[name])
+    return values
+
+
+def text_column(records: list[Record], name: str, key: str) -> list[str]:
+    """A column whose values must be texts."""
+    values = column(records, name, key)
+    for record, value in zip(records, values, strict=True):
+        if not isinstance(value, str):
+            raise UserError(f"{key}={name!r}: {record.place} has {value!r}, which is not a text.")
+    return values
+
+
+def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterator[Record]:
+    # TSV as GLUE has it: a quotation mark is a character like any other, and no field has a line break.
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(io.StringIO(content, newline=""), **options, strict=suffix == ".csv")
+    try:
+        rows = [(f"{source}, line {reader.line_num}", row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(f"{source}, line {reader.line_num}: {error}.") from None
+    names = rows[0][1] if header else [str(number) for number in range(len(rows[0][1]))]
+    if len(set(names)) < len(names):
+        raise UserError(f"{rows[0][0]}: a column's name comes twice in {', '.join(names)}.")
+    for place, row in rows[1 if header else 0 :]:
+        if len(row) != len(names):
+            raise UserError(f"{place} has {len(row)} columns and the first has {len(names)}.")
+        yield Record(place, dict(zip(names, row, strict=True)))
+
+
+def _json_rows(content: str, source: str) -> Iterator[Record]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                values = json.loads(line)
+                json.dumps(values, ensure_ascii=False).encode()  # JSON can write halves of characters
+            except ValueError as error:
+                raise UserError(f"{source}, line {number} is not JSON ({error}).") from None
+            if not isinstance(values, dict):
+                raise UserError(f"{source}, line {number} is not a JSON object.")
+            yield Record(f"{source}, line {number}", values)
+
+
+def _dataset(source: str, key: str) -> tuple[Any, str]:
+    """The builder and the split of tfds:NAME[:SPLIT]."""
+    name, *split = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", source.removeprefix("tfds:"))
+    try:
+        builder = open_builder(f"{key}={source!r}", name)
+    except MissingInput as missing:
+        raise UserError(str(missing)) from None
+    chosen = split[0] if split else "train"
+    if len(split) > 1 or chosen.split("[")[0] not in builder.info.splits:
+        splits = ", ".join(builder.info.splits)
+        raise UserError(f"{key}={source}: use tfds:NAME[:SPLIT] with a split of {splits}.")
+    return builder, chosen
+
+
+def _tfds_records(source: str, key: str) -> Iterator[Record]:
+    builder, split = _dataset(source, key)
+    try:
+        rows = builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{key}={source} cannot be read at random; build it as array_record ({error})."
+        ) from None
+    for number, row in enumerate(rows):
+        yield Record(f"{source}, record {number}", _plain(row, builder.info.features))
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """What TFDS returns as Python's own types: texts for bytes and classes, lists for arrays."""
+    if isinstance(value, dict):
+        return {name: _plain(inner, feature[name]) for name, inner in value.items()}
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):  # TFDS's sequences answer as the feature that they are of
+        return [_plain(inner, feature) for inner in value]
+    if hasattr(feature, "int2str"):
+        return feature.int2str(value) if value >= 0 else None  # -1 says that the class is not known
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,170 @@
+"""SQuAD (Rajpurkar et al., 2016 and 2018): questions on paragraphs, and the official metrics."""
+
+import collections
+import json
+import logging
+import re
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bert_jax.errors import UserError
+from bert_jax.tasks.records import Record, read_records, read_text
+
+log = logging.getLogger("bert_jax")
+FILES = re.compile(r"(?P<json>.*\.json)(\.gz|\.xz)?|.*\.jsonl(\.gz|\.xz)?|tfds:.*")
+WORDS = {list: "a list", str: "a text", int: "a number"}
+ANSWER = ("text", "answer_start")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Answer(NamedTuple):
+    text: str
+    start: int  # the paragraph's character that it begins with
+
+
+class Question(NamedTuple):
+    id: str
+    text: str
+    paragraph: str
+    answers: tuple[Answer, ...]  # none: the paragraph has no answer, or nobody has said what it is
+    place: str  # where it stands, for errors
+
+    def holds(self, answer: Answer) -> bool:
+        """Whether the paragraph has the answer's text where the answer says that it has it."""
+        return bool(answer.text) and answer.start >= 0 and self.paragraph.startswith(*answer)
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Characters [start, end) of the first answer that the paragraph holds."""
+        spans = (
+            (answer.start, answer.start + len(answer.text)) for answer in self.answers if self.holds(answer)
+        )
+        return next(spans, None)
+
+
+def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
+    """Questions of SQuAD's FILE.json, or of records with id, context, question and answers.
+
+    Records are those of FILE.jsonl or tfds:NAME[:SPLIT]; their answers are {"text": list, "answer_start":
+    list}. Answers that the paragraph does not hold where it should are counted and logged.
+
+    Args:
+        source: where they are; `key` is where that was given.
+        labelled: whether answers are read.
+
+    Raises:
+        UserError: for data of another kind, naming the place.
+    """
+    if not (kind := FILES.fullmatch(source)):
+        raise UserError(
+            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz) and tfds:NAME."
+        )
+    records = _file_records(source, key) if kind["json"] else read_records(source, key)
+    questions = [_question(record, labelled) for record in records]
+    if not questions:
+        raise UserError(f"{key}={source} has no question.")
+    places: dict[str, str] = {}
+    for question in questions:
+        if (first := places.setdefault(question.id, question.place)) != question.place:
+            raise UserError(f"{question.place} has the id {question.id!r}, as {first} has; ids must differ.")
+    if lost := [q.place for q in questions for answer in q.answers if not q.holds(answer)]:
+        log.warning(
+            "%s: %d answers are not where answer_start says, and nothing is learned from them; the first: %s",
+            source, len(lost), lost[0],
+        )  # fmt: skip
+    return questions
+
+
+def _file_records(source: str, key: str) -> Iterator[Record]:
+    content, _ = read_text(source, key)
+    try:
+        file = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{key}={source} is not JSON ({error}).") from None
+    for a, article in enumerate(_field(file, "data", list, source)):
+        in_article = f"{source}, data[{a}]"
+        for p, paragraph in enumerate(_field(article, "paragraphs", list, in_article)):
+            in_paragraph = f"{in_article}.paragraphs[{p}]"
+            context = _field(paragraph, "context", str, in_paragraph)
+            for q, question in enumerate(_field(paragraph, "qas", list, in_paragraph)):
+                place = f"{in_paragraph}.qas[{q}]"
+                _field(question, "question", str, place)  # so it is an object
+                yield Record(place, question | {"context": context})
+
+
+def _question(record: Record, labelled: bool) -> Question:
+    place, values = record
+    identity = values.get("id")
+    return Question(
+        str(identity) if isinstance(identity, int) else _field(values, "id", str, place),
+        _field(values, "question", str, place),
+        _field(values, "context", str, place),
+        _answers(values, place) if labelled else (),
+        place,
+    )
+
+
+def _answers(values: dict[str, Any], place: str) -> tuple[Answer, ...]:
+    found, within = values.get("answers"), f"{place}.answers"
+    if isinstance(found, dict):  # as TFDS has them, by column
+        columns = [_field(found, name, list, within) for name in ANSWER]
+        if len(columns[0]) != len(columns[1]):
+            raise UserError(f"{within} has {len(columns[0])} texts and {len(columns[1])} times answer_start.")
+        found = [dict(zip(ANSWER, column, strict=True)) for column in zip(*columns, strict=True)]
+    else:
+        found = _field(values, "answers", list, place)
+    answers = tuple(
+        Answer(_field(answer, "text", str, within), _field(answer, "answer_start", int, within))
+        for answer in found
+    )
+    impossible = values.get("is_impossible")
+    if impossible is not None and bool(impossible) == bool(answers):
+        raise UserError(
+            f"{place} has is_impossible={bool(impossible)}, but {len(answers)} answers; mend the file."
+        )
+    return answers
+
+
+def _field(values: Any, name: str, kind: type, place: str) -> Any:
+    value = values.get(name) if isinstance(values, dict) else None
+    if not isinstance(value, kind):
+        raise UserError(f"{place} has no {name} ({WORDS[kind]}); is this data of SQuAD's format?")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
+            raise UserError(f"{place}: {name} is not a text ({error}); mend the file.") from None
+    return value
+
+
+def normalized(answer: str) -> str:
+    """An answer without case, punctuation, articles and more than one space in a row.
+
+    Source: `normalize_answer` of SQuAD's evaluate-v1.1.py and evaluate-v2.0.py.
+    """
+    return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match_and_f1(prediction: str, answers: Sequence[str], version_2: bool) -> tuple[float, float]:
+    """How well a prediction agrees with the best of the true answers: whether it is the same, and token F1.
+
+    Args:
+        prediction: "" for no answer.
+        answers: true ones; none if the question has no answer, which in version 2 is right to predict.
+        version_2: whether to count as evaluate-v2.0.py does rather than as evaluate-v1.1.py does.
+    """
+    truths = [normalized(answer) for answer in answers]
+    if version_2:
+        truths = [truth for truth in truths if truth] or [""]
+    guess = normalized(prediction)
+    exact = max((float(truth == guess) for truth in truths), default=0.0)
+    if truths == [""] and version_2:
+        return exact, exact
+    return exact, max((_f1(guess.split(), truth.split()) for truth in truths), default=0.0)
+
+
+def _f1(guess: list[str], truth: list[str]) -> float:
+    same = (collections.Counter(guess) & collections.Counter(truth)).total()
+    return 2 * same / (len(guess) + len(truth)) if same else 0.0

@@ -1,0 +1,337 @@
+"""Token classification: a tag for every word, of which named entities are read (Devlin et al., 2019, 5.3)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.metrics
+from flax import nnx
+from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.model.heads import BertForTokens
+from bert_jax.model.losses import Term, accuracy, cross_entropy
+from bert_jax.tasks.config import TaskData
+from bert_jax.tasks.downstream import SPECIALS, Batch, Encoded
+from bert_jax.tasks.records import Record, column, read_records, read_text
+
+RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz)?$")  # other sources are columns
+TAG = re.compile(r"O|[BIESLU]-.+")
+NOT_A_TAG = "is no tag of IOB or BIOES (O, B-TYPE, I-TYPE, E-TYPE, S-TYPE)"
+LARGEST_CONFUSION = 24  # entity types that a table still shows
+
+
+class Sentence(NamedTuple):
+    words: list[str]
+    tags: list[str] | None  # IOB2, one for each word
+    place: str  # where it begins, for errors
+
+
+def to_iob2(tags: Sequence[str]) -> list[str]:
+    """The tags of a sentence in IOB2: B- on the first word of every entity, I- on its others, else O.
+
+    Reads IOB1, where B- only parts an entity from one of its type right before it (Ramshaw and Marcus, 1995),
+    IOB2, BIOES and BILOU alike: an entity begins where CoNLL's own scorer says that one does, which holds
+    for transitions that a scheme forbids as well.
+
+    Args:
+        tags: O, or a letter of B I E S L U, a hyphen, and a type.
+
+    Source: startOfChunk of conlleval (Tjong Kim Sang and De Meulder, 2003).
+    """
+    result = []
+    for before, tag in zip(["O", *tags], tags, strict=False):
+        begins = tag[0] in "BSU" or before[0] in "OESLU" or before[2:] != tag[2:]
+        result.append(tag if tag == "O" else ("B" if begins else "I") + tag[1:])
+    return result
+
+
+class TokenClassification:
+    """Named entities and the like.
+
+    Args:
+        data: names of the columns, of JSONL and TFDS; each holds a list, of words or of tags.
+        facts: of a checkpoint; None for a new run, which then calls `learn`.
+    """
+
+    metrics: tuple[str, ...] = ("f1", "precision", "recall", "token_accuracy")
+    objective: tuple[str, ...] = ("token_loss",)
+    per_token = True
+    facts: dict[str, Any]
+
+    def __init__(self, data: TaskData, facts: dict[str, Any] | None):
+        self._data, self.facts = data, facts or {}
+
+    @property
+    def labels(self) -> list[str]:
+        return self.facts["labels"]
+
+    def read(self, source: str, key: str, labelled: bool = True) -> list[Sentence]:
+        """Sentences of tfds:NAME, FILE.jsonl, or columns as CoNLL has them, in a file of any other name.
+
+        Columns are parted by tabs or by spaces; the first is the word and the last its tag, and a blank line
+        ends a sentence. A line "# …" that does not end in a tag is a comment.
+        """
+        if RECORDS.match(source):
+            sentences = self._sentences(read_records(source, key), labelled)
+        else:
+            sentences = list(_column_sentences(read_text(source, key)[0], source, labelled))
+        if not any(sentence.words for sentence in sentences):
+            raise UserError(f"{key}={source} has no words.")
+        return sentences
+
+    def _sentences(self, records: list[Record], labelled: bool) -> list[Sentence]:
+        all_words = _list_column(records, self._data.text, "data.text")
+        if not labelled:
+            return [
+                Sentence(words, None, record.place) for words, record in zip(all_words, records, strict=True)
+            ]
+        all_tags = _list_column(records, self._data.label, "data.label")
+        sentences = []
+        for record, words, tags in zip(records, all_words, all_tags, strict=True):
+            if len(words) != len(tags):
+                raise UserError(f"{record.place} has {len(words)} words and {len(tags)} tags.")
+            for tag in tags:
+                if not TAG.fullmatch(tag):
+                    raise UserError(
+                        f"{record.place}: {tag!r} in data.label={self._data.label!r} {NOT_A_TAG}."
+                    )
+            sentences.append(Sentence(words, to_iob2(tags), record.place))
+        return sentences
+
+    def example(self, text: str, second: str | None = None) -> Sentence:
+        """Words are what white space parts, so punctuation should stand as it does in the training data."""
+        if second is not None:
+            raise UserError("this checkpoint was fine-tuned on single sentences, not pairs.")
+        if not (words := text.split()):
+            raise UserError(f"the text {text!r} has no words.")
+        return Sentence(words, None, "")
+
+    def learn(self, examples: Sequence[Sentence]) -> None:
+        """Takes the tags from the training examples, B- and I- of every type, unless the config names them.
+
+        Raises:
+            UserError: for examples that have one tag only, or a name in data.labels that is no tag.
+        """
+        found = sorted({tag for sentence in examples for tag in sentence.tags or []})
+        if len(found) < 2:
+            raise UserError(
+                f"every word has the tag {', '.join(found)!r}; nothing can be learned from one tag. Is it "
+                "the right column?"
+            )
+        named = [label.strip() for label in self._data.labels.split(",") if label.strip()]
+        if wrong := [label for label in named if not re.fullmatch("O|[BI]-.+", label)]:
+            raise UserError(f"data.labels: {wrong[0]!r} is no tag of IOB2; name them as O,B-PER,I-PER.")
+        types = sorted({tag[2:] for tag in found} - {""})
+        self.facts |= {"labels": named or ["O", *(f"{letter}-{kind}" for kind in types for letter in "BI")]}
+        self.check(examples)
+
+    def check(self, examples: Sequence[Sentence]) -> None:
+        """Raises UserError for a tag that is not one of the labels."""
+        known = set(self.labels)
+        for sentence in examples:
+            for word, tag in zip(sentence.words, sentence.tags or [], strict=False):
+                if tag not in known:
+                    raise UserError(
+                        f"{sentence.place}: the tag {tag!r} of {word!r} is unknown; the tags are "
+                        f"{', '.join(self.labels[:20])}. Mend the file, or name all tags in data.labels."
+                    )
+
+    def text(self, example: Sentence) -> str:
+        return " ".join(example.words)
+
+    def encode(self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_seq_length: int) -> Encoded:
+        """Words are tokenised one by one; the first token of each has its label, the others have -1.
+
+        A word of which nothing is left, as of a zero-width space, is [UNK]. A sentence that is too long goes
+        on in another sequence, and a word that is longer than a sequence is cut, so that every word has a
+        first token. Words without a tag have label 0, so that `decode` finds them.
+        """
+        room = max_seq_length - (SPECIALS - 1)
+        words = [word for sentence in examples for word in sentence.words]
+        tokens, lengths = tokenizer.encode_flat(words)
+        nothing = lengths == 0
+        tokens = np.insert(tokens, (np.cumsum(lengths) - lengths)[nothing], tokenizer.unk_id)
+        lengths = np.maximum(lengths, 1)
+        in_word = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        kept, num_cut = in_word < room, np.count_nonzero(lengths > room)
+        lengths = np.minimum(lengths, room)
+
+        sentence = np.repeat(np.arange(len(examples)), [len(example.words) for example in examples])
+        begins = _sequence_starts(sentence, lengths, room)
+        targets = np.full(len(tokens), -1, np.int32)
+        targets[in_word == 0] = self._targets(examples)
+        return Encoded(
+            tokens=tokens[kept].astype(np.int32),
+            length_a=np.add.reduceat(lengths, begins),
+            length_b=np.zeros(len(begins), np.int64),
+            example=sentence[begins],
+            sequence_targets={},
+            token_targets={"labels": targets[kept]},
+            num_cut=int(num_cut),
+        )
+
+    def _targets(self, examples: Sequence[Sentence]) -> list[int]:
+        number = {label: index for index, label in enumerate(self.labels)}
+        return [
+            number.get(tag, 0) for sentence in examples for tag in sentence.tags or [""] * len(sentence.words)
+        ]
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
+        return BertForTokens(config, len(self.labels), rngs, dtype, remat)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        return {"token_loss": jnp.sum(_weights(batch))}
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
+        return _terms(model(batch, dropout_keys), batch)
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
+        """The outputs are the best label of each token, int32 [B, T], and its probability, float32 [B, T]."""
+        logits = model(batch)
+        best = {
+            "label": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
+        }
+        return _terms(logits, batch), best
+
+    def decode(
+        self, outputs: dict[str, list[np.ndarray]], encoded: Encoded, examples: Sequence[Sentence]
+    ) -> list[dict[str, Any]]:
+        """{"prediction": a tag for each word, "probabilities": theirs, "entities": …}.
+
+        An entity is {"type", "start", "end", "text"}: words number start … end - 1. They are read off the
+        tags as conlleval does, so that an I- behind an O begins one.
+        """
+        first = encoded.token_targets["labels"] >= 0
+        ends = np.cumsum([len(example.words) for example in examples])
+        # Without [CLS] and [SEP] the outputs of all sequences lie as the tokens do.
+        label, probability = (
+            np.split(np.concatenate([values[1:-1] for values in outputs[name]])[first], ends[:-1])
+            for name in ("label", "probability")
+        )
+        predictions = []
+        for example, numbers, shares in zip(examples, label, probability, strict=True):
+            tags = [self.labels[number] for number in numbers]
+            entities = [
+                {
+                    "type": kind,
+                    "start": start,
+                    "end": last + 1,
+                    "text": " ".join(example.words[start : last + 1]),
+                }
+                for kind, start, last in get_entities(tags)
+            ]
+            predictions.append(
+                {
+                    "prediction": tags,
+                    "probabilities": [round(float(share), 6) for share in shares],
+                    "entities": entities,
+                }
+            )
+        return predictions
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> dict[str, float]:
+        """Precision, recall and F1 of whole entities, as conlleval has them, and the share of right tags."""
+        truth, guess = _tags(predictions, examples)
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            truth, guess, average="micro", zero_division=0
+        )
+        right = [a == b for pair in zip(truth, guess, strict=True) for a, b in zip(*pair, strict=True)]
+        return {
+            "f1": float(f1),
+            "precision": float(precision),
+            "recall": float(recall),
+            "token_accuracy": float(np.mean(right)),
+        }
+
+    def tables(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> list[dict[str, Any]]:
+        truth, guess = _tags(predictions, examples)
+        types = sorted({kind for kind, _, _ in [*get_entities(truth), *get_entities(guess)]})
+        scores = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)
+        by_type = [
+            [kind, *(f"{value:.1%}" for value in values), int(support)]
+            for kind, *values, support in zip(types, *scores, strict=True)
+        ]
+        columns = ["type", "precision", "recall", "F1", "entities"]
+        tables: list[dict[str, Any]] = [{"title": "By type", "columns": columns, "rows": by_type}]
+        if 0 < len(types) <= LARGEST_CONFUSION:
+            kinds = ["O", *types]
+            flat = ([tag[2:] or "O" for tags in sentences for tag in tags] for sentences in (truth, guess))
+            confusion = sklearn.metrics.confusion_matrix(*flat, labels=kinds)
+            tables.append(
+                {"title": "Confusion of words: truth by row, prediction by column", "columns": ["", *kinds],
+                 "rows": [[kind, *map(int, row)] for kind, row in zip(kinds, confusion, strict=True)],
+                 "shaded": True}
+            )  # fmt: skip
+        return tables
+
+    def row(self, example: Sentence, prediction: Any) -> dict[str, Any]:
+        tags = {"tags": example.tags} if example.tags is not None else {}
+        return {"tokens": example.words} | tags | prediction
+
+
+def _column_sentences(content: str, source: str, labelled: bool) -> Iterator[Sentence]:
+    words: list[str] = []
+    tags: list[str] = []
+    begin = ""
+    for number, line in enumerate([*content.split("\n"), ""], 1):
+        place = f"{source}, line {number}"
+        if not (line := line.strip(" \t\r")):
+            if words:
+                yield Sentence(words, to_iob2(tags) if labelled else None, begin)
+            words, tags = [], []
+            continue
+        fields = re.split("\t" if "\t" in line else " +", line)
+        if fields[0] == "-DOCSTART-" or (line.startswith("# ") and not TAG.fullmatch(fields[-1])):
+            continue
+        if labelled and len(fields) < 2:
+            raise UserError(
+                f"{place} has one column, {line!r}; it must have a word and, in the last, its tag."
+            )
+        if labelled and not TAG.fullmatch(fields[-1]):
+            raise UserError(f"{place}: {fields[-1]!r} in the last column {NOT_A_TAG}.")
+        begin = begin if words else place
+        words.append(fields[0])
+        tags.append(fields[-1])
+
+
+def _list_column(records: list[Record], name: str, key: str) -> list[list[str]]:
+    """A column whose values must be lists of texts."""
+    values = column(records, name, key)
+    for record, value in zip(records, values, strict=True):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(
+                f"{key}={name!r}: {record.place} has {repr(value)[:60]}, which is no list of texts."
+            )
+    return values
+
+
+def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np.ndarray:
+    """The words that begin a sequence, int64 [N]: the first of a sentence, and each that has no room left."""
+    starts, last, used = [], -1, 0
+    for word, (number, length) in enumerate(zip(sentence.tolist(), lengths.tolist(), strict=True)):
+        if number != last or used + length > room:
+            starts.append(word)
+            used = 0
+        last, used = number, used + length
+    return np.array(starts, np.int64)
+
+
+def _weights(batch: Batch) -> jax.Array:
+    return (batch["labels"] >= 0).astype(jnp.float32)
+
+
+def _terms(logits: jax.Array, batch: Batch) -> dict[str, Term]:
+    answers = logits, batch["labels"], _weights(batch)
+    return {"token_loss": cross_entropy(*answers), "token_accuracy": accuracy(*answers)}
+
+
+def _tags(predictions: Sequence[Any], examples: Sequence[Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """True and predicted tags of every sentence."""
+    return [example.tags for example in examples], [prediction["prediction"] for prediction in predictions]

@@ -1,0 +1,24 @@
+"""SMS messages, spam or not (Almeida et al., 2011), from imported MiniLM; the data as in finetune/trec.
+
+    make finetune CONFIG=finetune/sms
+
+Every message counts once, though the published list has some many times.
+"""
+
+from bert_jax.tasks.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.init_from = "imported/minilm"
+    config.task.update(metric="f1")
+    config.data.update(
+        train="downstream/sms.tsv",
+        test_fraction=0.1,
+        max_seq_length=128,
+        global_batch_size=4,
+        max_sequences_per_row=16,
+    )
+    config.optimizer.update(learning_rate=1e-4)
+    config.train.update(num_epochs=3.0)
+    return config

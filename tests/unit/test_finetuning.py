@@ -1,0 +1,196 @@
+"""Splits by hash, batches by step, and what a fine-tuned run says of where it comes from."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.config import from_dict
+from bert_jax.errors import UserError
+from bert_jax.pretrained import load
+from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.tasks.finetuning import Base, Finetuning, TrainingBatches, make_task, prepare_run, read_splits
+from bert_jax.training import step as step_lib
+from bert_jax.training.checkpoint import params_digest, restore_params
+from bert_jax.training.optimizer import make_optimizer
+from tests.saved import WORDS, save, wordpiece
+from tests.tiny import mesh_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuning")
+    save(folder / "base", wordpiece())
+    rng = np.random.default_rng(0)
+    rows = [(label, " ".join(rng.choice(WORDS, rng.integers(1, 9)))) for label in ("no", "yes") * 60]
+    (folder / "train.tsv").write_text("label\ttext\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
+    return folder
+
+
+def config_of(folder, **sections):
+    values = {
+        "init_from": str(folder / "base"),
+        "data": {"train": str(folder / "train.tsv"), "max_seq_length": 32, "global_batch_size": 4,
+                 "max_sequences_per_row": 3, "test_fraction": 0.2},
+    }  # fmt: skip
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return from_dict(values, FinetuneConfig)
+
+
+def opened(folder, **sections):
+    config = config_of(folder, **sections)
+    task = make_task(config.task, config.data)
+    return config, task, Base.open(config.init_from), read_splits(task, config.data)
+
+
+def test_a_text_is_on_one_side_whatever_the_order(folder, tmp_path):
+    _, task, _, splits = opened(folder)
+    sides = [{task.text(example) for example in part} for part in splits[:3]]
+    assert sum(map(len, splits[:3])) == 120
+    assert len(set.union(*sides)) == sum(map(len, sides))
+    header, *lines = (folder / "train.tsv").read_text().splitlines()
+    (tmp_path / "other.tsv").write_text("\n".join([header, *lines[::-1]]))
+    _, task, _, again = opened(folder, data={"train": str(tmp_path / "other.tsv")})
+    assert [{task.text(example) for example in part} for part in again[:3]] == sides
+    assert again.digest != splits.digest
+
+
+def test_files_of_their_own_are_taken_whole(folder):
+    train = str(folder / "train.tsv")
+    _, _, _, splits = opened(folder, data={"eval": train, "test": train})
+    assert [len(part) for part in splits[:3]] == [120, 120, 120]
+
+
+def test_batches_are_a_function_of_the_step_and_hold_every_example_once_an_epoch(folder):
+    config, task, base, splits = opened(folder)
+    run = prepare_run(config, 0, base, task, splits)
+    rows = Finetuning(run, task, base, splits)._train.rows
+    batches, all_rows = TrainingBatches(rows, 4, seed=0), np.arange(4)
+    for step in (0, rows.num_rows // 4, 100):  # the second of them straddles two epochs
+        whole = batches(step, all_rows)
+        for part in (np.array([2]), np.array([3, 0])):
+            some = batches(step, part)
+            assert all((some[name] == whole[name][part]).all() for name in whole)
+    steps = [batches(step, all_rows) for step in range(rows.num_rows)]  # so four epochs
+    count = sum(batch["sequence_weights"].sum() for batch in steps)
+    assert count == 4 * len(splits.train)
+    other = TrainingBatches(rows, 4, seed=1)(0, all_rows)
+    assert (other["input_ids"] != steps[0]["input_ids"]).any()
+
+
+def test_epochs_become_steps(folder):
+    config, task, base, splits = opened(
+        folder, train={"num_epochs": 2.0, "warmup_share": 0.25, "evaluations_per_epoch": 2}
+    )
+    run = prepare_run(config, 3, base, task, splits)
+    rows = Finetuning(run, task, base, splits)._train.rows.num_rows
+    assert run.train.num_steps == round(2 * rows / 4)
+    assert run.optimizer.warmup_steps == round(0.25 * run.train.num_steps)
+    assert run.train.eval_every == run.train.checkpoint_every == round(rows / 8)
+    assert run.train.seed == 3
+    assert run.model.hidden_dropout == 0.1
+
+
+@pytest.mark.parametrize("random_weights", [False, True])
+def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weights):
+    config, task, base, splits = opened(folder, task={"random_weights": random_weights})
+    run = prepare_run(config, 0, base, task, splits)
+    finetuning = Finetuning(run, task, base, splits)
+
+    def build(rngs):
+        return finetuning.build(run.model, rngs, np.dtype("float32"), "none")
+
+    _, abstract = step_lib.abstract_model(build)
+    state = step_lib.abstract_state(abstract, make_optimizer(run.optimizer), mesh_of())
+    params = finetuning.initial_params(lambda: step_lib.init_params(build, state, 0), state.params)
+    assert params["classifier"]["kernel"].shape == (16, 2)
+    ours, theirs = params_digest(params["encoder"]), params_digest(_encoder_of(base, state))
+    assert (ours == theirs) == (not random_weights)
+
+
+def _encoder_of(base, state):
+    return restore_params(base.folder, base.meta, base.model, {"encoder": state.params["encoder"]})["encoder"]
+
+
+def test_a_checkpoint_names_its_base_by_digest(folder):
+    config, task, base, splits = opened(folder)
+    run = prepare_run(config, 0, base, task, splits)
+    facts = json.loads(Finetuning(run, task, base, splits).files["task.json"])
+    assert facts["labels"] == ["no", "yes"]
+    whole = load(folder / "base").params
+    assert facts["base"] == {
+        "checkpoint": "base/0", "params_digest": params_digest(whole), "data_digest": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"train": ""}}, "data.train is missing"),
+        ({"data": {"train": "nowhere.tsv"}}, "data.train=nowhere.tsv cannot be read"),
+        (
+            {"data": {"text": "question"}},
+            "data.text='question': .* has no such column; it has 'label', 'text'",
+        ),
+        ({"data": {"labels": "no,maybe"}}, "the label 'yes' is unknown; the classes are no, maybe"),
+        ({"data": {"label": "text"}}, "is unknown; the classes are"),
+        ({"init_from": ""}, "init_from is missing"),
+        ({"init_from": "nowhere"}, "init_from: there is no checkpoint in"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(folder, sections, message):
+    values = {
+        "init_from": str(folder / "base"),
+        "data": {"train": str(folder / "train.tsv"), "max_seq_length": 32},
+    }
+    for name, section in sections.items():
+        values[name] = values[name] | section if isinstance(section, dict) else section
+    config = from_dict(values, FinetuneConfig)
+
+    def start():
+        Base.open(config.init_from)
+        read_splits(make_task(config.task, config.data), config.data)
+
+    with pytest.raises(UserError, match=message):
+        start()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"optimizer": {"warmup_steps": 10}}, "set train.warmup_share"),
+        ({"train": {"num_epochs": 0.0}}, "leave nothing to do"),
+        ({"train": {"num_epochs": -1.0}}, "train.num_epochs=-1.0 must not be negative"),
+        ({"train": {"warmup_share": 1.0}}, "train.warmup_share=1.0"),
+        ({"task": {"name": "clasification"}}, "task.name='clasification' is unknown; use one of classif"),
+        ({"task": {"frozen": "svm"}}, "task.frozen='svm': 'svm' is unknown"),
+        ({"data": {"eval_fraction": 0.0}}, "data.eval_fraction=0.0 and data.test_fraction=0.0"),
+        ({"data": {"eval_fraction": 0.6, "test_fraction": 0.5}}, "must leave something to train on"),
+        ({"task": {"patience": -1}}, "task.patience=-1 must be at least 0"),
+        ({"tasks": {}}, "config.tasks does not exist; did you mean task"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_is_one_line(sections, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(sections, FinetuneConfig)
+
+
+def test_rows_longer_than_the_base_knows_are_refused(folder):
+    config, task, base, splits = opened(folder, data={"max_seq_length": 64})
+    with pytest.raises(UserError, match=r"data.max_seq_length=64 is longer than the 32 positions of"):
+        prepare_run(config, 0, base, task, splits)
+
+
+def test_scores_are_of_the_held_out_examples_in_their_order(folder):
+    """Outputs that are right for every sequence give a score of 1, though rows hold them in another order."""
+    config, task, base, splits = opened(folder)
+    finetuning = Finetuning(prepare_run(config, 0, base, task, splits), task, base, splits)
+    (batches,) = finetuning.evaluations(final=False).values()
+    outputs = [{"probabilities": np.eye(2)[batch["labels"]]} for batch in batches(np.arange(4))]
+    assert finetuning.scores(outputs)["accuracy"] == 1.0
+    wrong = [{"probabilities": 1.0 - jax.device_get(output["probabilities"])} for output in outputs]
+    assert finetuning.scores(wrong)["accuracy"] == 0.0
