@@ -2,6 +2,8 @@
 
     python -m bert_jax.export --input=runs/bert_tiny --output=exported/bert_tiny
 
+A fine-tuned checkpoint keeps its head: it becomes a BertForSequenceClassification or the like.
+
 What was written is read again and must give the same tokens and the same logits, with Transformers if that
 and PyTorch are installed. Otherwise nothing is left behind.
 """
@@ -11,9 +13,7 @@ import importlib.util
 import json
 import logging
 import pathlib
-import runpy
-import shlex
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,19 +22,21 @@ import tokenizers
 from absl import flags
 from flax import nnx
 
-from bert_jax import __version__, command
-from bert_jax.config import Config, find_config, from_dict
+from bert_jax import command
 from bert_jax.convert import folder_flag
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.interop import huggingface, tokenizer_json
+from bert_jax.finetuned import Finetuned, load_finetuned
+from bert_jax.interop import heads, huggingface, tokenizer_json
 from bert_jax.interop.folders import new_folder
+from bert_jax.interop.heads import HEADS
+from bert_jax.interop.model_card import model_card
 from bert_jax.model.config import ModelConfig
-from bert_jax.model.heads import BertForPreTraining
 from bert_jax.pretrained import Pretrained, load
+from bert_jax.training.checkpoint import open_checkpoint
 from bert_jax.training.step import abstract_model
 
-TOLERANCE = 1e-4  # of a logit
+TOLERANCE, RELATIVE = 1e-4, 1e-5  # of a logit; more of large ones, which regression may have
 SENTENCES = (
     "It was the best of times, it was the worst of times, it was the age of wisdom.",
     "Call me Ishmael. Some years ago, never mind how long precisely, I went to sea.",
@@ -53,22 +55,31 @@ def main() -> None:
     log.info("wrote %s", output)
 
 
+class Network(NamedTuple):
+    """A network with the head of a task, as in `heads`."""
+
+    task: str
+    facts: dict[str, Any]
+    model: ModelConfig
+    params: Any
+
+
 def export(source: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes the newest checkpoint of `source` into the folder `output` and checks what was written.
+    """Writes the best checkpoint of `source` into the folder `output` and checks what was written.
 
     Raises:
         UserError: if there is no checkpoint, or what was written is not the same network and tokenizer.
     """
-    bert = load(source)
-    model, longest = bert.config.model, bert.max_length
-    tensors = huggingface.from_params(bert.params)
+    bert, network = _load(source)
+    longest = bert.config.data.max_seq_length
     # Transformers asks what the file was written for.
-    weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    weights = safetensors.numpy.save(_tensors(network), metadata={"format": "pt"})
     (output / "model.safetensors").write_bytes(weights)
     special = {key: value for key, value in tokenizer_json.settings(bert.tokenizer, longest).items()
                if key.endswith("_token")}  # fmt: skip
+    config = huggingface.write_config(network.model, bert.tokenizer.pad_id, network.task, network.facts)
     for name, content in (
-        ("config.json", huggingface.write_config(model, bert.tokenizer.pad_id)),
+        ("config.json", config),
         ("tokenizer_config.json", tokenizer_json.settings(bert.tokenizer, longest)),
         ("special_tokens_map.json", special),
     ):
@@ -77,82 +88,55 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         if not (output / name).exists():  # of WordPiece it holds less than what is there
             (output / name).write_bytes(file)
     tokenizer_json.build(bert.tokenizer).save(str(output / "tokenizer.json"))
-    (output / "README.md").write_text(model_card(bert, source))
-    check(bert, output)
+    card = model_card(source, bert.config, network.task, network.facts, bert.meta)
+    (output / "README.md").write_text(card)
+    check(network, bert.tokenizer, longest, output)
 
 
-def check(bert: Pretrained, output: pathlib.Path) -> None:
+def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.Path) -> None:
     """Raises UserError if the written tokens are others, or a logit differs by more than `TOLERANCE`."""
-    ids = bert.tokenizer.encode(SENTENCES)
-    tokenizer = tokenizers.Tokenizer.from_file(str(output / "tokenizer.json"))
-    theirs = tokenizer.encode_batch(SENTENCES, add_special_tokens=False)
+    ids = tokenizer.encode(SENTENCES)
+    written = tokenizers.Tokenizer.from_file(str(output / "tokenizer.json"))
+    theirs = written.encode_batch(SENTENCES, add_special_tokens=False)
     for sentence, expected, found in zip(SENTENCES, ids, theirs, strict=True):
         if found.ids != expected:
             raise UserError(
                 f"--output: tokenizer.json splits {sentence!r} in another way; nothing is written."
             )
-    batch = _batch(ids, bert.tokenizer, bert.max_length)
-    ours = _logits(bert.config.model, bert.params, batch)
+    batch = _batch(ids, tokenizer, longest)
+    real = batch["sequence_ids"] > 0
+    ours = _flat(_logits(network, batch), real)
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-        reader, written = "Transformers", _transformers_logits(output, batch)
+        reader, again = "Transformers", _transformers_logits(output, HEADS[network.task], batch)
     else:
         read = huggingface.read(output)
-        reader, written = "convert (no Transformers here)", _logits(read.model, read.params, batch)
-    real = batch["sequence_ids"] > 0
-    difference = max(
-        float(np.abs(ours[0] - written[0])[real].max()), float(np.abs(ours[1] - written[1]).max())
-    )
-    if not difference <= TOLERANCE:  # nor if it is not a number
+        reader = "convert (no Transformers here)"
+        again = _logits(Network(read.task, read.facts, read.model, read.params), batch)
+    differences = np.abs(ours - _flat(again, real))
+    if not np.all(differences <= TOLERANCE + RELATIVE * np.abs(ours)):  # nor if it is not a number
         raise UserError(
-            f"--output: {reader} computes logits that differ by {difference:.2g}; nothing is written."
+            f"--output: {reader} computes logits that differ by {differences.max():.2g}; nothing is written."
         )
-    log.info("checked with %s: %d sentences, logits differ by %.1e", reader, len(SENTENCES), difference)
+    log.info(
+        "checked with %s: %d sentences, logits differ by %.1e", reader, len(SENTENCES), differences.max()
+    )
 
 
-def model_card(bert: Pretrained, source: pathlib.Path) -> str:
-    """README.md: where the weights come from, how good they are, how to make and to use them. No text."""
-    config, step = bert.config, bert.meta.get("step", 0)
-    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask", "tags: [bert, jax]", "---", ""]
-    lines += [
-        f"# {source.resolve().name}",
-        "",
-        f"BERT, written by bert_jax {__version__} after step {step}.",
-        "",
-    ]
-    lines += [
-        "## Data",
-        "",
-        f"`{config.data.source}`, sha256 `{bert.meta.get('data_digest', 'not known')}`",
-        "",
-    ]
-    if imported := bert.meta.get("imported"):
-        untrained = ", ".join(imported["initialised"]) or "none"
-        lines += [f"Imported from {imported['from']}; heads without training: {untrained}.", ""]
-    else:
-        lines += ["## Command", "", "```bash", _command(config), "```", ""]
-    if metrics := _metrics(source, step):
-        lines += ["## Metrics, held-out text", "", "| name | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()] + [""]
-    lines += ["## Use", "", "```python", "from transformers import AutoModelForMaskedLM, AutoTokenizer", ""]
-    lines += ['AutoModelForMaskedLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")', "```", ""]
-    return "\n".join(lines)
+def _load(source: pathlib.Path) -> tuple[Pretrained | Finetuned, Network]:
+    _, meta = open_checkpoint(source, "--input")
+    if "task" not in meta["config"]:
+        pretrained = load(source)
+        return pretrained, Network(heads.PRETRAINING, {}, pretrained.config.model, pretrained.params)
+    tuned = load_finetuned(source)
+    return tuned, Network(tuned.config.task.name, tuned.task.facts, tuned.config.model, tuned.params)
 
 
-def _command(config: Config) -> str:
-    """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
-    shipped = runpy.run_path(str(find_config("bert_base")))["get_config"]()
-    base = from_dict(shipped.to_dict()).flat()
-    changed = {key: value for key, value in config.flat().items() if value != base[key]}
-    words = [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed.items()]
-    return " \\\n    ".join(["python -m bert_jax.pretrain --config=bert_base", *words])
-
-
-def _metrics(source: pathlib.Path, step: int) -> dict[str, float]:
-    """The last held-out numbers up to a step, from the metrics.jsonl of the run; {} without one."""
-    paths = [folder / "metrics.jsonl" for folder in (source, *list(source.resolve().parents)[:2])]
-    rows = [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
-    held_out = [row for row in rows if row["step"] <= step and "eval_loss" in row]
-    return {name: x for name, x in held_out[-1].items() if name.startswith("eval_")} if held_out else {}
+def _tensors(network: Network) -> dict[str, np.ndarray]:
+    """What model.safetensors is to hold; a regression's output is in the units of the data there."""
+    params = network.params
+    if network.task == "regression":
+        params = heads.unstandardised(params, network.facts)
+    return huggingface.from_params(params, HEADS[network.task])
 
 
 def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str, np.ndarray]:
@@ -170,22 +154,35 @@ def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str
     return batch
 
 
-def _logits(model: ModelConfig, params: Any, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of every token [B, T, V] and of the next sentence [B, 2]."""
-    structure, _ = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
+def _logits(network: Network, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Logits of every token [B, T, …] or of the sequence [B, …], whichever the head has."""
+    head, facts = HEADS[network.task], network.facts
+    structure, _ = abstract_model(head.build(network.model, heads.num_labels(network.task, facts)))
     with jax.default_matmul_precision("highest"):
-        words, follows = jax.jit(lambda params, batch: nnx.merge(structure, params)(batch))(params, batch)
-    return np.asarray(words), np.asarray(follows)[:, 0]
+        outputs = jax.jit(lambda params, batch: nnx.merge(structure, params)(batch))(network.params, batch)
+    arrays = [np.asarray(x) for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
+    if network.task == "regression":
+        arrays = [x * facts["deviation"] + facts["mean"] for x in arrays]
+    return [x[:, 0] if x.shape[1] == 1 else x for x in arrays]  # a row is one sequence of several tokens
 
 
-def _transformers_logits(folder: pathlib.Path, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _transformers_logits(
+    folder: pathlib.Path, head: heads.Head, batch: dict[str, np.ndarray]
+) -> list[np.ndarray]:
     # Not of our requirements, so imported only where it happens to be.
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-    network = transformers.AutoModelForPreTraining.from_pretrained(folder).eval()
+    network = getattr(transformers, head.architecture).from_pretrained(folder).eval()
     names = {"input_ids": "input_ids", "token_type_ids": "token_type_ids", "attention_mask": "sequence_ids"}
     with torch.no_grad():
         out = network(**{theirs: torch.from_numpy(batch[ours]).long() for theirs, ours in names.items()})
-    return out.prediction_logits.numpy(), out.seq_relationship_logits.numpy()
+    if "start_logits" in out:
+        return [np.stack([out.start_logits.numpy(), out.end_logits.numpy()], axis=-1)]
+    return [x.numpy() for x in out.to_tuple()]
+
+
+def _flat(logits: list[np.ndarray], real: np.ndarray) -> np.ndarray:
+    """All logits but those of padding in one axis; `real` is bool [B, T]."""
+    return np.concatenate([(x[real] if x.ndim == 3 else x).ravel() for x in logits])
 
 
 if __name__ == "__main__":

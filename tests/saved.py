@@ -11,7 +11,9 @@ from flax import nnx
 from bert_jax.config import Config
 from bert_jax.data.config import DataConfig
 from bert_jax.data.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.interop.heads import HEADS, num_labels
 from bert_jax.model.heads import BertForPreTraining
+from bert_jax.tasks.config import TaskConfig, TaskData, TaskRun
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.step import TrainState, abstract_model, with_shardings
 from tests.tiny import MODEL, mesh_of
@@ -36,14 +38,26 @@ def wordpiece() -> WordPieceTokenizer:
 def save(folder, tokenizer, **axes):
     """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network."""
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    structure, abstract = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
+    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST))
+    return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), {}, axes)
+
+
+def save_finetuned(folder, tokenizer, task, facts, **data):
+    """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network."""
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    config = TaskRun(model=model, task=TaskConfig(task), data=TaskData(max_seq_length=LONGEST, **data))
+    build = HEADS[task].build(model, num_labels(task, facts))
+    return _save(folder, tokenizer, config, build, {"task.json": json.dumps(facts).encode()}, {})
+
+
+def _save(folder, tokenizer, config, build, files, axes):
+    structure, abstract = abstract_model(build)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jax.device_put(rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), leaf.sharding),
         with_shardings(abstract, mesh_of(**axes)),
     )
-    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST))
-    files = {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+    files = files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
     checkpoints = Checkpoints(folder / "checkpoints", files, 1, 0)
     state = TrainState(jnp.int32(0), params, {"count": jnp.int32(0)})
     checkpoints.save(state, json.loads(json.dumps({"config": config.to_dict()})))

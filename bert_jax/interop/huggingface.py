@@ -6,6 +6,7 @@ stacked along a leading axis.
 
 import json
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +18,14 @@ from flax import nnx
 
 from bert_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
 from bert_jax.errors import UserError
-from bert_jax.interop import pytorch, tensorflow
+from bert_jax.interop import heads, pytorch, tensorflow
+from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head
 from bert_jax.model.config import ModelConfig
-from bert_jax.model.heads import BertForPreTraining
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh, path_name
 from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
 
-MODULES = {
+ENCODER = {
     "encoder/embeddings/token": "bert.embeddings.word_embeddings",
     "encoder/embeddings/position": "bert.embeddings.position_embeddings",
     "encoder/embeddings/segment": "bert.embeddings.token_type_embeddings",
@@ -37,14 +38,8 @@ MODULES = {
     "encoder/layers/intermediate": "bert.encoder.layer.{}.intermediate.dense",
     "encoder/layers/output": "bert.encoder.layer.{}.output.dense",
     "encoder/layers/output_norm": "bert.encoder.layer.{}.output.LayerNorm",
-    "encoder/pooler": "bert.pooler.dense",
-    "masked_lm": "cls.predictions",
-    "masked_lm/transform": "cls.predictions.transform.dense",
-    "masked_lm/norm": "cls.predictions.transform.LayerNorm",
-    "next_sentence": "cls.seq_relationship",
+    POOLER: "bert.pooler.dense",
 }
-OPTIONAL = ("encoder/pooler", "masked_lm", "next_sentence")  # not every architecture has them
-TASK_HEAD = "classifier."  # of BertForSequenceClassification; pretraining has no place for it
 # Config keys: ours -> theirs. What a file leaves out is as in BERT-base, there as here.
 CONFIG = {
     "num_hidden_layers": "num_hidden_layers",
@@ -59,24 +54,40 @@ CONFIG = {
     "initializer_range": "initializer_range",
     "layer_norm_eps": "layer_norm_eps",
 }
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 GELU = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 TOKENIZER_DEFAULTS = {"tokenize_chinese_chars": True, "strip_accents": None}
-SEED = 0  # of heads that a file does not have
+SEED = 0  # of modules that a file does not have
 
 
 class Source(NamedTuple):
     """What was read from a directory; `params` is a tree as training has it."""
 
+    task: str  # see `heads`
+    facts: dict[str, Any]  # of the task
     model: ModelConfig
     tokenizer: Tokenizer
     max_length: int  # tokens of a row
     params: Any
-    initialised: list[str]  # heads that the file does not have
-    ignored: list[str]  # tensors that pretraining has no place for
+    initialised: list[str]  # modules that the file does not have
+    ignored: list[str]  # tensors of another task's head
 
 
-def read(directory: pathlib.Path, hidden_act: str | None = None) -> Source:
+def read(
+    directory: pathlib.Path,
+    hidden_act: str | None = None,
+    task: str | None = None,
+    stated: Mapping[str, bool] | None = None,
+) -> Source:
     """Reads a directory as `save_pretrained` writes it, or one of Google's with a `bert_model.ckpt.index`.
+
+    Args:
+        hidden_act: instead of what its config says.
+        task: whose head is read; by default that of its config's architecture.
+        stated: as in `heads.read_facts`.
 
     Raises:
         UserError: for a missing, broken or foreign file, and with a list of all tensors that do not fit.
@@ -90,9 +101,12 @@ def read(directory: pathlib.Path, hidden_act: str | None = None) -> Source:
             f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config says "
             f"vocab_size={model.vocab_size}; they must be of one model."
         )
-    params, initialised, ignored = to_params(read_tensors(directory), model, directory)
+    tensors = _canonical(read_tensors(directory))
+    task = task or heads.recognised(settings)
+    facts = heads.read_facts(task, settings, tensors, stated or {}, directory)
+    loaded = to_params(tensors, model, HEADS[task], heads.num_labels(task, facts), directory)
     limit = model.max_position_embeddings
-    return Source(model, tokenizer, min(longest or limit, limit), params, initialised, ignored)
+    return Source(task, facts, model, tokenizer, min(longest or limit, limit), *loaded)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -133,50 +147,55 @@ def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: s
 
 
 def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors by name, of the first kind of file that is there; raises UserError without any."""
-    if (path := directory / "model.safetensors").exists():
-        try:
-            return {name: np.asarray(x) for name, x in safetensors.flax.load_file(path).items()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from None
-    if (path := directory / "pytorch_model.bin").exists():
-        return pytorch.read_tensors(path)
+    """All tensors by name, of the first kind of file that is there, whole or in shards.
+
+    Raises:
+        UserError: if there is none, a shard is missing, or a file is damaged.
+    """
+    for name, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", pytorch.read_tensors)):
+        if (path := directory / name).exists():
+            return reader(path)
+        if (index := directory / f"{name}.index.json").exists():
+            return _shards(index, reader)
     for folder in (directory, directory / "variables"):
         if indices := sorted(folder.glob("*.index")):
             return tensorflow.read_bert(indices[0])
     raise UserError(
-        f"{directory} holds neither model.safetensors nor pytorch_model.bin nor a TensorFlow checkpoint; "
-        "shards cannot be read."
+        f"{directory} holds neither model.safetensors nor pytorch_model.bin, whole or in shards, nor a "
+        "TensorFlow checkpoint."
     )
 
 
 def to_params(
-    tensors: dict[str, np.ndarray], model: ModelConfig, origin: pathlib.Path
+    tensors: dict[str, np.ndarray], model: ModelConfig, head: Head, num_labels: int, origin: pathlib.Path
 ) -> tuple[Any, list[str], list[str]]:
-    """Parameters on one device from tensors by Hugging Face's names, with or without the prefix `bert.`.
+    """Parameters on one device from tensors by Hugging Face's names.
 
     Returns:
-        The parameters in float32; heads that were missing and have initial values; names of what is left out.
+        The parameters in float32; modules that were missing and have initial values; tensors left out.
 
     Raises:
         UserError: that lists all tensors which are missing, of another shape, or not known.
     """
-    tensors, wrong = _canonical(tensors), []
-    _, abstract = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
+    own = tuple(f"{name}." for name in head.names.values())
+    foreign = tuple(prefix for prefix in PREFIXES if not any(name.startswith(prefix) for name in own))
+    ignored = [name for name in tensors if name.startswith(foreign)]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    build, wrong = head.build(model, num_labels), []
+    _, abstract = abstract_model(build)
     expected = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-    parts = {path: _names(path, model.num_hidden_layers) for path in expected}
-    table, bias = parts["encoder/embeddings/token/embedding"][0], parts["masked_lm/bias"][0]
-    for tied, original in (("weight", table), ("bias", bias)):  # copies, that older files leave out
-        copy = tensors.pop(f"cls.predictions.decoder.{tied}", None)
+    parts = {path: _names(path, head, model.num_hidden_layers) for path in expected}
+    for tied, original in TIED.items():  # copies, that older files leave out
+        copy = tensors.pop(tied, None)
         if copy is not None and not np.array_equal(tensors.setdefault(original, copy), copy):
-            wrong.append(f"cls.predictions.decoder.{tied} is not tied to {original}")
+            wrong.append(f"{tied} is not tied to {original}")
     initialised = [
-        head for head in OPTIONAL
-        if not any(name in tensors for path in parts if path.startswith(f"{head}/") for name in parts[path])
+        module for module in head.optional
+        if not any(name in tensors for path in parts if path.startswith(f"{module}/") for name in parts[path])
     ]  # fmt: skip
     arrays = {}
     for path, shape in expected.items():
-        if path.startswith(tuple(f"{head}/" for head in initialised)):
+        if path.startswith(tuple(f"{module}/" for module in initialised)):
             continue
         found = [(name, tensors.pop(name, None)) for name in parts[path]]
         one = shape[1:] if "/layers/" in path else shape
@@ -186,35 +205,36 @@ def to_params(
         values = [np.asarray(x, np.float32) for _, x in found]
         values = [x.T for x in values] if path.endswith("kernel") else values
         arrays[path] = np.stack(values) if "/layers/" in path else values[0]
-    ignored = [name for name in tensors if name.startswith(TASK_HEAD)]
-    wrong += [f"{name} is not known" for name in tensors if name not in ignored]
+    wrong += [f"{name} is not known" for name in tensors]
     if wrong:
         raise UserError(f"{origin}: the tensors are not those of config.json's BERT: {'; '.join(wrong)}.")
-    return _filled(arrays, model, abstract), initialised, ignored
+    return _filled(arrays, build, abstract), initialised, ignored
 
 
-def from_params(params: Any) -> dict[str, np.ndarray]:
-    """Tensors by Hugging Face's names: what `to_params` reads, bit for bit."""
+def from_params(params: Any, head: Head) -> dict[str, np.ndarray]:
+    """Tensors by Hugging Face's names, those of its architecture: what `to_params` reads, bit for bit."""
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         ours, array = path_name(path), np.asarray(leaf)
+        if ours.startswith(f"{POOLER}/") and not head.pooled:
+            continue
         array = np.swapaxes(array, -1, -2) if ours.endswith("kernel") else array
         parts = array if "/layers/" in ours else array[None]
-        for name, part in zip(_names(ours, len(parts)), parts, strict=True):
+        for name, part in zip(_names(ours, head, len(parts)), parts, strict=True):
             tensors[name] = np.ascontiguousarray(part)
     return tensors
 
 
-def write_config(model: ModelConfig, pad_id: int) -> dict[str, Any]:
+def write_config(model: ModelConfig, pad_id: int, task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json is to hold."""
-    return {
-        "architectures": ["BertForPreTraining"],
+    return heads.write_settings(task, facts) | {
         "model_type": "bert",
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[model.hidden_act],
         "pad_token_id": pad_id,
         "position_embedding_type": "absolute",
         "torch_dtype": "float32",
-    } | {theirs: getattr(model, ours) for ours, theirs in CONFIG.items()}
+        **{theirs: getattr(model, ours) for ours, theirs in CONFIG.items()},
+    }
 
 
 def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
@@ -256,10 +276,35 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     return WordPieceTokenizer(vocabulary, lowercase, str(path)), longest
 
 
-def _names(path: str, layers: int) -> list[str]:
+def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return {name: np.asarray(x) for name, x in safetensors.flax.load_file(path).items()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from None
+
+
+def _shards(
+    index: pathlib.Path, reader: Callable[[pathlib.Path], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The tensors of all files of an index, whose `weight_map` says for each of them which file it is in."""
+    files = read_json(index).get("weight_map")
+    files = files if isinstance(files, dict) else {}
+    names = list(files.values())
+    if not names or not all(isinstance(name, str) and name == pathlib.PurePath(name).name for name in names):
+        raise UserError(f"{index} has no weight_map from tensors to files beside it; fetch it again.")
+    shards = [index.parent / name for name in sorted(set(names))]
+    if missing := [path.name for path in shards if not path.is_file()]:
+        raise UserError(f"{index} names shards that are not beside it: {', '.join(missing)}; fetch them.")
+    tensors = {name: x for path in shards for name, x in reader(path).items()}
+    if absent := [name for name in files if name not in tensors]:
+        raise UserError(f"{index.parent / files[absent[0]]} lacks the tensor {absent[0]}; fetch it again.")
+    return tensors
+
+
+def _names(path: str, head: Head, layers: int) -> list[str]:
     """Their name of one of our parameters: one for each layer where it is stacked."""
     module, leaf = path.rsplit("/", 1)
-    name = f"{MODULES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+    name = f"{(ENCODER | head.names)[module]}.{'bias' if leaf == 'bias' else 'weight'}"
     return [name.format(layer) for layer in range(layers)] if "{}" in name else [name]
 
 
@@ -286,14 +331,11 @@ def _problems(found: list[tuple[str, np.ndarray | None]], shape: tuple[int, ...]
     return problems
 
 
-def _filled(arrays: dict[str, np.ndarray], model: ModelConfig, abstract: Any) -> Any:
+def _filled(arrays: dict[str, np.ndarray], build: Callable[[nnx.Rngs], nnx.Module], abstract: Any) -> Any:
     """The tree of parameters, with initial values where there is no array."""
-
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        return BertForPreTraining(model, rngs)
-
-    placed = with_shardings(abstract, make_mesh(MeshConfig(), jax.local_devices()[:1]))
-    initial = init_params(build, TrainState(jnp.int32(0), placed, ()), SEED)
+    tree = with_shardings(abstract, make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    if len(arrays) < len(jax.tree.leaves(tree)):  # compiling it takes most of the time
+        tree = init_params(build, TrainState(jnp.int32(0), tree, ()), SEED)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(arrays.get(path_name(path), leaf), leaf.sharding), initial
+        lambda path, leaf: jax.device_put(arrays.get(path_name(path), leaf), leaf.sharding), tree
     )

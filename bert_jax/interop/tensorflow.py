@@ -65,6 +65,7 @@ def _renamed(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
         value = value.T
     name = re.sub(r"/layer_(\d+)/", r"/layer/\1/", name)
     name = re.sub(r"^output_", "classifier/output_", name)  # of a network fine-tuned with run_classifier.py
+    name = name.replace("cls/squad/", "qa_outputs/")  # with run_squad.py
     name = re.sub(r"/(kernel|gamma|output_weights)$", "/weight", name)
     name = re.sub(r"_embeddings$", "_embeddings/weight", name)
     name = re.sub(r"/(beta|output_bias)$", "/bias", name)

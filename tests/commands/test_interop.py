@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.saved import save, sentencepiece, wordpiece
+from tests.saved import save, save_finetuned, sentencepiece, wordpiece
 
 
 def command(folder, verb, *words):
@@ -40,8 +40,29 @@ def test_out_and_in_again(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
+    ("task", "facts", "architecture"),
+    [
+        ("classification", {"pairs": False, "labels": ["no", "yes"]}, "BertForSequenceClassification"),
+        pytest.param("question_answering", {"version_2": True}, "BertForQuestionAnswering",
+                     marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_fine_tuned_head_out_and_in_again(tmp_path, task, facts, architecture):
+    save_finetuned(tmp_path / "run", wordpiece(), task, facts)
+    code, output = command(tmp_path, "export", "--input=run", "--output=out")
+    assert code == 0, output
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == [architecture]
+    code, output = command(tmp_path, "convert", "--input=out", "--output=in")
+    assert code == 0, output
+    told = ", ".join(f"{name} {value}" for name, value in facts.items())
+    assert f"task: {task} (its config), a fine-tuned checkpoint; {told}" in output
+    assert json.loads((tmp_path / "in/checkpoints/0/task.json").read_text()) == facts
+
+
+@pytest.mark.parametrize(
     ("verb", "words", "message"),
     [
+        ("convert", ["--input=run", "--output=new", "--task=tagging"], "--task=tagging is not valid"),
         ("convert", ["--input=nowhere", "--output=new"], "--input=nowhere is not a folder"),
         ("export", ["--input=run", "--output=run"], "--output=run exists; give another folder"),
     ],

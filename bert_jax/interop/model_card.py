@@ -1,0 +1,106 @@
+"""The README.md of an exported directory."""
+
+import json
+import pathlib
+import runpy
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from bert_jax import __version__
+from bert_jax.config import Config, find_config
+from bert_jax.interop.heads import HEADS, PRETRAINING
+from bert_jax.tasks.config import TaskRun
+
+
+def model_card(
+    source: pathlib.Path,
+    config: Config | TaskRun,
+    task: str,
+    facts: Mapping[str, Any],
+    meta: Mapping[str, Any],
+) -> str:
+    """Where the weights come from, how good they are, how to make and to use them. No text of the data.
+
+    Args:
+        source: the run's folder or one of its checkpoints; the metrics lie beside.
+        config, facts, meta: of the checkpoint.
+        task: as in `heads`.
+    """
+    head, step = HEADS[task], meta.get("step", 0)
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {head.pipeline}",
+        "tags: [bert, jax]",
+        "---",
+    ]
+    lines += ["", f"# {source.resolve().name}", ""]
+    lines += [f"BERT, written by bert_jax {__version__} after step {step}.", ""]
+    if task != PRETRAINING:
+        lines += ["## Task", "", _about(task, facts), ""]
+    data = config.data.train if isinstance(config, TaskRun) else config.data.source
+    lines += ["## Data", "", f"`{data or 'imported'}`, sha256 `{meta.get('data_digest', 'not known')}`", ""]
+    if imported := meta.get("imported"):
+        untrained = ", ".join(imported["initialised"]) or "none"
+        lines += [f"Imported from {imported['from']}; parts without training: {untrained}.", ""]
+    else:
+        lines += ["## Command", "", "```bash", _command(config), "```", ""]
+    if metrics := _metrics(source, step):
+        lines += ["## Metrics, held-out text", "", "| name | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()] + [""]
+    lines += ["## Use", "", "```python", f"from transformers import {head.auto_class}, AutoTokenizer", ""]
+    lines += [f'{head.auto_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")', "```", ""]
+    return "\n".join(lines)
+
+
+def _about(task: str, facts: Mapping[str, Any]) -> str:
+    of = " of pairs" if facts.get("pairs") else ""
+    sentences = [f"{task.replace('_', ' ').capitalize()}{of}."]
+    if labels := facts.get("labels"):
+        sentences.append(f"Labels: {', '.join(labels)}.")
+    if base := facts.get("base"):
+        sentences.append(f"Fine-tuned from {base['checkpoint']}, params_digest `{base['params_digest']}`.")
+    return " ".join(sentences)
+
+
+def _command(config: Config | TaskRun) -> str:
+    """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
+    values, note = _flat(config.to_dict()), ""
+    module, name = "pretrain", "bert_base"
+    if isinstance(config, TaskRun):
+        module, name = "finetune", "finetune/classification"
+        note = f"# until train.num_epochs had made {config.train.num_steps} steps\n"
+        del values["optimizer.warmup_steps"]  # what train.warmup_share came to
+        values["train.hidden_dropout"] = config.model.hidden_dropout
+        values["train.attention_dropout"] = config.model.attention_dropout
+    shipped = _flat(runpy.run_path(str(find_config(name)))["get_config"]().to_dict())
+    changed = {key: value for key, value in values.items() if key in shipped and value != shipped[key]}
+    words = [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed.items()]
+    return note + " \\\n    ".join([f"python -m bert_jax.{module} --config={name}", *words])
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{section.field: value}, and what is of no section."""
+    sections = {name: fields for name, fields in config.items() if isinstance(fields, dict)}
+    flat = {name: value for name, value in config.items() if name not in sections}
+    return flat | {
+        f"{name}.{key}": value for name, fields in sections.items() for key, value in fields.items()
+    }
+
+
+def _metrics(source: pathlib.Path, step: int) -> dict[str, float]:
+    """The last held-out numbers up to a step of the run, and the scores of fine-tuning; {} without any."""
+    found: dict[str, float] = {}
+    for folder in (source, *list(source.resolve().parents)[:2]):
+        if (path := folder / "metrics.jsonl").is_file():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for row in rows:
+                held_out = {name: x for name, x in row.items() if name.startswith("eval_")}
+                found = held_out if held_out and row["step"] <= step else found
+        if (path := folder / "results.json").is_file() and (of := json.loads(path.read_text()))[
+            "step"
+        ] == step:
+            for split, scores in of["scores"].items():
+                found |= {f"{split}_{name}": value for name, value in scores.items()}
+    return found
