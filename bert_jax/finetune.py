@@ -21,8 +21,7 @@ from bert_jax.errors import UserError
 from bert_jax.finetuned import load_finetuned
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.finetuning import Base, Finetuning, Splits, make_task, prepare_run, read_splits
+from bert_jax.tasks.finetuning import Finetuning, Prepared, Splits
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
@@ -40,53 +39,46 @@ def main() -> int:
     if jax.process_index():
         command.log.setLevel(logging.WARNING)  # one of them tells
     try:
-        config, workdir, base, task, splits = set_up()
+        prepared, workdir = set_up()
     except UserError as error:
         hosts.agree({}, str(error))  # raises it on every process
         raise
+    config, base, task, splits, *_ = prepared
     facts = {"base": json.dumps(base.facts()), "data": splits.digest, "code": hosts.code_digest()}
     hosts.agree(facts | versions())
     scores: dict[str, list[Scores]] = {}
     if config.task.classifiers:
         scores |= {name: [found] for name, found in frozen.train(config, task, splits, base).items()}
     if config.train.num_epochs:
-        code, scores[FINE_TUNED] = fine_tune(config, workdir, base, task, splits)
+        code, scores[FINE_TUNED] = fine_tune(prepared, workdir)
         if code != FINISHED:
             return code
     if jax.process_index() == 0:
-        write_scores(workdir, scores)
+        (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
         print(table(scores), closing(config, workdir), sep="\n")
     return FINISHED
 
 
-def set_up() -> tuple[FinetuneConfig, epath.Path, Base, Downstream, Splits]:
-    """What the command line asks for, checked, with the checkpoint to start from and the examples."""
+def set_up() -> tuple[Prepared, epath.Path]:
+    """What the command line asks for, checked, and the folder for it."""
     config: FinetuneConfig = command.resolved_config()
     name = command.config_name().replace(":", "_")
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}").expanduser()
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
-    base = Base.open(config.init_from)
-    check_model(mesh.shape, base.model)
-    task = make_task(config.task, config.data)
-    splits = read_splits(task, config.data)
-    if config.task.metric and config.task.metric not in (*task.metrics, "loss"):
-        raise UserError(
-            f"task.metric={config.task.metric!r} is unknown to {config.task.name}; use one of "
-            f"{', '.join(task.metrics)}, loss."
-        )
-    if not flags.FLAGS.test:
-        splits = splits._replace(test=[])
+    prepared = Prepared.of(config)
+    check_model(mesh.shape, prepared.base.model)
+    splits = prepared.splits if flags.FLAGS.test else prepared.splits._replace(test=[])
     counts = ", ".join(f"{len(part):,} to {what}" for part, what in zip(
-        splits, ("train on", "choose by", "test once"), strict=False) if part)  # fmt: skip
+        splits[:3], ("train on", "choose by", "test once"), strict=True) if part)  # fmt: skip
     log.info("examples: %s; sha256 %s", counts, splits.digest[:16])
     for seed in seeds(config):  # before anything is computed
-        check_workdir(folder_of(config, workdir, seed), prepare_run(config, seed, base, task, splits))
+        check_workdir(folder_of(config, workdir, seed), prepared.run(seed))
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         lock(workdir)
     keep_compiled(workdir)
-    return config, workdir, base, task, splits
+    return prepared._replace(splits=splits), workdir
 
 
 def seeds(config: FinetuneConfig) -> range:
@@ -98,19 +90,17 @@ def folder_of(config: FinetuneConfig, workdir: epath.Path, seed: int) -> epath.P
     return workdir / f"seed_{seed}" if config.train.num_seeds > 1 else workdir
 
 
-def fine_tune(
-    config: FinetuneConfig, workdir: epath.Path, base: Base, task: Downstream, splits: Splits
-) -> tuple[int, list[Scores]]:
+def fine_tune(prepared: Prepared, workdir: epath.Path) -> tuple[int, list[Scores]]:
     """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
     found: list[Scores] = []
-    for seed in seeds(config):
-        run, folder = prepare_run(config, seed, base, task, splits), folder_of(config, workdir, seed)
+    for seed in seeds(prepared.config):
+        folder = folder_of(prepared.config, workdir, seed)
         with hosts.together():
-            code = train(run, Finetuning(run, task, base, splits), folder)
+            code = train(prepared.run(seed), Finetuning(prepared, seed), folder)
         if code != FINISHED:
             return code, found
         if jax.process_index() == 0:
-            found.append(judge(folder, splits))
+            found.append(judge(folder, prepared.splits))
     return FINISHED, found
 
 
@@ -131,10 +121,6 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
     write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})
     write_report(workdir)
     return scores
-
-
-def write_scores(workdir: epath.Path, scores: dict[str, list[Scores]]) -> None:
-    (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
 
 
 def table(scores: dict[str, list[Scores]]) -> str:

@@ -137,6 +137,11 @@ class Laid:
         self.task, self.examples = task, examples
         self.encoded: Encoded = task.encode(examples, tokenizer, data.max_seq_length)
         self.rows = Rows(self.encoded, tokenizer, data.max_seq_length, data.max_sequences_per_row)
+        if self.encoded.num_cut:
+            log.warning(
+                "%d of %d examples are longer than data.max_seq_length=%d tokens and were cut",
+                self.encoded.num_cut, len(examples), data.max_seq_length,
+            )  # fmt: skip
 
     def batches(self, size: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """The given rows of every batch of `size` rows, in order; the last one is padded."""
@@ -153,22 +158,48 @@ class Laid:
         return self.task.decode(ordered, self.encoded, self.examples)
 
 
+class Prepared(NamedTuple):
+    """What runs with any seed have in common: the config, where they start, and their examples in rows."""
+
+    config: FinetuneConfig
+    base: Base
+    task: Downstream
+    splits: Splits
+    train: Laid
+    eval: Laid
+
+    @classmethod
+    def of(cls, config: FinetuneConfig) -> Self:
+        """Opens and reads what a config names.
+
+        Raises:
+            UserError: for a checkpoint, a metric or input that cannot be used.
+        """
+        base, task = Base.open(config.init_from), make_task(config.task, config.data)
+        splits = read_splits(task, config.data)
+        if config.task.metric not in ("", "loss", *task.metrics):
+            raise UserError(
+                f"task.metric={config.task.metric!r} is unknown to {config.task.name}; use one of "
+                f"{', '.join(task.metrics)}, loss."
+            )
+        laid = [Laid(task, part, base.tokenizer, config.data) for part in (splits.train, splits.eval)]
+        return cls(config, base, task, splits, *laid)
+
+    def run(self, seed: int) -> TaskRun:
+        """The run with one seed: epochs are steps now that the rows are counted."""
+        return self.config.resolved(self.base.model, self.train.rows.num_rows, seed)
+
+
 class Finetuning:
-    """What the loop runs: losses and network are those of the downstream task.
+    """What the loop runs, with one seed: losses and network are those of the downstream task."""
 
-    Args:
-        run: the run's config.
-        task: has learned from the training examples.
-        base: where it starts.
-        splits: its examples.
-    """
-
-    def __init__(self, run: TaskRun, task: Downstream, base: Base, splits: Splits):
-        self._run, self._task, self._base = run, task, base
-        self._train = Laid(task, splits.train, base.tokenizer, run.data)
-        self._eval = Laid(task, splits.eval, base.tokenizer, run.data)
+    def __init__(self, prepared: Prepared, seed: int):
+        self._run, self._base = prepared.run(seed), prepared.base
+        self._train, self._eval = prepared.train, prepared.eval
+        self._task = task = prepared.task
+        run, base = self._run, self._base
         self.metric, self.patience = run.task.metric or task.metrics[0], run.task.patience
-        self.data_digest = splits.digest
+        self.data_digest = prepared.splits.digest
         facts = task.facts | {"base": base.facts()}
         self.files = {f"{TOKENIZER}/{name}": file for name, file in base.tokenizer.files().items()}
         self.files[TASK] = (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
@@ -223,9 +254,3 @@ class TrainingBatches:
             for name, values in self._rows.batch(in_epoch[mine], self._seed, epoch).items():
                 batch.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[mine] = values
         return batch
-
-
-def prepare_run(config: FinetuneConfig, seed: int, base: Base, task: Downstream, splits: Splits) -> TaskRun:
-    """The run of a config with one seed: epochs become steps once the rows are counted."""
-    rows = Laid(task, splits.train, base.tokenizer, config.data).rows.num_rows
-    return config.resolved(base.model, rows, seed)

@@ -10,7 +10,7 @@ from bert_jax.config import from_dict
 from bert_jax.errors import UserError
 from bert_jax.pretrained import load
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Base, Finetuning, TrainingBatches, make_task, prepare_run, read_splits
+from bert_jax.tasks.finetuning import Finetuning, Prepared, TrainingBatches
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import params_digest, restore_params
 from bert_jax.training.optimizer import make_optimizer
@@ -39,34 +39,31 @@ def config_of(folder, **sections):
     return from_dict(values, FinetuneConfig)
 
 
-def opened(folder, **sections):
-    config = config_of(folder, **sections)
-    task = make_task(config.task, config.data)
-    return config, task, Base.open(config.init_from), read_splits(task, config.data)
+def prepared(folder, **sections):
+    return Prepared.of(config_of(folder, **sections))
 
 
 def test_a_text_is_on_one_side_whatever_the_order(folder, tmp_path):
-    _, task, _, splits = opened(folder)
+    _, _, task, splits, *_ = prepared(folder)
     sides = [{task.text(example) for example in part} for part in splits[:3]]
     assert sum(map(len, splits[:3])) == 120
     assert len(set.union(*sides)) == sum(map(len, sides))
     header, *lines = (folder / "train.tsv").read_text().splitlines()
     (tmp_path / "other.tsv").write_text("\n".join([header, *lines[::-1]]))
-    _, task, _, again = opened(folder, data={"train": str(tmp_path / "other.tsv")})
+    _, _, task, again, *_ = prepared(folder, data={"train": str(tmp_path / "other.tsv")})
     assert [{task.text(example) for example in part} for part in again[:3]] == sides
     assert again.digest != splits.digest
 
 
 def test_files_of_their_own_are_taken_whole(folder):
     train = str(folder / "train.tsv")
-    _, _, _, splits = opened(folder, data={"eval": train, "test": train})
+    splits = prepared(folder, data={"eval": train, "test": train}).splits
     assert [len(part) for part in splits[:3]] == [120, 120, 120]
 
 
 def test_batches_are_a_function_of_the_step_and_hold_every_example_once_an_epoch(folder):
-    config, task, base, splits = opened(folder)
-    run = prepare_run(config, 0, base, task, splits)
-    rows = Finetuning(run, task, base, splits)._train.rows
+    _, _, _, splits, train, _ = prepared(folder)
+    rows = train.rows
     batches, all_rows = TrainingBatches(rows, 4, seed=0), np.arange(4)
     for step in (0, rows.num_rows // 4, 100):  # the second of them straddles two epochs
         whole = batches(step, all_rows)
@@ -81,11 +78,8 @@ def test_batches_are_a_function_of_the_step_and_hold_every_example_once_an_epoch
 
 
 def test_epochs_become_steps(folder):
-    config, task, base, splits = opened(
-        folder, train={"num_epochs": 2.0, "warmup_share": 0.25, "evaluations_per_epoch": 2}
-    )
-    run = prepare_run(config, 3, base, task, splits)
-    rows = Finetuning(run, task, base, splits)._train.rows.num_rows
+    found = prepared(folder, train={"num_epochs": 2.0, "warmup_share": 0.25, "evaluations_per_epoch": 2})
+    run, rows = found.run(seed=3), found.train.rows.num_rows
     assert run.train.num_steps == round(2 * rows / 4)
     assert run.optimizer.warmup_steps == round(0.25 * run.train.num_steps)
     assert run.train.eval_every == run.train.checkpoint_every == round(rows / 8)
@@ -95,9 +89,8 @@ def test_epochs_become_steps(folder):
 
 @pytest.mark.parametrize("random_weights", [False, True])
 def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weights):
-    config, task, base, splits = opened(folder, task={"random_weights": random_weights})
-    run = prepare_run(config, 0, base, task, splits)
-    finetuning = Finetuning(run, task, base, splits)
+    found = prepared(folder, task={"random_weights": random_weights})
+    run, finetuning = found.run(seed=0), Finetuning(found, seed=0)
 
     def build(rngs):
         return finetuning.build(run.model, rngs, np.dtype("float32"), "none")
@@ -106,7 +99,7 @@ def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weig
     state = step_lib.abstract_state(abstract, make_optimizer(run.optimizer), mesh_of())
     params = finetuning.initial_params(lambda: step_lib.init_params(build, state, 0), state.params)
     assert params["classifier"]["kernel"].shape == (16, 2)
-    ours, theirs = params_digest(params["encoder"]), params_digest(_encoder_of(base, state))
+    ours, theirs = params_digest(params["encoder"]), params_digest(_encoder_of(found.base, state))
     assert (ours == theirs) == (not random_weights)
 
 
@@ -115,9 +108,7 @@ def _encoder_of(base, state):
 
 
 def test_a_checkpoint_names_its_base_by_digest(folder):
-    config, task, base, splits = opened(folder)
-    run = prepare_run(config, 0, base, task, splits)
-    facts = json.loads(Finetuning(run, task, base, splits).files["task.json"])
+    facts = json.loads(Finetuning(prepared(folder), seed=0).files["task.json"])
     assert facts["labels"] == ["no", "yes"]
     whole = load(folder / "base").params
     assert facts["base"] == {
@@ -136,6 +127,10 @@ def test_a_checkpoint_names_its_base_by_digest(folder):
         ),
         ({"data": {"labels": "no,maybe"}}, "the label 'yes' is unknown; the classes are no, maybe"),
         ({"data": {"label": "text"}}, "is unknown; the classes are"),
+        (
+            {"task": {"metric": "bleu"}},
+            "task.metric='bleu' is unknown to classification; use one of accuracy, f1",
+        ),
         ({"init_from": ""}, "init_from is missing"),
         ({"init_from": "nowhere"}, "init_from: there is no checkpoint in"),
     ],
@@ -147,15 +142,10 @@ def test_mistakes_are_one_line(folder, sections, message):
         "data": {"train": str(folder / "train.tsv"), "max_seq_length": 32},
     }
     for name, section in sections.items():
-        values[name] = values[name] | section if isinstance(section, dict) else section
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     config = from_dict(values, FinetuneConfig)
-
-    def start():
-        Base.open(config.init_from)
-        read_splits(make_task(config.task, config.data), config.data)
-
     with pytest.raises(UserError, match=message):
-        start()
+        Prepared.of(config)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +170,14 @@ def test_a_config_that_cannot_be_is_one_line(sections, message):
 
 
 def test_rows_longer_than_the_base_knows_are_refused(folder):
-    config, task, base, splits = opened(folder, data={"max_seq_length": 64})
+    found = prepared(folder, data={"max_seq_length": 64})
     with pytest.raises(UserError, match=r"data.max_seq_length=64 is longer than the 32 positions of"):
-        prepare_run(config, 0, base, task, splits)
+        found.run(seed=0)
 
 
 def test_scores_are_of_the_held_out_examples_in_their_order(folder):
     """Outputs that are right for every sequence give a score of 1, though rows hold them in another order."""
-    config, task, base, splits = opened(folder)
-    finetuning = Finetuning(prepare_run(config, 0, base, task, splits), task, base, splits)
+    finetuning = Finetuning(prepared(folder), seed=0)
     (batches,) = finetuning.evaluations(final=False).values()
     outputs = [{"probabilities": np.eye(2)[batch["labels"]]} for batch in batches(np.arange(4))]
     assert finetuning.scores(outputs)["accuracy"] == 1.0
