@@ -16,6 +16,7 @@ from flax import nnx
 from bert_jax.config import from_dict
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TASKS, TaskRun
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
@@ -51,9 +52,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
         )
     facts = json.loads((folder / TASK).read_text())
     downstream = make_task(config.task, config.data, facts)
-    structure, abstract = abstract_model(
-        lambda rngs: downstream.build(config.model, rngs, np.dtype("float32"), "none")
-    )
+    structure, abstract = abstract_model(lambda rngs: downstream.build(config.model, rngs, Compute()))
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
     return Finetuned(config, downstream, load_tokenizer(folder / TOKENIZER), structure, params, meta)

@@ -22,7 +22,7 @@ from bert_jax.config import Config, from_dict
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import Encoder
+from bert_jax.model.encoder import PLAINLY, Compute, Encoder
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import TaskRun
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
@@ -66,7 +66,7 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     config: Config | TaskRun
     config = from_dict(meta["config"], TaskRun) if fine_tuned else from_dict(meta["config"])
     network = Headless if fine_tuned else BertForPreTraining
-    structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, jnp.dtype(dtype)))
+    structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, Compute(jnp.dtype(dtype))))
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
     return Pretrained(config, load_tokenizer(folder / "tokenizer"), structure, params, meta)
@@ -75,8 +75,8 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
 class Headless(nnx.Module):
     """The encoder of any checkpoint, under the name that it has there. Arguments as `Encoder`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.encoder = Encoder(config, rngs, dtype)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+        self.encoder = Encoder(config, rngs, compute)
 
 
 def layer_number(layer: int, model: ModelConfig, key: str = "layer") -> int:

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.pretraining import PretrainingObjective
 from bert_jax.training import step as step_lib
@@ -98,7 +99,7 @@ class Training:
         self.optimizer = make_optimizer(OptimizerConfig())
 
         def build(rngs: nnx.Rngs) -> nnx.Module:
-            return BertForPreTraining(self.config, rngs, dtype, remat)
+            return BertForPreTraining(self.config, rngs, Compute(dtype, remat))
 
         self.structure, abstract_params = step_lib.abstract_model(build)
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)

@@ -6,7 +6,7 @@ L layers. Parameters of the layers carry a leading L, so that 2 or 48 layers com
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,17 @@ REMAT_POLICIES = {
 }
 # Where the random numbers of one row part: each use of dropout has its own stream.
 EMBEDDING_DROPOUT, LAYER_DROPOUT = 0, 1
+
+
+class Compute(NamedTuple):
+    """How a network computes, which changes no more than rounding; what it is, is in `ModelConfig`."""
+
+    dtype: Any = jnp.float32  # of the activations; parameters are float32
+    remat: str = "none"  # none, or a name of `REMAT_POLICIES`
+    attention: str = "auto"  # as `bert_jax.model.attention.attention` has it
+
+
+PLAINLY = Compute()
 
 
 class Embeddings(nnx.Module):
@@ -62,9 +73,9 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with its output projection: [B, T, D] -> [B, T, D]."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute):
         size, stddev = config.hidden_size, config.initializer_range
-        self.config = config
+        self.config, self.compute = config, compute
         self.query = Dense(size, size, stddev, rngs)
         self.key = Dense(size, size, stddev, rngs)
         self.value = Dense(size, size, stddev, rngs)
@@ -76,16 +87,17 @@ class SelfAttention(nnx.Module):
             constrain(project(x).reshape(heads), ROWS, None, TENSOR)
             for project in (self.query, self.key, self.value)
         )
-        context = attention(query, key, value, sequence_ids, dropout_keys, self.config.attention_dropout)
+        rate, kind = self.config.attention_dropout, self.compute.attention
+        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind)
         return constrain(self.output(context.reshape(x.shape)), ROWS)
 
 
 class EncoderLayer(nnx.Module):
     """Attention, then feed-forward; each with dropout, residual and LayerNorm after the sum."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute):
         self.config = config
-        self.attention = SelfAttention(config, rngs)
+        self.attention = SelfAttention(config, rngs, compute)
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.intermediate = Dense(
             config.hidden_size, config.intermediate_size, config.initializer_range, rngs
@@ -110,14 +122,13 @@ class Encoder(nnx.Module):
     Args:
         config: the network's shape.
         rngs: source of the initial values.
-        dtype: of the activations; parameters are float32.
-        remat: none, or a name of `REMAT_POLICIES`.
+        compute: how it is computed.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: str = "none"):
-        self.config, self.dtype, self.remat = config, dtype, remat
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+        self.config, self.compute = config, compute
         self.embeddings = Embeddings(config, rngs)
-        self.layers = _stacked_layers(config, rngs)
+        self.layers = _stacked_layers(config, rngs, compute)
         self.pooler = Dense(config.hidden_size, config.hidden_size, config.initializer_range, rngs)
 
     def __call__(
@@ -138,7 +149,7 @@ class Encoder(nnx.Module):
         """
         x = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
         embedding_keys = fold_in_each(dropout_keys, EMBEDDING_DROPOUT)
-        x = dropout(x, embedding_keys, self.config.hidden_dropout).astype(self.dtype)
+        x = dropout(x, embedding_keys, self.config.hidden_dropout).astype(self.compute.dtype)
         layer_keys = fold_in_each(dropout_keys, LAYER_DROPOUT)
         structure, weights = nnx.split(self.layers)
 
@@ -149,8 +160,8 @@ class Encoder(nnx.Module):
             )
             return y, y if all_hidden_states else None
 
-        if self.remat != "none":
-            apply_layer = jax.checkpoint(apply_layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        if (remat := self.compute.remat) != "none":
+            apply_layer = jax.checkpoint(apply_layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
         last, outputs = jax.lax.scan(apply_layer, x, (jnp.arange(self.config.num_hidden_layers), weights))
         return jnp.concatenate([x[None], outputs]) if all_hidden_states else last
 
@@ -175,9 +186,13 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def _stacked_layers(config: ModelConfig, rngs: nnx.Rngs) -> EncoderLayer:
+def _stacked_layers(config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> EncoderLayer:
     """One EncoderLayer whose every parameter has a leading axis L, each slice initialised by its own key."""
     keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-    structure, _ = nnx.split(nnx.eval_shape(lambda key: EncoderLayer(config, nnx.Rngs(params=key)), keys[0]))
-    weights = jax.vmap(lambda key: nnx.split(EncoderLayer(config, nnx.Rngs(params=key)))[1])(keys)
+
+    def layer(key):
+        return EncoderLayer(config, nnx.Rngs(params=key), compute)
+
+    structure, _ = nnx.split(nnx.eval_shape(layer, keys[0]))
+    weights = jax.vmap(lambda key: nnx.split(layer(key))[1])(keys)
     return nnx.merge(structure, weights)

@@ -1,14 +1,12 @@
 """The heads: of pretraining (Devlin et al., 2019, section 3.1) and of fine-tuning (section 3.2)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
-from bert_jax.model.encoder import ACTIVATIONS, Encoder, gather_positions
+from bert_jax.model.encoder import ACTIVATIONS, PLAINLY, Compute, Encoder, gather_positions
 from bert_jax.model.layers import Dense, LayerNorm, dense
 from bert_jax.model.partition import ROWS, TENSOR, constrain
 
@@ -39,8 +37,8 @@ class MaskedLanguageModelHead(nnx.Module):
 class BertForPreTraining(nnx.Module):
     """Encoder with both heads. Arguments as `Encoder`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: str = "none"):
-        self.encoder = Encoder(config, rngs, dtype, remat)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+        self.encoder = Encoder(config, rngs, compute)
         self.masked_lm = MaskedLanguageModelHead(config, rngs)
         self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs)
 
@@ -59,17 +57,10 @@ class BertForPreTraining(nnx.Module):
 
 
 class BertForSequences(nnx.Module):
-    """Encoder with one dense layer over the pooled [CLS] states: classes, or one number. As `Encoder`."""
+    """Encoder with a dense layer over the pooled [CLS] states: classes, or one number. As `Encoder`."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        num_labels: int,
-        rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        remat: str = "none",
-    ):
-        self.encoder = Encoder(config, rngs, dtype, remat)
+    def __init__(self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+        self.encoder = Encoder(config, rngs, compute)
         self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
 
     def __call__(self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -82,15 +73,8 @@ class BertForSequences(nnx.Module):
 class BertForTokens(nnx.Module):
     """Encoder with one dense layer over every token's state: labels, or scores of start and end."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        num_labels: int,
-        rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        remat: str = "none",
-    ):
-        self.encoder = Encoder(config, rngs, dtype, remat)
+    def __init__(self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+        self.encoder = Encoder(config, rngs, compute)
         self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
 
     def __call__(self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None) -> jax.Array:

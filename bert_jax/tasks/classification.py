@@ -13,6 +13,7 @@ from flax import nnx
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForSequences
 from bert_jax.model.losses import Term, accuracy, cross_entropy, squared_error
 from bert_jax.tasks.config import TaskData
@@ -139,8 +140,8 @@ class Classification(_Sequences):
         number = {label: index for index, label in enumerate(self.labels)}
         return {"labels": np.array([number.get(example.label, 0) for example in examples], np.int32)}
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
-        return BertForSequences(config, len(self.labels), rngs, dtype, remat)
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
+        return BertForSequences(config, len(self.labels), rngs, compute)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"class_loss": jnp.sum(batch["sequence_weights"])}
@@ -248,8 +249,8 @@ class Regression(_Sequences):
         labels = np.array([example.label or 0.0 for example in examples])
         return {"labels": ((labels - self.facts["mean"]) / self.facts["deviation"]).astype(np.float32)}
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
-        return BertForSequences(config, 1, rngs, dtype, remat)
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
+        return BertForSequences(config, 1, rngs, compute)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"squared_error": jnp.sum(batch["sequence_weights"])}

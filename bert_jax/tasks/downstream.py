@@ -13,6 +13,7 @@ from bert_jax.data.batches import assemble, per_sequence
 from bert_jax.data.packing import PackedRows
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.losses import Term
 
 Batch = dict[str, jax.Array]
@@ -81,7 +82,7 @@ class Downstream(Protocol):
 
     def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_seq_length: int) -> Encoded: ...
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module: ...
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module: ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """The total weight of each term of the objective, known before anything is computed."""

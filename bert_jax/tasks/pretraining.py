@@ -18,8 +18,10 @@ from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.tokenizer import WORD_START, Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.losses import Term, accuracy, cross_entropy
+from bert_jax.model.partition import DATA, FSDP, axis_size
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
 
 Batch = dict[str, jax.Array]
@@ -41,9 +43,9 @@ class PretrainingObjective:
     def __init__(self, mask_id: int, unigram_loss: np.ndarray):
         self._mask_id, self._unigram_loss = mask_id, unigram_loss
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         """The network with both heads."""
-        return BertForPreTraining(config, rngs, dtype, remat)
+        return BertForPreTraining(config, rngs, compute)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """The total weight of each term of the objective, known before anything is computed."""
@@ -165,7 +167,8 @@ class Pretraining(PretrainingObjective):
         evaluations = self.evaluations(final=False)
         if not evaluations:
             return []
-        rows = np.arange(min(count, self._config.data.global_batch_size))
+        devices = axis_size(DATA) * axis_size(FSDP)  # each of them has the same number of rows
+        rows = np.arange(min(-(-count // devices) * devices, self._config.data.global_batch_size))
         batch = next(iter(evaluations["eval"](rows)))
         guesses = jax.device_get(_guesses(structure, params, batch))
         used = np.arange(batch["cls_positions"].shape[1]) < batch["sequence_ids"].max(axis=1, keepdims=True)

@@ -13,6 +13,7 @@ from flax import nnx
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForTokens
 from bert_jax.model.losses import Term, cross_entropy
 from bert_jax.tasks.config import TaskConfig, TaskData
@@ -159,8 +160,8 @@ class QuestionAnswering:
             "span_weights": learned[encoded.example].astype(np.float32),
         }
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
-        return BertForTokens(config, 2, rngs, dtype, remat)
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
+        return BertForTokens(config, 2, rngs, compute)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"span_loss": jnp.sum(_weights(batch))}

@@ -14,6 +14,7 @@ from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fsc
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForTokens
 from bert_jax.model.losses import Term, accuracy, cross_entropy
 from bert_jax.tasks.config import TaskData
@@ -182,8 +183,8 @@ class TokenClassification:
             number.get(tag, 0) for sentence in examples for tag in sentence.tags or [""] * len(sentence.words)
         ]
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module:
-        return BertForTokens(config, len(self.labels), rngs, dtype, remat)
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
+        return BertForTokens(config, len(self.labels), rngs, compute)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"token_loss": jnp.sum(_weights(batch))}

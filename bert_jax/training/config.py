@@ -80,6 +80,7 @@ class TrainConfig:
     profile_steps: str = _run_time("")  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
     keep_last: int = _run_time(3)  # checkpoints
     keep_every: int = _run_time(0)  # also keep those of every n-th step for ever; 0: none
+    attention: str = _run_time("auto")  # auto: fused (splash) on TPU where it can be | plain
     remat: str = _run_time("none")  # none | dots (keep matmul outputs) | full (recompute everything)
 
     def __post_init__(self):
@@ -98,6 +99,7 @@ class TrainConfig:
             raise UserError(f"train.profile_steps={self.profile_steps!r} ends before it begins; e.g. 10:15.")
         for name, known in (
             ("prng", ("threefry", "rbg")),
+            ("attention", ("auto", "plain")),
             ("remat", ("none", "dots", "full")),
             ("activation_dtype", ("auto", "float32", "bfloat16")),
         ):

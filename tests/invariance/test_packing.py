@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.training.step import abstract_model, means
 from tests.tiny import MODEL, batch_of, objective, random_sequence
@@ -34,7 +35,9 @@ def batches(sequences):
 @pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def model(request):
     """Structure and weights; all of these random, so that nothing hides behind 0 or 1."""
-    structure, abstract = abstract_model(lambda rngs: BertForPreTraining(CONFIG, rngs, request.param))
+    structure, abstract = abstract_model(
+        lambda rngs: BertForPreTraining(CONFIG, rngs, Compute(request.param))
+    )
     rng = np.random.default_rng(1)
     return structure, jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(x.dtype), abstract)
 

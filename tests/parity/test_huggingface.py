@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.losses import cross_entropy
 from bert_jax.training.step import abstract_model
@@ -95,7 +96,7 @@ def test_logits_and_losses(reference, ours):
 def test_every_gradient(reference, ours, remat):
     structure, params, batch = ours
     model = nnx.merge(structure, params)
-    model.encoder.remat = remat
+    model.encoder.compute = Compute(remat=remat)
     structure, _ = nnx.split(model)
     gradients = jax.jit(jax.grad(lambda p: sum(losses(structure, p, batch))))(params)
     expected = to_params(

@@ -1,9 +1,14 @@
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.model import attention as attention_lib
 from bert_jax.model.attention import attention
+from tests.tiny import mesh_of
 
 # Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
 SEQUENCE_IDS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0], [1] * 10, [1, 2, 2, 2, 2, 3, 3, 3, 3, 3]])
@@ -75,3 +80,59 @@ def test_dropout_acts_on_the_probabilities():
     np.testing.assert_allclose(output[kept], 1 / tokens / 0.75, rtol=1e-6)
     assert 0.68 < kept.mean() < 0.82  # 512 draws with p = 0.75: standard deviation 0.019
     assert (kept[0] != kept[1]).any()
+
+
+def of_heads(x):
+    return x.swapaxes(1, 2)
+
+
+def long_inputs(seed, tokens=256):
+    """Rows of 256 tokens: two sequences and padding, and one sequence."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((2, tokens), np.int32)
+    ids[0, :100], ids[0, 100:180], ids[1] = 1, 2, 1
+    return [jnp.asarray(rng.standard_normal((2, tokens, 4, 16)), np.float32) for _ in range(4)], jnp.asarray(
+        ids
+    )
+
+
+@pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
+def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
+    """The kernel of TPU, interpreted; over several devices each computes its rows and heads."""
+    (*inputs, weights), ids = long_inputs(0)
+
+    def weighted_sum(kernel):
+        def loss(query, key, value):
+            context = kernel(of_heads(query), of_heads(key), of_heads(value), ids)
+            return jnp.sum(of_heads(context) * weights * (ids > 0)[..., None, None])
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
+
+    plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0)
+    splash = functools.partial(attention_lib.splash, interpret=True)
+    mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
+    with mesh, jax.default_matmul_precision("highest"):
+        (ours, our_gradients), (theirs, their_gradients) = weighted_sum(splash), weighted_sum(plain)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rate", "kind", "fused"),
+    [
+        (256, 0.0, "auto", True),
+        (256, 0.0, "plain", False),
+        (256, 0.1, "auto", False),
+        (200, 0.0, "auto", False),
+    ],
+    ids=str,
+)
+def test_on_tpu_the_kernel_is_taken_where_it_can_be(tokens, rate, kind, fused):
+    """Of the program that a TPU would get; T × T scores are there exactly where the kernel is not."""
+    (*inputs, _), ids = long_inputs(0, tokens)
+    keys = jax.random.split(jax.random.key(0), 2)
+    run = jax.jit(functools.partial(attention, dropout_rate=rate, kind=kind))
+    text = run.trace(*inputs, ids, keys).lower(lowering_platforms=("tpu",)).as_text()
+    assert ("tpu_custom_call" in text) == fused
+    assert (f"{tokens}x{tokens}xf32" in text) == (not fused)

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from bert_jax.errors import UserError
+from bert_jax.model.encoder import Compute
 from bert_jax.tasks.classification import Classification, Example, Regression
 from bert_jax.tasks.config import TaskData
 from bert_jax.tasks.downstream import Encoded, Rows
@@ -318,7 +319,7 @@ def test_packed_sequences_are_learned_as_if_each_had_a_row_of_its_own(task):
     ]
     encoded = task.encode(some, wordpiece(), 24)
     config = dataclasses.replace(MODEL, vocab_size=wordpiece().vocab_size)
-    model = task.build(config, nnx.Rngs(0), np.float32, "none")
+    model = task.build(config, nnx.Rngs(0), Compute())
     name = task.objective[0]
 
     @jax.jit

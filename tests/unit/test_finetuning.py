@@ -8,6 +8,7 @@ import pytest
 
 from bert_jax.config import from_dict
 from bert_jax.errors import UserError
+from bert_jax.model.encoder import Compute
 from bert_jax.pretrained import load
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.finetuning import Finetuning, Prepared, TrainingBatches
@@ -93,7 +94,7 @@ def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weig
     run, finetuning = found.run(seed=0), Finetuning(found, seed=0)
 
     def build(rngs):
-        return finetuning.build(run.model, rngs, np.dtype("float32"), "none")
+        return finetuning.build(run.model, rngs, Compute())
 
     _, abstract = step_lib.abstract_model(build)
     state = step_lib.abstract_state(abstract, make_optimizer(run.optimizer), mesh_of())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bert_jax.data.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.downstream import Rows
 from bert_jax.tasks.question_answering import (
@@ -529,7 +530,7 @@ def test_sequences_that_share_a_row_have_the_losses_and_logits_that_they_have_al
     task = task_of(doc_stride=6, max_question_tokens=3)
     encoded = task.encode(packed_questions(), TOKENIZER, 20)
     config = dataclasses.replace(tiny.MODEL, num_hidden_layers=1, initializer_range=0.5)
-    structure, params = nnx.split(task.build(config, nnx.Rngs(0), jnp.float32, "none"))
+    structure, params = nnx.split(task.build(config, nnx.Rngs(0), Compute()))
 
     @jax.jit
     def gradient_and_evaluation(params, batch):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from bert_jax.errors import UserError
+from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TaskData
 from bert_jax.tasks.downstream import Rows
 from bert_jax.tasks.token_classification import Sentence, TokenClassification, to_iob2
@@ -353,7 +354,7 @@ def test_of_many_types_there_is_no_table_of_confusion():
 
 def evaluate(batch):
     config = dataclasses.replace(MODEL, vocab_size=wordpiece().vocab_size)
-    model = task().build(config, nnx.Rngs(0), np.float32, "none")
+    model = task().build(config, nnx.Rngs(0), Compute())
 
     @jax.jit
     def compiled(batch):
