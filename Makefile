@@ -8,11 +8,13 @@ MODE ?= fill-mask
 WHAT ?= prepare input step
 ARGS ?=
 TARGET ?= local
+TOPOLOGY ?= v5e:4x4
 PROCESSES ?= 2
 VENV ?= .venv
 
 # The stamp holds what $(VENV) was made with, e.g. "python3 tpu", so that it need be said only once.
 STAMP := $(VENV)/.stamp
+AOT := $(VENV)/aot/.stamp
 MADE_WITH := $(shell cat $(STAMP) 2>/dev/null)
 PYTHON ?= $(or $(firstword $(MADE_WITH)),python3)
 ACCELERATOR ?= $(word 2,$(MADE_WITH))
@@ -28,7 +30,7 @@ option = $(if $(value $(2)),--$(1)='$(subst ','\'',$(value $(2)))')
 unexport TEXT NEXT INPUT OUTPUT  # or make would expand them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain finetune launch prepare inspect params predict convert export test test-slow lint bench lock clean changed
+.PHONY: help setup pretrain finetune launch prepare inspect params predict convert export plan test test-slow test-plan lint bench lock clean changed
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +82,18 @@ test: $(STAMP)  ## run the fast tests
 
 test-slow: $(STAMP)  ## run the tests that train, kill and resume whole runs
 	@$(RUN) pytest -q -m slow $(ARGS)
+
+plan: $(AOT)  ## tell by the TPU compiler, without a TPU, whether CONFIG fits TOPOLOGY, and what it takes
+	@export PYTHONPATH=$(VENV)/aot; $(RUN) bert_jax.plan --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
+
+test-plan: $(AOT)  ## compare what the TPU compiler makes of the configs with tests/plans
+	@export PYTHONPATH=$(VENV)/aot; $(RUN) pytest -q tests/plans $(ARGS)
+
+# Beside the environment and not in it: with libtpu there, JAX looks for a TPU wherever it is used.
+$(AOT): $(STAMP) requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target $(VENV)/aot --constraint requirements.lock libtpu
+	@touch $@
 
 lint: $(STAMP)  ## check style, formatting and types
 	@$(VENV)/bin/ruff check

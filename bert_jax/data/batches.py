@@ -49,7 +49,7 @@ class Batches:
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
-        config = PlanConfig(data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, pairs)
+        config = _plan_config(data)
         self._count_rows = functools.partial(count_rows, index, config, seed)
         self._make_plan = functools.lru_cache(_PLANS_KEPT)(functools.partial(EpochPlan, index, config, seed))
         self._first_rows = [0]  # of the epochs up to the first one that is not counted yet
@@ -57,11 +57,7 @@ class Batches:
         self._maskable = np.ones(tokenizer.vocab_size, bool)
         self._maskable[list(tokenizer.special_ids)] = False
         self._replacements = np.flatnonzero(self._maskable).astype(np.int32)
-        chunk = np.arange(1, config.chunk_length + 1)
-        lengths = config.sequence_length(chunk)
-        self.max_predictions = masking.max_predictions(
-            lengths, chunk, data.max_seq_length, data.max_sequences_per_row, data.mask_rate
-        )
+        self.max_predictions = max_predictions(data)
 
     def __call__(self, step: int, rows: slice | np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The batch of a step, or some rows of it.
@@ -154,6 +150,39 @@ class Batches:
     def _plan(self, epoch: int) -> EpochPlan:
         with self._lock:  # so that no two threads make the same plan
             return self._make_plan(epoch)
+
+
+def _plan_config(data: DataConfig) -> PlanConfig:
+    pairs = data.second_objective == "next_sentence"
+    return PlanConfig(data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, pairs)
+
+
+def max_predictions(data: DataConfig) -> int:
+    """M, slots for masked tokens in a row."""
+    config = _plan_config(data)
+    chunk = np.arange(1, config.chunk_length + 1)
+    lengths = config.sequence_length(chunk)
+    rows = data.max_seq_length, data.max_sequences_per_row
+    return masking.max_predictions(lengths, chunk, *rows, data.mask_rate)
+
+
+def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of every array of a batch, without any data."""
+    B, T, S, M = (
+        data.global_batch_size,
+        data.max_seq_length,
+        data.max_sequences_per_row,
+        max_predictions(data),
+    )
+    columns = {
+        "input_ids": T, "token_type_ids": T, "sequence_ids": T, "position_ids": T,
+        "masked_lm_positions": M, "masked_lm_ids": M, "masked_lm_weights": M,
+        "cls_positions": S, "next_sentence_labels": S, "next_sentence_weights": S,
+    }  # fmt: skip
+    return {
+        name: ((B, size), np.float32 if name.endswith("weights") else np.int32)
+        for name, size in columns.items()
+    }
 
 
 class Placed(Protocol):

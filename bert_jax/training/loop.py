@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -17,6 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.config import Phase, RunConfig
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
+from bert_jax.scaling.flops import peak_flops, training_flops
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints, params_digest
 from bert_jax.training.hosts import START_AGAIN, together
@@ -48,7 +49,7 @@ class Task(step_lib.Task, Protocol):
     metric: str
     patience: int
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, remat: str) -> nnx.Module: ...
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module: ...
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """What a new run starts from, laid out as `abstract` says; tells it in the log."""
@@ -175,14 +176,17 @@ class Run:
         starts = record_start(self.workdir, step, self._devices)
         self.recorder = Recorder(
             self.file, self.config.train.log_every, step, self.last_step, self.schedule, starts,
-            meta.get("window"),
+            meta.get("window"), self._ideal_seconds,
         )  # fmt: skip
 
+    @property
+    def _ideal_seconds(self) -> Callable[..., float] | None:
+        peak = peak_flops(self.mesh.devices.ravel().tolist())
+        return (lambda **counts: training_flops(self.config.model, **counts) / peak) if peak else None
+
     def _build(self, rngs: nnx.Rngs) -> nnx.Module:
-        name = self.config.train.activation_dtype
-        if name == "auto":
-            name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return self.task.build(self.config.model, rngs, jnp.dtype(name), self.config.train.remat)
+        compute = step_lib.compute_of(self.config.train, self.mesh)
+        return self.task.build(self.config.model, rngs, compute)
 
     def _initial_state(
         self, optimizer: Any, at_most: int | None

@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 log = logging.getLogger("bert_jax")
+COUNTS = {"tokens", "attended", "predictions", "stop_requested"}  # of a step: sums, no metrics of a row
 
 
 class MetricsFile:
@@ -109,6 +110,8 @@ class Recorder:
         schedule: step -> learning rate.
         starts: when and how often the run was started, as in `starts.jsonl`.
         window: of the checkpoint that the run goes on from.
+        ideal_seconds: what steps with so many tokens, attended tokens and predictions would take at the
+            devices' peak rate; None where that is not known.
     """
 
     def __init__(
@@ -120,13 +123,14 @@ class Recorder:
         schedule: Callable[[int], Any],
         starts: list[dict[str, Any]],
         window: dict[str, Any] | None = None,
+        ideal_seconds: Callable[..., float] | None = None,
     ):
         self._file, self._log_every, self._last_step, self._schedule = file, log_every, last_step, schedule
-        self._starts = starts
+        self._starts, self._ideal_seconds = starts, ideal_seconds
         empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
         self.window: dict[str, Any] = empty | (window or {})
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
+        self._forget_times()
         self._mark = time.perf_counter()
         self._bar = tqdm.tqdm(
             total=last_step,
@@ -174,26 +178,25 @@ class Recorder:
         return None if values is None else {"step": step, **values}
 
     def _sum_up(self, values: dict[str, float]) -> None:
-        self._timed_tokens += values["tokens"]
+        for name in self._timed:
+            self._timed[name] += values[name]
         self._timed_steps += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.window["bad_steps"] += 1  # nothing was learned from it: it would only spoil the averages
             return
         self.window["steps"] += 1
         for name, value in values.items():
-            if name != "stop_requested":
+            if name not in COUNTS:
                 self.window["sums"][name] = self.window["sums"].get(name, 0.0) + value
 
     def _write_row(self, step: int) -> None:
         row: dict[str, Any] = {"step": step}
-        row |= {
-            name: total / self.window["steps"]
-            for name, total in self.window["sums"].items()
-            if name != "tokens"
-        }
+        row |= {name: total / self.window["steps"] for name, total in self.window["sums"].items()}
         if self.window["bad_steps"]:
             row["bad_steps"] = self.window["bad_steps"]
-        speed = self._timed_tokens / max(self._busy, 1e-9)
+        if self._ideal_seconds:
+            row["mfu"] = round(self._ideal_seconds(**self._timed) / max(self._busy, 1e-9), 4)
+        speed = self._timed["tokens"] / max(self._busy, 1e-9)
         lasted = max(time.time() - self._starts[0]["time"], 1e-9)
         row |= {
             "learning_rate": float(self._schedule(step - 1)),
@@ -214,7 +217,11 @@ class Recorder:
         else:
             self._bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
         self.window |= {"steps": 0, "sums": {}, "bad_steps": 0}
-        self._busy = self._waited = self._timed_tokens = self._timed_steps = 0.0
+        self._forget_times()
+
+    def _forget_times(self) -> None:
+        self._busy = self._waited = self._timed_steps = 0.0
+        self._timed = {"tokens": 0.0, "attended": 0.0, "predictions": 0.0}
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from bert_jax.model.encoder import Compute
 from bert_jax.model.losses import Term
+from bert_jax.training.config import TrainConfig
 from bert_jax.training.mesh import shardings
 
 Batch = dict[str, jax.Array]
@@ -40,6 +42,14 @@ class TrainState(flax.struct.PyTreeNode):
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+
+
+def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
+    """How networks compute on the devices of a mesh."""
+    name = train.activation_dtype
+    if name == "auto":
+        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return Compute(jnp.dtype(name), train.remat, train.attention)
 
 
 def abstract_model(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Any]:
@@ -133,14 +143,18 @@ def make_train_step(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
         # Counts are summed as the losses are, in float32, and so in the same collective.
-        tokens = jnp.sum(batch["sequence_ids"] > 0, dtype=jnp.float32)
+        none = jnp.zeros(rows, jnp.float32)
+        lengths = sequence_lengths(batch)
+        tokens = jnp.sum(lengths)
         metrics = {
             "loss": loss,
             **means(terms),
             "grad_norm": grad_norm,
             "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
             "tokens": tokens,
-            "stop_requested": jnp.sum(batch.get("stop_requested", jnp.zeros(rows, jnp.float32))),
+            "attended": jnp.sum(jnp.square(lengths)),
+            "predictions": jnp.sum(batch.get("masked_lm_weights", none)),
+            "stop_requested": jnp.sum(batch.get("stop_requested", none)),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -152,6 +166,12 @@ def make_evaluation_step(structure: nnx.GraphDef, task: Task) -> Any:
     return jax.jit(
         lambda params, batch: task.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
     )
+
+
+def sequence_lengths(batch: Batch) -> jax.Array:
+    """Tokens of every sequence: float32 [B, S], 0 where there is none."""
+    numbers = 1 + jnp.arange(batch["cls_positions"].shape[1])
+    return jnp.sum(batch["sequence_ids"][..., None] == numbers, axis=1, dtype=jnp.float32)
 
 
 def means(terms: dict[str, Term]) -> Metrics:

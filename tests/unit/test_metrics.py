@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -22,7 +23,10 @@ def rows_of(path):
 
 
 def metrics(loss, tokens=100):
-    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(2 * loss), "tokens": jnp.int32(tokens)}
+    return {
+        "loss": jnp.float32(loss), "grad_norm": jnp.float32(2 * loss), "tokens": jnp.int32(tokens),
+        "attended": jnp.float32(1000), "predictions": jnp.float32(10), "stop_requested": jnp.float32(0),
+    }  # fmt: skip
 
 
 def test_cut_back_to_the_step_resumed_at(path):
@@ -107,6 +111,25 @@ def test_a_window_goes_on_after_resuming(path, stopped_after):
     assert without_timings(rows_of(path)) == [pytest.approx(row) for row in EXPECTED]
 
 
+def test_mfu_is_the_time_at_peak_over_the_time_taken(path):
+    """Three steps that would take 0.1 s each at the peak rate."""
+    counts = []
+
+    def ideal_seconds(**totals):
+        counts.append(totals)
+        return 0.3
+
+    file = MetricsFile(path.parent, 0)
+    recorder = Recorder(file, 3, 0, 3, lambda _: 0.0, STARTS, ideal_seconds=ideal_seconds)
+    time.sleep(0.1)
+    for step in (1, 2, 3):
+        recorder.add(step, metrics(1.0))
+    recorder.flush()
+    assert counts == [{"tokens": 300.0, "attended": 3000.0, "predictions": 30.0}]
+    (row,) = rows_of(path)
+    assert row["mfu"] == pytest.approx(0.3 * row["tokens_per_second"] / 300.0, rel=0.01)
+
+
 def test_speed_counts_tokens_over_training_time_alone(path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
@@ -157,7 +180,7 @@ def test_steps_without_an_update_are_counted_and_not_averaged(path, name):
 def test_what_was_added_is_handed_back_one_step_late(path):
     recorder = recorder_of(path)
     assert recorder.add(1, metrics(0.5)) is None
-    assert recorder.add(2, metrics(1.5)) == {"step": 1, "loss": 0.5, "grad_norm": 1.0, "tokens": 100.0}
+    assert recorder.add(2, metrics(1.5)) == {"step": 1, **metrics(0.5)}
     assert recorder.flush()["loss"] == 1.5
     assert recorder.flush() is None
 

@@ -1,0 +1,195 @@
+"""What a compiled program sends between devices: read from its HLO text, in bytes and by mesh axis."""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+SIZES = {
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s8": 1,
+    "u8": 1,
+    "pred": 1,
+}
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+CALLED = re.compile(
+    r"(calls|body|condition|branch_computations|called_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})"
+)
+
+
+class Collective(NamedTuple):
+    """Collectives of one kind along the same axes of the mesh.
+
+    `bytes` is what a device holds of the whole arrays: the input of reductions, the output of gathers.
+    Rings, in which the compiler hides gathers and reductions behind the products that need them, count as
+    what they come to.
+    """
+
+    kind: str
+    axes: str  # e.g. "data" or "data×fsdp"
+    dtype: str
+    bytes: int  # of a step, over all times that loops repeat it
+    times: int
+
+
+def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
+    """All collectives of a program, the largest first.
+
+    Args:
+        text: `compiled.as_text()`.
+        mesh_shape: {axis: devices}, in the order of the mesh's dimensions.
+    """
+    computations = _computations(text)
+    entry = _entry(computations)
+    total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+    for times, where, line in _executed(computations, entry):
+        if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
+            kind = _kind(match[2], where)
+            axes = _axes(line, mesh_shape)
+            shapes = _shapes(match[1])
+            if match[3] and match[2] in ("collective-permute", "all-gather"):
+                shapes = shapes[:1] if match[2] == "collective-permute" else shapes[1:2]  # (input, output, …)
+            for dtype, size in shapes:
+                if axes:
+                    entry_of = total[kind, axes, dtype]
+                    entry_of[0] += times * size
+                    entry_of[1] += times
+    found = [Collective(*key, size, count) for key, (size, count) in total.items()]
+    return sorted(found, key=lambda c: (-c.bytes, c))
+
+
+def estimated_cycles(text: str) -> int:
+    """The compiler's estimate of a step's cycles, loops multiplied out; kernels and links have none."""
+    computations = _computations(text)
+    entry = _entry(computations)
+    cycles = 0
+    for times, _, line in _executed(computations, entry):
+        if match := re.search(r'"estimated_cycles":"(\d+)"', line):
+            cycles += times * int(match[1])
+    return cycles
+
+
+class Computation(NamedTuple):
+    """A function of the program: its instructions by name, the result last."""
+
+    is_entry: bool
+    instructions: dict[str, str]
+
+
+def _computations(text: str) -> dict[str, Computation]:
+    found: dict[str, Computation] = {}
+    current = Computation(False, {})
+    for line in text.splitlines():
+        if match := COMPUTATION.match(line):
+            current = found[match[2]] = Computation(bool(match[1]), {})
+        elif match := INSTRUCTION.match(line):
+            current.instructions[match[1]] = match[2]
+    return found
+
+
+def _entry(computations: dict[str, Computation]) -> str:
+    return next(name for name, computation in computations.items() if computation.is_entry)
+
+
+def _executed(
+    computations: dict[str, Computation], name: str, times: int = 1
+) -> Iterator[tuple[int, str, str]]:
+    """Every instruction with how often a step executes it and the name of its computation."""
+    for line in computations[name].instructions.values():
+        yield times, name, line
+        called = {
+            kind: [callee.strip("% ") for callee in (one or several).split(",")]
+            for kind, one, several in CALLED.findall(line)
+        }
+        repeat = 1
+        if "condition" in called:
+            repeat = _trip_count(*(computations[called[part][0]] for part in ("condition", "body")))
+        for callees in called.values():
+            for callee in callees:
+                if callee in computations:
+                    yield from _executed(computations, callee, times * repeat)
+
+
+def _trip_count(condition: Computation, body: Computation) -> int:
+    """How often a loop turns: its counter begins at 0, grows by a constant, and is compared with another."""
+    *_, test = condition.instructions.values()
+    counter, limit = _operands(test)[:2]
+    place = int(re.search(r"index=(\d+)", condition.instructions[counter])[1])  # type: ignore[index]
+    *_, result = body.instructions.values()
+    grown = body.instructions[_operands(result)[place]]
+    step = next((n for name in _operands(grown) if (n := _constant(body.instructions.get(name, "")))), 1)
+    return -(-(_constant(condition.instructions[limit]) or 1) // step)
+
+
+def _operands(line: str) -> list[str]:
+    """Names of an instruction's operands."""
+    return re.findall(r"%([\w.\-]+)", re.search(r" [\w\-]+\(((?:/\*.*?\*/|[^()])*)\)", line)[1])  # type: ignore[index]
+
+
+def _constant(line: str) -> int | None:
+    match = re.search(r" constant\((\d+)\)", line)
+    return int(match[1]) if match else None
+
+
+def _kind(opcode: str, computation: str) -> str:
+    if opcode == "all-reduce" and "all-reduce-scatter" in computation:
+        return "reduce-scatter"
+    if opcode == "collective-permute" and (
+        match := re.search(r"windowed_dot_general_body_(ag|rs)", computation)
+    ):
+        return {"ag": "all-gather", "rs": "reduce-scatter"}[match[1]]
+    return opcode
+
+
+def _shapes(text: str) -> list[tuple[str, int]]:
+    """(dtype, bytes) of every array in a type."""
+    return [
+        (dtype, SIZES[dtype] * math.prod(int(size) for size in sizes.split(",") if size))
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", text)
+        if dtype in SIZES
+    ]
+
+
+def _axes(line: str, mesh_shape: dict[str, int]) -> str:
+    """The mesh axes along which the first group of devices differs; "" where no group has two."""
+    group = _group(line, math.prod(mesh_shape.values()))
+    coordinates = np.unravel_index(np.array(group), tuple(mesh_shape.values()))
+    differing = [axis for axis, where in zip(mesh_shape, coordinates, strict=True) if len(set(where)) > 1]
+    return "×".join(differing)
+
+
+def _group(line: str, devices: int) -> list[int]:
+    """The devices of one group of a collective, in any of the forms that HLO has for groups."""
+    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
+        return [int(match[1]), int(match[2])]
+    if match := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        grid = _iota(match[2] or f"[{devices}]").reshape(list(sizes.values()))
+        chosen = set(re.findall(r"'(\w+)'", match[3]))
+        return grid[tuple(slice(None) if axis in chosen else 0 for axis in sizes)].ravel().tolist()
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line):
+        return _iota(match[3]).reshape(int(match[1]), int(match[2]))[0].tolist()
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return [int(device) for device in match[1].split(",")]
+    return list(range(devices))
+
+
+def _iota(text: str) -> np.ndarray:
+    """0, 1, … in the shape that HLO writes as [4,2] or, with its dimensions in another order, [2,4]T(1,0)."""
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert match, text
+    shape = [int(size) for size in match[1].split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(axis) for axis in match[2].split(",")]) if match[2] else numbers

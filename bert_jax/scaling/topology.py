@@ -1,0 +1,88 @@
+"""TPU topologies by name, as the compiler knows them, without a TPU."""
+
+import importlib.util
+import os
+import re
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import psutil
+
+from bert_jax.errors import UserError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """Facts of Cloud TPU's documentation, for estimates; the compiler itself decides what fits."""
+
+    hbm: int  # bytes of a device that a program may use, as the compiler counts them
+    clock: float  # of its cores, Hz: peak rate / operations of its matrix units per cycle
+    link: float  # bytes a second to other chips of the slice, all links together
+
+
+# By `jax.Device.device_kind`. A device of v4 and of TPU7x is one of its chip's two cores here.
+CHIPS = {
+    "TPU v4": Chip(16 * GIB, 1.05e9, 300e9 / 2),
+    "TPU v5 lite": Chip(int(15.75 * GIB), 1.5e9, 200e9),
+    "TPU v5": Chip(int(95.74 * GIB), 1.75e9, 600e9),
+    "TPU v6 lite": Chip(int(31.25 * GIB), 1.75e9, 448e9),
+    "TPU7x": Chip(int(94.75 * GIB), 2.2e9, 600e9),
+}
+EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16"
+
+
+def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of a topology such as v5e:4x4, for ahead-of-time compilation; `local` for this machine's.
+
+    Raises:
+        UserError: if libtpu is missing, or not of the version that JAX asks for, or knows no such topology.
+    """
+    if name == "local":
+        return jax.devices()
+    _check_libtpu()
+    # libtpu looks for a TPU otherwise, for minutes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    jax.config.update("jax_platforms", "cpu")  # or JAX would look for one too
+    from jax.experimental import topologies
+
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
+    except Exception as error:  # whatever libtpu makes of the name
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--topology={name}: the TPU compiler knows no such topology ({reason}); names look like "
+            f"{EXAMPLES}."
+        ) from None
+    return list(topology.devices)
+
+
+def capacity(device: Any) -> int:
+    """Bytes that a program may use on a device."""
+    if device.device_kind in CHIPS:
+        return CHIPS[device.device_kind].hbm
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit") or psutil.virtual_memory().total
+
+
+def _check_libtpu() -> None:
+    wanted = _wanted_libtpu()
+    remedy = "install the version that JAX asks for: pip install 'bert_jax[tpu-aot]'"
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"--topology needs the TPU compiler, libtpu, and no TPU; {remedy}, or make plan.")
+    found = metadata.version("libtpu")
+    if wanted and not found.startswith(wanted):
+        raise UserError(
+            f"libtpu {found} is installed, and JAX {jax.__version__} asks for {wanted}.*; {remedy}."
+        )
+
+
+def _wanted_libtpu() -> str:
+    """The beginning of the version of libtpu that JAX's extra `tpu` names; "" if it names none."""
+    for requirement in metadata.requires("jax") or ():
+        if match := re.match(r"libtpu\s*==\s*([\d.]+?)\.?\*.*extra == ['\"]tpu['\"]", requirement):
+            return match[1]
+    return ""

@@ -1,0 +1,233 @@
+"""FLOPs, what is read out of HLO, what is said of memory, and the search; no TPU compiler needed."""
+
+import dataclasses
+import types
+
+import jax
+import pytest
+
+from bert_jax import plan
+from bert_jax.config import Config
+from bert_jax.data.batches import Batches, batch_shapes
+from bert_jax.data.config import DataConfig
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.scaling import search as search_lib
+from bert_jax.scaling import topology
+from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
+from bert_jax.scaling.compile import Compiled, Memory, _exceeded, compile_step
+from bert_jax.scaling.flops import peak_flops, training_flops
+from bert_jax.training.config import MeshConfig
+from bert_jax.training.mesh import make_mesh
+from tests.fakes import FakeTokenizer, MemoryStore, random_documents
+from tests.tiny import MODEL
+
+# As the TPU compiler writes it, shortened: a loop over 12 layers whose body sums gradients over `fsdp`, a
+# ring of four turns (a counter that grows by 2 up to 8) which gathers a matrix over `fsdp`, and more behind.
+HLO = """
+HloModule jit_train_step, entry_computation_layout={()->f32[]}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %add.0 = f32[] add(%a, %b)
+}
+
+%windowed_dot_general_body_ag (p: (bf16[4,8], u32[])) -> (bf16[4,8], u32[]) {
+  %p = (bf16[4,8]{1,0:T(8,128)}, u32[]) parameter(0)
+  %gte.0 = bf16[4,8]{1,0} get-tuple-element(%p), index=0
+  %gte.1 = u32[] get-tuple-element(%p), index=1
+  %two = u32[]{:T(128)} constant(2)
+  %cp.1 = (bf16[4,8], bf16[4,8], u32[]) collective-permute-start(%gte.0), source_target_pairs={{0,2},{2,0}}
+  %cpd.1 = bf16[4,8]{1,0} collective-permute-done(%cp.1)
+  %add.1 = u32[]{:T(128)} add(%gte.1, %two), backend_config={"estimated_cycles":"5"}
+  ROOT %tuple.1 = (bf16[4,8]{1,0}, /*index=1*/u32[]) tuple(%cpd.1, /*index=1*/%add.1)
+}
+
+%windowed_cond (p: (bf16[4,8], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8)
+  %p.1 = (bf16[4,8]{1,0}, u32[]) parameter(0)
+  %gte.2 = u32[]{:T(128)} get-tuple-element(%p.1), index=1
+  ROOT %lt.0 = pred[]{:T(512)} compare(%gte.2, %limit), direction=LT
+}
+
+%body (q: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %q = (s32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
+  %gte.3 = s32[] get-tuple-element(%q), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %gte.4 = f32[8,16]{1,0} get-tuple-element(%q), index=1
+  %ar.1 = (f32[8,16]{1,0:T(8,128)S(1)}, f32[16]) all-reduce(%gte.4, %b), replica_groups=[2,2]<=[2,2]T(1,0)
+  %while.2 = (bf16[4,8], u32[]) while(%t.9), condition=%windowed_cond, body=%windowed_dot_general_body_ag
+  %fusion.1 = f32[8,16]{1,0} fusion(%gte.4), calls=%fused, backend_config={"estimated_cycles":"100"}
+  %add.2 = s32[]{:T(128)} add(%gte.3, %one)
+  ROOT %tuple.2 = (s32[]{:T(128)}, f32[8,16]{1,0}) tuple(%add.2, %fusion.1)
+}
+
+%fused (x: f32[8,16]) -> f32[8,16] {
+  ROOT %x = f32[8,16]{1,0} parameter(0)
+}
+
+%cond (q: (s32[], f32[8,16])) -> pred[] {
+  %layers = s32[]{:T(128)} constant(12)
+  %q.1 = (s32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
+  %gte.5 = s32[]{:T(128)} get-tuple-element(%q.1), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%gte.5, %layers), direction=LT
+}
+
+%all-reduce-scatter.7 (y: f32[64]) -> f32[16] {
+  %y = f32[64]{0} parameter(0)
+  %ar.3 = f32[64]{0} all-reduce(%y), replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}
+  ROOT %slice.1 = f32[16]{0} dynamic-slice(%ar.3), dynamic_slice_sizes={16}
+}
+
+ENTRY %main (z: f32[64]) -> f32[] {
+  %z = f32[64]{0} parameter(0)
+  %while.1 = (s32[]{:T(128)}, f32[8,16]{1,0}) while(%tuple.3), condition=%cond, body=%body
+  %fusion.2 = f32[16]{0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.7
+  %g = (bf16[3], bf16[6]) all-gather-start(), replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}
+  %all-to-all.1 = f32[32]{0} all-to-all(%z), replica_groups={{0,1},{2,3}}
+  ROOT %alone = f32[] all-reduce(%loss), replica_groups={{0},{1},{2},{3}}, to_apply=%sum
+}
+"""
+
+
+def test_collectives_of_a_program():
+    """On a mesh of fsdp × tensor = 2 × 2: device 1 is the neighbour along tensor, device 2 along fsdp."""
+    assert collectives(HLO, {"data": 1, "fsdp": 2, "tensor": 2}) == [
+        Collective("all-reduce", "fsdp", "f32", 12 * (8 * 16 + 16) * 4, 24),
+        Collective("all-gather", "fsdp", "bf16", 12 * 4 * 4 * 8 * 2 + 6 * 2, 12 * 4 + 1),
+        Collective("reduce-scatter", "fsdp×tensor", "f32", 64 * 4, 1),
+        Collective("all-to-all", "tensor", "f32", 32 * 4, 1),
+    ]
+
+
+def test_cycles_count_as_often_as_loops_turn():
+    assert estimated_cycles(HLO) == 12 * (100 + 4 * 5)
+
+
+def test_flops_by_hand():
+    model = ModelConfig(
+        num_hidden_layers=1, hidden_size=2, num_attention_heads=1, intermediate_size=4, vocab_size=5
+    )
+    layer = 10 * (8 * 2 * 2 + 4 * 2 * 4) + 30 * 4 * 2
+    assert training_flops(model, 10, 30, 3) == 3 * (layer + 3 * 2 * (2 * 2 + 2 * 5)) == 2892
+    # Six FLOPs a parameter and token, as everybody says, where attention and vocabulary do not count.
+    assert training_flops(ModelConfig(), 1, 0, 0) == 6 * 12 * (4 * 768**2 + 2 * 768 * 3072)
+
+
+def test_peak_of_devices():
+    v5e = types.SimpleNamespace(device_kind="TPU v5 lite", num_cores=1)
+    v5p = types.SimpleNamespace(device_kind="TPU v5", num_cores=2)
+    assert peak_flops([v5e, v5e]) == 2 * 197e12
+    assert peak_flops([v5p]) == 459e12
+    assert peak_flops([v5e, types.SimpleNamespace(device_kind="cpu")]) is None
+
+
+@pytest.mark.parametrize("packed", [1, 4])
+@pytest.mark.parametrize("pairs", ["next_sentence", "none"])
+def test_shapes_of_a_batch_without_data(packed, pairs):
+    data = DataConfig(
+        max_seq_length=64, global_batch_size=4, max_sequences_per_row=packed, second_objective=pairs
+    )
+    batch = Batches(MemoryStore(random_documents(50)), data, FakeTokenizer(), seed=0)(0)
+    assert {name: (array.shape, array.dtype.type) for name, array in batch.items()} == batch_shapes(data)
+
+
+def test_what_does_not_fit_is_read_out_of_the_compilers_words():
+    memory = _exceeded(
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 30.60G of 15.75G hbm. Exceeded hbm capacity by 14.85G."
+    )
+    assert memory is not None
+    assert not memory.fits
+    assert (memory.total - memory.capacity) / 2**30 == pytest.approx(14.85)
+    assert _exceeded("INTERNAL: something else") is None
+
+
+CONFIG = Config(
+    model=dataclasses.replace(MODEL, max_position_embeddings=128, num_attention_heads=2),
+    data=DataConfig(max_seq_length=128, global_batch_size=16),
+)
+
+
+def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
+    mesh = make_mesh(config.mesh, jax.devices())
+    memory = Memory(2 << 30, (total - 2) << 30, total << 30, capacity << 30)
+    sent = [Collective("all-reduce", "data", "f32", 420 << 20, 24)]
+    return Compiled(config, mesh, 1.0, memory, sent, False, {}, None)._replace(**changes)
+
+
+def test_an_answer_for_people():
+    text = plan.describe(compiled_of())
+    assert "mesh        data 8 × fsdp 1 × tensor 1" in text
+    assert "batch       16 rows of 128 tokens, 2 on a device" in text
+    assert "  total                             6.00" in text
+    assert "  all-reduce          data          f32        420.0" in text
+    assert "scores of all pairs of tokens are nowhere in memory" in text
+    assert text.endswith("verdict: fits")
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_to_change():
+    *_, verdict, advice = plan.describe(compiled_of(total=20)).splitlines()
+    assert verdict == "verdict: does not fit"
+    assert advice.startswith("4.00 GiB too much on every device. Try --config.train.remat=dots")
+    assert "--config.train.gradient_accumulation_steps=2" in advice
+    assert "--config.mesh.fsdp=N" in advice
+
+
+def test_the_step_of_this_machine_is_planned_too():
+    """Data parallel over the eight virtual devices: gradients are summed once, in float32.
+
+    That of the token table has two parts, of look-ups and logits, which this compiler sums apart.
+    """
+    compiled = compile_step(CONFIG, jax.devices())
+    parameters = sum(leaf.size for leaf in plan._params(CONFIG)) + 64 * 16
+    sent = sum(c.bytes for c in compiled.collectives if c.kind == "all-reduce" and c.axes == "data")
+    assert compiled.memory.fits
+    assert sent == pytest.approx(4 * parameters, rel=0.02)
+    assert compiled.scores  # the plain attention of CPUs
+    assert compiled.shardings["encoder/layers/intermediate/kernel"] == "(None, 'fsdp', 'tensor')"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(40, (64, "none")), (11, (64, "dots")), (3, (16, "dots"))])
+def test_the_search_finds_the_largest_batch(monkeypatch, limit, expected):
+    """Of a memory of 2 + rows × (0.5 or, with remat, 0.05) GiB; larger batches have more tokens a step."""
+    tried = []
+
+    def fake(config, devices):
+        rows = config.data.global_batch_size // len(devices)
+        tried.append(rows)
+        temporaries = int(rows * (0.5 if config.train.remat == "none" else 0.05) * 2**30)
+        memory = Memory(2 << 30, temporaries, (2 << 30) + temporaries, limit << 30)
+        return compiled_of(config=config, memory=memory)
+
+    monkeypatch.setattr(search_lib, "compile_step", fake)
+    monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig()])
+    monkeypatch.setattr(search_lib, "MOST_ROWS", 64)
+    best = search_lib.search(CONFIG, jax.devices(), lambda _: None)
+    assert best is not None
+    rows = best.compiled.config.data.global_batch_size // 8
+    assert (rows, best.compiled.config.train.remat) == expected
+    assert len(tried) <= 12
+
+
+def test_no_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs the TPU compiler, libtpu, and no TPU; .*tpu-aot"):
+        topology.topology_devices("v5e:4x4")
+
+
+def test_another_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(topology.metadata, "version", lambda _: "0.0.1")
+    monkeypatch.setattr(topology, "_wanted_libtpu", lambda: "0.0.42")
+    with pytest.raises(UserError, match=r"libtpu 0.0.1 is installed, and JAX .* asks for 0.0.42.\*"):
+        topology.topology_devices("v5e:4x4")
+
+
+def test_jax_says_which_libtpu_it_wants():
+    assert topology._wanted_libtpu().startswith("0.0.")
+
+
+def test_a_mesh_that_does_not_fit_is_told_before_compiling():
+    with pytest.raises(UserError, match="do not fit 8 devices"):
+        compile_step(dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=3)), jax.devices())
