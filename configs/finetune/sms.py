@@ -2,7 +2,7 @@
 
     make finetune CONFIG=finetune/sms
 
-Every message counts once, though the published list has some many times.
+Many messages come several times, as in the published list; all copies are on one side of the splits.
 """
 
 from bert_jax.tasks.config import default_config
