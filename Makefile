@@ -10,6 +10,7 @@ ARGS ?=
 TARGET ?= local
 TOPOLOGY ?= v5e:4x4
 PROCESSES ?= 2
+VERB ?=
 VENV ?= .venv
 
 # The stamp holds what $(VENV) was made with, e.g. "python3 tpu", so that it need be said only once.
@@ -54,9 +55,11 @@ finetune: $(STAMP)  ## fine-tune INIT_FROM as CONFIG (finetune/…) says into WO
 	@$(RUN) bert_jax.finetune --config=$(CONFIG) $(if $(INIT_FROM),--config.init_from="$(INIT_FROM)") \
 	    $(if $(WORKDIR),--workdir="$(WORKDIR)") $(ARGS)
 
-launch: $(STAMP)  ## pretrain CONFIG on TARGET: local (PROCESSES processes of this machine), and keep it running
-	@test -f launch/$(TARGET).py || { echo "error: TARGET=$(TARGET) is unknown; there is: local." >&2; exit 2; }
-	@exec $(VENV)/bin/python launch/$(TARGET).py --processes=$(PROCESSES) --config=$(CONFIG) $(PATHS) $(ARGS)
+launch: $(STAMP)  ## pretrain CONFIG on TARGET: local (PROCESSES), tpu, gke, slurm; VERB=status, logs, … (docs/pods.md)
+	@case "$(TARGET)" in local|tpu|gke|slurm) ;; \
+	    *) echo "error: TARGET=$(TARGET) is unknown; there are: local, tpu, gke, slurm." >&2; exit 2;; esac
+	@exec $(VENV)/bin/python launch/$(TARGET).py $(if $(filter local,$(TARGET)),--processes=$(PROCESSES),$(VERB)) \
+	    --config=$(CONFIG) $(PATHS) $(ARGS)
 
 prepare: $(STAMP)  ## build the tokenizer and dataset of CONFIG (pretrain does so when there is none)
 	@$(RUN) bert_jax.prepare --config=$(CONFIG) $(if $(DATA_DIR),--data_dir="$(DATA_DIR)") $(ARGS)
@@ -109,4 +112,4 @@ lock:  ## resolve requirements.lock anew for all supported Pythons and extras (n
 
 clean:  ## remove the environment and caches; runs and prepared data stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find bert_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
+	find bert_jax configs launch tests -name __pycache__ -prune -exec rm -rf {} +

@@ -39,13 +39,20 @@ class MetricsFile:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text)
         temporary.replace(path)
+        # Objects of a bucket cannot be appended to: there all rows are written again.
+        self._text = text if "://" in str(path) else None
         self._events = _Events(workdir / "tensorboard", resumed_at)
 
     def write(self, row: dict[str, Any]) -> None:
         if jax.process_index():
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        if self._text is not None:
+            self._text += line
+            self._path.write_text(self._text)
+        else:
+            with self._path.open("a") as file:
+                file.write(line)
         self._events.write(row)
 
 
@@ -61,7 +68,7 @@ class _Events:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(folder / "events"))
-        except OSError as error:
+        except (OSError, ImportError) as error:  # the latter where a bucket's client is not installed
             self._give_up(error)
         # TensorBoard forgets what an interrupted run wrote from this step on.
         self._put(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -81,7 +88,7 @@ class _Events:
             except OSError as error:
                 self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._writer = None
         log.warning("no more TensorBoard events: %s; metrics.jsonl goes on", error)
 

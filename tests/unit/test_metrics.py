@@ -223,3 +223,46 @@ def test_a_disk_that_takes_no_events_costs_only_the_events(path, monkeypatch, ca
     assert [record.getMessage() for record in caplog.records] == [
         "no more TensorBoard events: [Errno 28] No space left on device; metrics.jsonl goes on"
     ]
+
+
+class Bucket:
+    """A path in a bucket, whose objects can be written and read, and not appended to."""
+
+    def __init__(self, objects, name="gs://bucket/run"):
+        self.objects, self.name = objects, name
+
+    def __str__(self):
+        return self.name
+
+    def __truediv__(self, name):
+        return Bucket(self.objects, f"{self.name}/{name}")
+
+    def with_name(self, name):
+        return Bucket(self.objects, f"{self.name.rsplit('/', 1)[0]}/{name}")
+
+    def mkdir(self, **_):
+        pass
+
+    def exists(self):
+        return self.name in self.objects
+
+    def read_text(self):
+        return self.objects[self.name]
+
+    def write_text(self, text):
+        self.objects[self.name] = text
+
+    def replace(self, other):
+        self.objects[other.name] = self.objects.pop(self.name)
+
+
+def test_in_a_bucket_all_rows_are_written_again(monkeypatch):
+    def no_client(_):
+        raise ImportError("google-cloud-storage")
+
+    monkeypatch.setattr("bert_jax.training.metrics.EventsWriter", no_client)
+    objects = {"gs://bucket/run/metrics.jsonl": '{"step": 1}\n{"step": 2}\n'}
+    file = MetricsFile(Bucket(objects), resumed_at=1)
+    for step in (2, 3):
+        file.write({"step": step})
+    assert objects == {"gs://bucket/run/metrics.jsonl": '{"step": 1}\n{"step": 2}\n{"step": 3}\n'}

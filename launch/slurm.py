@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Pretrain on GPUs of a Slurm cluster, as a job that is queued again until the run is done.
+
+    python launch/slurm.py submit --name=bert --nodes=2 --gpus_per_node=8 --time=24:00:00 \\
+        --config=bert_base --workdir=/shared/runs/base --data_dir=/shared/data
+
+Verbs:
+    submit   queue the job, unless one of this name is queued or runs
+    print    show its script
+    status   the job, as squeue tells it
+    logs     follow its log
+    cancel   save a checkpoint and end it for good
+
+It runs this Python, in this folder: both must be where all nodes see them. Flags that are not listed below
+go to the command as they are.
+"""
+
+import argparse
+import getpass
+import re
+import shlex
+import sys
+
+import shell
+from shell import Mistake, say
+
+VERBS = ("submit", "print", "status", "logs", "cancel")
+# One task a GPU. JAX finds the others, and its GPU of the node's, in the variables that srun sets for a task
+# (jax/_src/clusters/slurm_cluster.py). So each task must see all GPUs of its node, as with --gpus-per-node.
+SCRIPT = """#!/bin/bash
+{options}
+{setup}srun {srun}{command}
+code=$?
+case $code in {final}) exit $code ;; esac
+# Stopped before the time limit (75), or lost: the same job starts again, from the newest checkpoint.
+if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+    echo "[launch] ended with code $code; queueing job $SLURM_JOB_ID again"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code
+"""
+
+
+def arguments() -> tuple[str, argparse.Namespace, list[str]]:
+    parser = shell.Parser(__doc__)
+    parser.add_argument("--name", default="bert_jax", help="of the job (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--gpus_per_node", type=int, default=1, help="and processes (default: 1)")
+    parser.add_argument("--cpus_per_gpu", type=int, default=0, help="and process (default: the cluster's)")
+    parser.add_argument("--time", help="limit, e.g. 24:00:00; the job is queued again when it is reached")
+    parser.add_argument("--grace", type=int, default=120, help="seconds before it to save in (default: 120)")
+    parser.add_argument("--partition")
+    parser.add_argument("--account")
+    parser.add_argument("--sbatch_flags", default="", help="further ones, e.g. '--qos=high --exclusive'")
+    parser.add_argument("--setup", default="", help="a line of shell before it, e.g. 'module load cuda'")
+    parser.add_argument("--log", help="file (default: NAME.log here)")
+    parser.add_argument("--restarts", type=int, default=100, help="at most so many in all (default: 100)")
+    verb, options, rest = parser.verb_and_flags(VERBS)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", options.name):
+        raise Mistake(
+            f"--name={options.name} is not valid; give letters, digits, dots, dashes and underscores."
+        )
+    if options.nodes < 1 or options.gpus_per_node < 1:
+        raise Mistake("--nodes and --gpus_per_node must be at least 1.")
+    options.log = options.log or f"{options.name}.log"
+    return verb, options, rest
+
+
+def script(options: argparse.Namespace, rest: list[str]) -> str:
+    """The batch script; Slurm gives it to the first node, and srun the command to all."""
+    wanted = {
+        "job-name": options.name,
+        "nodes": options.nodes,
+        "ntasks-per-node": options.gpus_per_node,
+        "gpus-per-node": options.gpus_per_node,
+        "cpus-per-task": options.cpus_per_gpu,
+        "time": options.time,
+        "partition": options.partition,
+        "account": options.account,
+        "signal": f"TERM@{options.grace}",  # to the tasks, not to this script
+        "output": options.log,
+        "open-mode": "append",
+    }
+    flags = [f"--{name}={value}" for name, value in wanted.items() if value]
+    lines = [*flags, "--requeue", *shlex.split(options.sbatch_flags)]
+    # Since Slurm 22.05 srun does not take it from the job.
+    srun = f"--cpus-per-task={options.cpus_per_gpu} " if options.cpus_per_gpu else ""
+    command = ["env", "PYTHONUNBUFFERED=1", sys.executable, "-m", options.module, *rest]
+    return SCRIPT.format(
+        options="\n".join(f"#SBATCH {shlex.quote(line)}" for line in lines),
+        setup=f"{options.setup}\n" if options.setup else "",
+        srun=srun,
+        command=shlex.join(command),
+        final="|".join(map(str, (0, *shell.NOT_AGAIN))),
+        restarts=options.restarts,
+    )
+
+
+def main() -> int:
+    verb, options, rest = arguments()
+    programs = shell.Programs(options.dry_run)
+    mine = [f"--user={getpass.getuser()}", f"--name={options.name}"]
+    if verb == "print":
+        print(script(options, rest), end="")
+    elif verb == "submit":
+        queued = programs.ask("squeue", *mine, "--noheader", "--format=%i %T").stdout.split()
+        if queued:
+            say(f"{options.name} is there already: job {queued[0]}, {queued[1]}")
+        else:
+            programs.run("sbatch", text=script(options, rest))
+    elif verb == "status":
+        programs.run("squeue", *mine)
+    elif verb == "logs":
+        programs.run("tail", "-n", "100", "-F", options.log)
+    else:
+        programs.run("scancel", *mine)
+    return 0
+
+
+if __name__ == "__main__":
+    shell.exit_with(main)
