@@ -25,7 +25,7 @@ def command(folder, verb, *words):
 def finetune(folder, name, *words, config="finetune/classification"):
     shape = (
         "data.max_seq_length=32", "data.global_batch_size=8", "data.max_sequences_per_row=2",
-        "optimizer.learning_rate=3e-3",
+        "optimizer.learning_rate=1e-2", "task.max_question_tokens=8", "task.random_weights=true",
     )  # fmt: skip
     overrides = [f"--config.{word}" for word in (*shape, "train.hidden_dropout=0.0", *words)]
     return command(
@@ -73,7 +73,7 @@ def scores_of(workdir):
 
 def test_classification_with_seeds_and_frozen_features(folder):
     words = (
-        "data.train=texts.tsv", "data.test_fraction=0.1", "train.num_epochs=6.0", "train.num_seeds=2",
+        "data.train=texts.tsv", "data.test_fraction=0.1", "train.num_epochs=10.0", "train.num_seeds=2",
         "task.frozen=logistic_regression",
     )  # fmt: skip
     code, output = finetune(folder, "classes", *words)
@@ -84,7 +84,7 @@ def test_classification_with_seeds_and_frozen_features(folder):
         assert scores_of(folder / f"classes/seed_{seed}")["test"]["accuracy"] > 0.9
     assert "Confusion" in (folder / "classes/seed_0/report.html").read_text()
 
-    (folder / "new.txt").write_text("we are free\nit was so\n")
+    (folder / "new.txt").write_text("free we are\nit was so\n")
     code, output = command(
         folder, "predict", "classify", "--checkpoint=classes/seed_1", "--input=new.txt", "--output=new.jsonl"
     )
@@ -103,7 +103,7 @@ def test_classification_with_seeds_and_frozen_features(folder):
 
 
 def test_token_classification(folder):
-    words = ("data.train=names.conll", "train.num_epochs=4.0", "task.patience=2")
+    words = ("data.train=names.conll", "train.num_epochs=12.0", "task.patience=6")
     code, output = finetune(folder, "tags", *words, config="finetune/token_classification")
     assert code == 0, output
     assert scores_of(folder / "tags")["eval"]["f1"] > 0.9
@@ -113,7 +113,7 @@ def test_token_classification(folder):
 
 
 def test_question_answering(folder):
-    words = ("data.train=names.json", "train.num_epochs=8.0")
+    words = ("data.train=names.json", "train.num_epochs=15.0")
     code, output = finetune(folder, "answers", *words, config="finetune/squad")
     assert code == 0, output
     assert scores_of(folder / "answers")["eval"]["exact_match"] > 0.9

@@ -1,0 +1,77 @@
+"""What the TPU compiler makes of every shipped config, against committed summaries (`make test-plan`).
+
+A summary that changes is a finding: another sharding, another collective, more memory. If it is meant to be
+so, write it anew with `python -m tests.plans.test_plans`. Another libtpu is another compiler: the numbers
+hold for the version in the lock file for Python 3.11.
+"""
+
+import importlib.util
+import json
+import pathlib
+import runpy
+from importlib import metadata
+
+import pytest
+
+from bert_jax.config import Config, find_config, from_dict
+from bert_jax.plan import summary
+from bert_jax.scaling.compile import compile_step
+from bert_jax.scaling.topology import topology_devices
+
+COMPILER = "0.0.42.1"
+LONG = {"max_seq_length": 512, "max_sequences_per_row": 8}
+# Name of the summary -> config, topology, slices, changed sections.
+PLANS: dict[str, tuple[str, str, int, dict[str, dict]]] = {
+    "bert_tiny": ("bert_tiny", "v5e:2x2", 1, {}),
+    "bert_mini": ("bert_mini", "v5e:2x2", 1, {}),
+    "bert_small": ("bert_small", "v5e:4x4", 1, {}),
+    "bert_medium": ("bert_medium", "v5e:4x4", 1, {}),
+    "bert_base": ("bert_base", "v5e:4x4", 1, {}),
+    "bert_large": ("bert_large", "v5e:4x4", 1, {}),
+    "bert_base_fsdp": (
+        "bert_base", "v5e:4x4", 1, {"mesh": {"fsdp": 16}, "data": {**LONG, "global_batch_size": 256}},
+    ),
+    "bert_base_tensor": (
+        "bert_base", "v5e:4x4", 1,
+        {"mesh": {"fsdp": 2, "tensor": 2}, "data": {**LONG, "global_batch_size": 128}},
+    ),
+    "bert_large_two_slices": (
+        "bert_large", "v5e:4x4", 2,
+        {"mesh": {"fsdp": 16}, "data": {**LONG, "global_batch_size": 256}, "train": {"remat": "dots"}},
+    ),
+}  # fmt: skip
+FOLDER = pathlib.Path(__file__).parent
+
+
+def plan(name: str) -> dict:
+    config, topology, slices, changes = PLANS[name]
+    values = runpy.run_path(str(find_config(config)))["get_config"]().to_dict()
+    for section, fields in changes.items():
+        values[section] |= fields
+    return summary(compile_step(from_dict(values, Config), topology_devices(topology, slices)))
+
+
+def installed() -> str:
+    """The TPU compiler's version; "" without one."""
+    return metadata.version("libtpu") if importlib.util.find_spec("libtpu") else ""
+
+
+@pytest.mark.skipif(
+    installed() != COMPILER, reason=f"needs libtpu {COMPILER}: make test-plan, on Python 3.11"
+)
+@pytest.mark.parametrize("name", PLANS)
+def test_the_compiler_makes_the_same_of_it(name):
+    expected = json.loads((FOLDER / f"{name}.json").read_text())
+    found = plan(name)
+    for kind in ("mesh", "fits", "shardings", "attention_scores_in_memory", "arguments_mib"):
+        assert found[kind] == expected[kind], kind
+    assert found["temporaries_mib"] == pytest.approx(expected["temporaries_mib"], rel=0.02, abs=1)
+    assert found["collectives_mib"].keys() == expected["collectives_mib"].keys()
+    for kind, size in expected["collectives_mib"].items():
+        assert found["collectives_mib"][kind] == pytest.approx(size, rel=0.02, abs=0.2), kind
+
+
+if __name__ == "__main__":
+    for each in PLANS:
+        (FOLDER / f"{each}.json").write_text(json.dumps(plan(each), indent=1) + "\n")
+        print(each, json.loads((FOLDER / f"{each}.json").read_text())["collectives_mib"], flush=True)
