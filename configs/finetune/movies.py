@@ -19,5 +19,5 @@ def get_config():
         max_sequences_per_row=16,
     )
     config.optimizer.update(learning_rate=1e-4)
-    config.train.update(num_epochs=2.0)
+    config.train.update(num_epochs=1.0)
     return config

@@ -20,5 +20,5 @@ def get_config():
         max_sequences_per_row=8,
     )
     config.optimizer.update(learning_rate=2e-4)
-    config.train.update(num_epochs=8.0)
+    config.train.update(num_epochs=6.0)
     return config

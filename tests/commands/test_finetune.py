@@ -1,6 +1,7 @@
 """Every task from a file to predictions and back, by the commands, on data that can be learned in seconds."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,10 +14,11 @@ NAMES = ("god", "union")  # what is to be tagged, and asked for
 
 
 def command(folder, verb, *words):
-    """Exit code and output of a command given in the folder."""
+    """Exit code and output of a command given in the folder, on one device."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     result = subprocess.run(
         [sys.executable, "-m", f"bert_jax.{verb}", *words],
-        cwd=folder, capture_output=True, text=True, check=False,
+        cwd=folder, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert "Traceback" not in result.stderr, result.stderr
     return result.returncode, result.stdout + result.stderr
@@ -147,6 +149,7 @@ def test_regression_of_pairs(folder):
     assert "fine-tuned on pairs: give the second text too" in output
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(folder):
     words = ("data.train=texts.tsv", "train.num_epochs=1.0")
     code, output = finetune(folder, "again", *words)
