@@ -233,7 +233,8 @@ MISTAKES = [
     ("predict fill-mask --text=[MASK] --checkpoint=run_newest", "metadata has changed", "/checkpoints/1"),
     ("predict fill-mask --text=ba --checkpoint=run", "'ba' has no [MASK]"),
     (f"predict fill-mask --checkpoint=run --text=[MASK]{'.' * 20}", "23 tokens", "data.max_seq_length=16"),
-    ("predict classify --text=ba --checkpoint=run", "fill-mask, next-sentence, features, not 'classify'"),
+    ("predict clasify --text=ba --checkpoint=run", "features, classify, answer, tag, not 'clasify'"),
+    ("predict classify --text=ba --checkpoint=run", "is of pretraining; fine-tune it first"),
     ("predict features --text=ba --checkpoint=run --output=x --pooling=max", "--pooling=max ", "mean|cls"),
 ]  # fmt: skip
 

@@ -64,10 +64,13 @@ def test_the_steps_learn_something(plain):
     assert history[-2]["loss"] < history[0]["loss"] - 0.1
     assert history[0].keys() == {
         *("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"),
-        *("grad_norm", "padding_fraction", "tokens", "stop_requested"),
+        *("grad_norm", "padding_fraction", "tokens", "attended", "predictions", "stop_requested"),
     }
     sequence_ids = random_batch(0, ROWS)["sequence_ids"]
     assert history[0]["tokens"] == np.count_nonzero(sequence_ids)
+    lengths = [np.sum(row == number) for row in sequence_ids for number in (1, 2)]
+    assert history[0]["attended"] == np.sum(np.square(lengths))
+    assert history[0]["predictions"] == random_batch(0, ROWS)["masked_lm_weights"].sum()
     close(history[0]["padding_fraction"], np.mean(sequence_ids == 0))
     close(history[0]["loss"], history[0]["mlm_loss"] + history[0]["nsp_loss"])
 

@@ -35,10 +35,6 @@ PLANS: dict[str, tuple[str, str, int, dict[str, dict]]] = {
         "bert_base", "v5e:4x4", 1,
         {"mesh": {"fsdp": 2, "tensor": 2}, "data": {**LONG, "global_batch_size": 128}},
     ),
-    "bert_large_two_slices": (
-        "bert_large", "v5e:4x4", 2,
-        {"mesh": {"fsdp": 16}, "data": {**LONG, "global_batch_size": 256}, "train": {"remat": "dots"}},
-    ),
 }  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent
 
