@@ -333,7 +333,7 @@ def test_the_guide_works_line_by_line(cluster):
         shutil.copy(cluster.stage / "bin" / "kubectl", cluster.stage / "bin" / program)
     guide = (REPOSITORY / "docs" / "pods.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     environment = cluster.environment | {"HOME": str(cluster.stage), "REPOSITORY": str(REPOSITORY)}
     (cluster.stage / "guide.sh").write_text("\n".join(blocks))
     result = subprocess.run(
