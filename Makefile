@@ -52,7 +52,7 @@ pretrain: $(STAMP)  ## pretrain CONFIG into WORKDIR; the same command resumes
 	@$(RUN) bert_jax.pretrain --config=$(CONFIG) $(PATHS) $(ARGS)
 
 finetune: $(STAMP)  ## fine-tune INIT_FROM as CONFIG (finetune/…) says into WORKDIR; the same command resumes
-	@$(RUN) bert_jax.finetune --config=$(CONFIG) $(if $(INIT_FROM),--config.init_from="$(INIT_FROM)") \
+	@$(RUN) bert_jax.finetune --config=$(if $(filter file,$(origin CONFIG)),finetune/classification,$(CONFIG)) $(if $(INIT_FROM),--config.init_from="$(INIT_FROM)") \
 	    $(if $(WORKDIR),--workdir="$(WORKDIR)") $(ARGS)
 
 launch: $(STAMP)  ## pretrain CONFIG on TARGET: local (PROCESSES), tpu, gke, slurm; VERB=status, logs, … (docs/pods.md)

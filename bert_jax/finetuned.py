@@ -16,7 +16,8 @@ from flax import nnx
 from bert_jax.config import from_dict
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.model.encoder import Compute
+from bert_jax.model.encoder import PLAINLY
+from bert_jax.pretrained import TOKENS
 from bert_jax.tasks.config import TASKS, TaskRun
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
@@ -24,8 +25,6 @@ from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
 from bert_jax.training.step import abstract_model, make_evaluation_step, with_shardings
-
-TOKENS = 2048  # of a batch: enough work for an accelerator, not too much for a few texts on a CPU
 
 
 def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> "Finetuned":
@@ -41,8 +40,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
     folder, meta = open_checkpoint(checkpoint)
     if "task" not in meta["config"]:
         raise UserError(
-            f"checkpoint {folder} is of pretraining; fine-tune it first: "
-            f"make finetune ARGS=--config.init_from={checkpoint}"
+            f"checkpoint {folder} is of pretraining; fine-tune it first: make finetune INIT_FROM={checkpoint}"
         )
     config = from_dict(meta["config"], TaskRun)
     if config.task.name not in tasks:
@@ -52,7 +50,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
         )
     facts = json.loads((folder / TASK).read_text())
     downstream = make_task(config.task, config.data, facts)
-    structure, abstract = abstract_model(lambda rngs: downstream.build(config.model, rngs, Compute()))
+    structure, abstract = abstract_model(lambda rngs: downstream.build(config.model, rngs, PLAINLY))
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
     return Finetuned(config, downstream, load_tokenizer(folder / TOKENIZER), structure, params, meta)

@@ -126,7 +126,7 @@ def _trip_count(condition: Computation, body: Computation) -> int:
     """How often a loop turns: its counter begins at 0, grows by a constant, and is compared with another."""
     *_, test = condition.instructions.values()
     counter, limit = _operands(test)[:2]
-    place = int(re.search(r"index=(\d+)", condition.instructions[counter])[1])  # type: ignore[index]
+    place = int(_searched(r"index=(\d+)", condition.instructions[counter]))
     *_, result = body.instructions.values()
     grown = body.instructions[_operands(result)[place]]
     step = next((n for name in _operands(grown) if (n := _constant(body.instructions.get(name, "")))), 1)
@@ -135,7 +135,14 @@ def _trip_count(condition: Computation, body: Computation) -> int:
 
 def _operands(line: str) -> list[str]:
     """Names of an instruction's operands."""
-    return re.findall(r"%([\w.\-]+)", re.search(r" [\w\-]+\(((?:/\*.*?\*/|[^()])*)\)", line)[1])  # type: ignore[index]
+    return re.findall(r"%([\w.\-]+)", _searched(r" [\w\-]+\(((?:/\*.*?\*/|[^()])*)\)", line))
+
+
+def _searched(pattern: str, line: str) -> str:
+    """The pattern's group in a line that must have it."""
+    match = re.search(pattern, line)
+    assert match, line
+    return match[1]
 
 
 def _constant(line: str) -> int | None:

@@ -1,5 +1,6 @@
 """Classification of single texts and of pairs, and regression: one dense layer over the pooled [CLS]."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ class Example(NamedTuple):
     place: str  # where it stands, for errors
 
 
-class _Sequences:
-    """What classification and regression share.
+class _Sequences(abc.ABC):
+    """What classification and regression share: one loss of each sequence, whose name is the objective's.
 
     Args:
         data: names of the columns.
@@ -37,6 +38,7 @@ class _Sequences:
     """
 
     per_token = False
+    objective: tuple[str, ...]
     facts: dict[str, Any]
 
     def __init__(self, data: TaskData, facts: dict[str, Any] | None):
@@ -61,8 +63,9 @@ class _Sequences:
             raise UserError(f"this checkpoint was fine-tuned on {kind}.")
         return Example(text, second, None, "")
 
+    @abc.abstractmethod
     def _label(self, value: Any, place: str) -> Any:
-        raise NotImplementedError
+        """A label as it is learned, from a column's value; raises UserError for what is none."""
 
     def text(self, example: Example) -> str:
         return example.text if example.pair is None else f"{example.text}\t{example.pair}"
@@ -87,8 +90,19 @@ class _Sequences:
             num_cut=num_cut,
         )
 
+    @abc.abstractmethod
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """The `labels` [N] that the network is to give; any where an example has none."""
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        return {self.objective[0]: jnp.sum(batch["sequence_weights"])}
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
+        return self._terms(model(batch, dropout_keys), batch)
+
+    @abc.abstractmethod
+    def _terms(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+        """Loss and scores of the network's outputs [B, S, labels]."""
 
     def row(self, example: Example, prediction: Any) -> dict[str, Any]:
         texts = {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
@@ -143,18 +157,12 @@ class Classification(_Sequences):
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForSequences(config, len(self.labels), rngs, compute)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        return {"class_loss": jnp.sum(batch["sequence_weights"])}
-
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
-        return self._terms(model(batch, dropout_keys), batch)
-
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         logits = model(batch)
         return self._terms(logits, batch), {"probabilities": jax.nn.softmax(logits)}
 
-    def _terms(self, logits: jax.Array, batch: Batch) -> dict[str, Term]:
-        answers = logits, batch["labels"], batch["sequence_weights"]
+    def _terms(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+        answers = outputs, batch["labels"], batch["sequence_weights"]
         return {"class_loss": cross_entropy(*answers), "accuracy": accuracy(*answers)}
 
     def decode(
@@ -251,12 +259,6 @@ class Regression(_Sequences):
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForSequences(config, 1, rngs, compute)
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        return {"squared_error": jnp.sum(batch["sequence_weights"])}
-
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
-        return self._terms(model(batch, dropout_keys), batch)
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         outputs = model(batch)

