@@ -46,7 +46,17 @@ def resolved_config() -> Any:
     """
     if flags.FLAGS.config is None:
         raise UserError(f"--config is missing; shipped configs: {', '.join(config_lib.config_files())}.")
-    return config_lib.from_dict(flags.FLAGS.config.to_dict(), _kind)
+    values = flags.FLAGS.config.to_dict()
+    if ("task" in values) != ("task" in config_lib.sections(_kind)):
+        names = [
+            name for name in config_lib.config_files() if name.startswith("finetune/") != ("task" in values)
+        ]
+        kind, other = ("fine-tuning", "pretraining") if "task" in values else ("pretraining", "fine-tuning")
+        raise UserError(
+            f"--config={config_name()} is a config of {kind}, and this command takes one of {other}: "
+            f"{', '.join(names)}."
+        )
+    return config_lib.from_dict(values, _kind)
 
 
 def config_file() -> pathlib.Path:
