@@ -155,9 +155,12 @@ def _described(compiled: Any, config: Config, mesh: Mesh, seconds: float, shardi
 
 def _exceeded(message: str) -> Memory | None:
     """The memory that the TPU compiler would need, from what it says when that is too much."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+    size = r"([\d.]+)([KMGT])"
+    # Told in two ways, by what was tried before it gave up.
+    match = re.search(rf"Used {size} of {size} hbm|\({size}\) exceeds available HBM \({size}\)", message)
     if not match:
         return None
+    parts = [group for group in match.groups() if group]
     units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-    used, limit = (int(float(match[i]) * units[match[i + 1]]) for i in (1, 3))
+    used, limit = (int(float(parts[i]) * units[parts[i + 1]]) for i in (0, 2))
     return Memory(None, None, used, limit)

@@ -15,16 +15,16 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Facts of Cloud TPU's documentation, for estimates; the compiler itself decides what fits."""
+    """What estimates are made with; the compiler itself decides what fits."""
 
-    hbm: int  # bytes of a device that a program may use, as the compiler counts them
+    hbm: int  # bytes of a device that a program may use, as the compiler says when they are exceeded
     clock: float  # of its cores, Hz: peak rate / operations of its matrix units per cycle
-    link: float  # bytes a second to other chips of the slice, all links together
+    link: float  # bytes a second to other chips of the slice, all links together; Cloud TPU's documentation
 
 
 # By `jax.Device.device_kind`. A device of v4 and of TPU7x is one of its chip's two cores here.
 CHIPS = {
-    "TPU v4": Chip(16 * GIB, 1.05e9, 300e9 / 2),
+    "TPU v4": Chip(int(15.25 * GIB), 1.05e9, 300e9 / 2),
     "TPU v5 lite": Chip(int(15.75 * GIB), 1.5e9, 200e9),
     "TPU v5": Chip(int(95.74 * GIB), 1.75e9, 600e9),
     "TPU v6 lite": Chip(int(31.25 * GIB), 1.75e9, 448e9),

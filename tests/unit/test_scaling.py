@@ -132,14 +132,24 @@ def test_shapes_of_a_batch_without_data(packed, pairs):
     assert {name: (array.shape, array.dtype.type) for name, array in batch.items()} == batch_shapes(data)
 
 
-def test_what_does_not_fit_is_read_out_of_the_compilers_words():
-    memory = _exceeded(
+@pytest.mark.parametrize(
+    "message",
+    [
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-        "Used 30.60G of 15.75G hbm. Exceeded hbm capacity by 14.85G."
-    )
+        "Used 30.60G of 15.75G hbm. Exceeded hbm capacity by 14.85G.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(30.60G) exceeds available HBM (15.75G).",
+    ],
+    ids=["used", "exceeds"],
+)
+def test_what_does_not_fit_is_read_out_of_the_compilers_words(message):
+    memory = _exceeded(message)
     assert memory is not None
     assert not memory.fits
     assert (memory.total - memory.capacity) / 2**30 == pytest.approx(14.85)
+
+
+def test_other_errors_of_the_compiler_are_no_answer():
     assert _exceeded("INTERNAL: something else") is None
 
 
