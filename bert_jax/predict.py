@@ -102,7 +102,7 @@ def newest_checkpoint(fine_tuned: bool = False, folder: str = "runs") -> pathlib
         with contextlib.suppress(OSError, ValueError, KeyError):
             config = json.loads((path.parent / "meta" / "metadata").read_text())["config"]
             if ("task" in config) == fine_tuned:
-                return pathlib.Path(find_checkpoint(path.parents[2]))
+                return path.parents[1] / find_checkpoint(path.parents[2]).name  # relative: what is typed next
     kind, verb = ("fine-tuned", "finetune") if fine_tuned else ("pretrained", "pretrain")
     raise UserError(
         f"--checkpoint is missing and {folder}/ holds no {kind} run; give a run's folder, or {verb} first: "
