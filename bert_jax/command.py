@@ -161,8 +161,15 @@ def _config_path(name: str) -> str:
 def _set_up_log() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS also raise what they call an error
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same of Orbax's threads
+    sys.unraisablehook = _unraisable
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _unraisable(ignored: Any) -> None:
+    """Leaves out what TensorStore says, a trace for each array, of writes that end after a failed one."""
+    if not (isinstance(ignored.exc_value, RuntimeError) and str(ignored.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(ignored)

@@ -87,6 +87,7 @@ def closing(workdir: epath.Path) -> str:
             "",
             f"next:  make predict CHECKPOINT={workdir} TEXT='The [MASK] of the United States.'",
             f"       look at {workdir}/report.html, or tensorboard --logdir {workdir}",
+            f"       fine-tune:       make finetune INIT_FROM={workdir} ARGS=--config.data.train=FILE.tsv",
             "       a larger model:  make pretrain CONFIG=bert_mini",
             "       your own text:   make pretrain ARGS=\"--config.data.source='text:/path/to/*.txt'\"",
         ]

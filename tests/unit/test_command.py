@@ -15,6 +15,7 @@ def run(monkeypatch, capsys):
     """Runs a command with these arguments: (exit code, stdout, stderr, resolved config or None)."""
     log = logging.getLogger("bert_jax")
     before = flagsaver.save_flag_values(flags.FLAGS), log.handlers, log.level, log.propagate
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     command.define_config_flags()
 
     def run(*arguments, main=None):
@@ -156,6 +157,23 @@ def test_log_goes_to_stdout(run):
 
     _, out, err, _ = run(TINY, main=main)
     assert (out, err) == ("step 3\n", "")
+
+
+def test_what_tensorstore_says_after_a_failed_save_is_left_out_and_nothing_else(run):
+    class Dropped:
+        def __init__(self, message):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    def main():
+        Dropped("Event loop is closed")
+        Dropped("Event loop is open")
+
+    err = run(TINY, main=main)[2]
+    assert err.splitlines()[-1] == "RuntimeError: Event loop is open"
+    assert err.count("RuntimeError: ") == 1
 
 
 def test_command_as_people_run_it():
