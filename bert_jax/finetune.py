@@ -97,16 +97,18 @@ def fine_tune(prepared: Prepared, workdir: epath.Path) -> tuple[int, list[Scores
         folder = folder_of(prepared.config, workdir, seed)
         with hosts.together():
             code = train(prepared.run(seed), Finetuning(prepared, seed), folder)
-        if code != FINISHED:
-            return code, found
-        if jax.process_index() == 0:
+            if code != FINISHED:
+                return code, found
             found.append(judge(folder, prepared.splits))
     return FINISHED, found
 
 
 def judge(workdir: epath.Path, splits: Splits) -> Scores:
-    """Scores of the best checkpoint; writes its predictions and the report's tables."""
-    best = load_finetuned(workdir)
+    """Scores of the best checkpoint; writes its predictions and the report's tables.
+
+    Every process judges, on a device of its own: Orbax restores for all or for none.
+    """
+    best, told = load_finetuned(workdir), jax.process_index() == 0
     scores: Scores = {}
     tables: list[dict[str, Any]] = []
     for split, examples in (("eval", splits.eval), ("test", splits.test)):
@@ -116,10 +118,12 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
             tables = best.task.tables(predictions, examples)  # of the last, which is the least used
             rows = (best.task.row(*pair) for pair in zip(examples, predictions, strict=True))
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (workdir / f"predictions_{split}.jsonl").write_text(lines)
-    step = best.meta["step"]
-    write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})
-    write_report(workdir)
+            if told:
+                (workdir / f"predictions_{split}.jsonl").write_text(lines)
+    if told:
+        step = best.meta["step"]
+        write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})
+        write_report(workdir)
     return scores
 
 
