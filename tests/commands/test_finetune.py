@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,29 +11,32 @@ import pytest
 
 from tests.saved import WORDS, save, wordpiece
 
+LAUNCHER = pathlib.Path(__file__).parents[2] / "launch/local.py"
 NAMES = ("god", "union")  # what is to be tagged, and asked for
 
 
-def command(folder, verb, *words):
-    """Exit code and output of a command given in the folder, on one device."""
+def command(folder, verb, *words, processes=1):
+    """Exit code and output of a command given in the folder, on one device in each process."""
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    start = ["-m", f"bert_jax.{verb}"]
+    if processes > 1:
+        start = [str(LAUNCHER), f"--processes={processes}", f"--module=bert_jax.{verb}"]
     result = subprocess.run(
-        [sys.executable, "-m", f"bert_jax.{verb}", *words],
+        [sys.executable, *start, *words],
         cwd=folder, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert "Traceback" not in result.stderr, result.stderr
     return result.returncode, result.stdout + result.stderr
 
 
-def finetune(folder, name, *words, config="finetune/classification"):
+def finetune(folder, name, *words, config="finetune/classification", processes=1):
     shape = (
         "data.max_seq_length=32", "data.global_batch_size=8", "data.max_sequences_per_row=2",
         "optimizer.learning_rate=1e-2", "task.max_question_tokens=8", "task.random_weights=true",
     )  # fmt: skip
     overrides = [f"--config.{word}" for word in (*shape, "train.hidden_dropout=0.0", *words)]
-    return command(
-        folder, "finetune", f"--config={config}", "--config.init_from=base", f"--workdir={name}", *overrides
-    )
+    where = f"--config={config}", "--config.init_from=base", f"--workdir={name}"
+    return command(folder, "finetune", *where, *overrides, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,24 @@ def test_classification_with_seeds_and_frozen_features(folder):
         )
         assert code == 2
         assert message in output
+
+
+@pytest.mark.slow
+def test_several_processes_train_and_judge_as_one(folder):
+    words = "data.train=texts.tsv", "data.test_fraction=0.1", "train.num_epochs=2.0"
+    for processes in (1, 2):
+        code, output = finetune(folder, f"on_{processes}", *words, processes=processes)
+        assert code == 0, output
+        assert len((folder / f"on_{processes}/starts.jsonl").read_text().splitlines()) == 1, output
+    assert "2 × cpu in 2 processes" in output
+    rows = [
+        [json.loads(line) for line in (folder / f"on_{n}/predictions_test.jsonl").read_text().splitlines()]
+        for n in (1, 2)
+    ]
+    assert len(rows[0]) > 5
+    for one, two in zip(*rows, strict=True):
+        assert one["text"] == two["text"]
+        assert one["probabilities"] == pytest.approx(two["probabilities"], abs=1e-4)
 
 
 def test_token_classification(folder):
