@@ -46,6 +46,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans at once: there is no TPU to share
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for one too
     from jax.experimental import topologies
 
