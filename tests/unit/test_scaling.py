@@ -23,7 +23,8 @@ from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MODEL
 
 # As the TPU compiler writes it, shortened: a loop over 12 layers whose body sums gradients over `fsdp`, a
-# ring of four turns (a counter that grows by 2 up to 8) which gathers a matrix over `fsdp`, and more behind.
+# ring of four turns (a counter that grows by 2 up to 8) which gathers a matrix over `fsdp`, a gather that is
+# under way during three fusions, and more behind.
 HLO = """
 HloModule jit_train_step, entry_computation_layout={()->f32[]}
 
@@ -56,6 +57,9 @@ HloModule jit_train_step, entry_computation_layout={()->f32[]}
   %one = s32[]{:T(128)} constant(1)
   %gte.4 = f32[8,16]{1,0} get-tuple-element(%q), index=1
   %ar.1 = (f32[8,16]{1,0:T(8,128)S(1)}, f32[16]) all-reduce(%gte.4, %b), replica_groups=[2,2]<=[2,2]T(1,0)
+  %async-collective-start.4 = bf16[8]{0} fusion(%gte.4), kind=kCustom, calls=%begins
+  %fusion.3 = bf16[8]{0} fusion(%async-collective-start.4), calls=%async_collective_fusion.1
+  %async-collective-done.4 = bf16[8]{0} fusion(%fusion.3), kind=kCustom, calls=%ends
   %while.2 = (bf16[4,8], u32[]) while(%t.9), condition=%windowed_cond, body=%windowed_dot_general_body_ag
   %fusion.1 = f32[8,16]{1,0} fusion(%gte.4), calls=%fused, backend_config={"estimated_cycles":"100"}
   %add.2 = s32[]{:T(128)} add(%gte.3, %one)
@@ -71,6 +75,18 @@ HloModule jit_train_step, entry_computation_layout={()->f32[]}
   %q.1 = (s32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
   %gte.5 = s32[]{:T(128)} get-tuple-element(%q.1), index=0
   ROOT %lt.1 = pred[]{:T(512)} compare(%gte.5, %layers), direction=LT
+}
+
+%begins (w: bf16[4]) -> bf16[8] {
+  ROOT %ag.1 = bf16[8]{0} all-gather(%w), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
+}
+
+%async_collective_fusion.1 (w: bf16[4]) -> bf16[8] {
+  ROOT %ag.2 = bf16[8]{0:T(8)} all-gather(%w), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
+}
+
+%ends (w: bf16[4]) -> bf16[8] {
+  ROOT %ag.3 = bf16[8]{0} all-gather(%w.2), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
 }
 
 %all-reduce-scatter.7 (y: f32[64]) -> f32[16] {
@@ -96,6 +112,7 @@ def test_collectives_of_a_program():
         Collective("all-reduce", "fsdp", "f32", 12 * (8 * 16 + 16) * 4, 24),
         Collective("all-gather", "fsdp", "bf16", 12 * 4 * 4 * 8 * 2 + 6 * 2, 12 * 4 + 1),
         Collective("reduce-scatter", "fsdp×tensor", "f32", 64 * 4, 1),
+        Collective("all-gather", "tensor", "bf16", 12 * 8 * 2, 12),
         Collective("all-to-all", "tensor", "f32", 32 * 4, 1),
     ]
 
