@@ -18,6 +18,7 @@ from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.model.heads import BertForPreTraining
+from bert_jax.scaling.collectives import SLICES
 from bert_jax.scaling.compile import Compiled, compile_step
 from bert_jax.scaling.flops import peak_flops
 from bert_jax.scaling.search import search
@@ -115,6 +116,7 @@ def _times(compiled: Compiled, price: float | None) -> list[str]:
     lines = [
         "",
         "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap",
+        *(["and what is sent between slices not counted"] if _between_slices(compiled) else []),
         f"  step          {1000 * step:.0f} ms ({parts})",
         f"  tokens/s      {speed:,.0f}, {speed / compiled.devices:,.0f} a device",
     ]
@@ -123,6 +125,10 @@ def _times(compiled: Compiled, price: float | None) -> list[str]:
     cost = f", {price * hours * compiled.devices:,.0f} at {price:g} a device-hour" if price else ""
     lines.append(f"  {steps:,} steps  {hours:,.1f} h, {hours * compiled.devices:,.0f} device-hours{cost}")
     return lines
+
+
+def _between_slices(compiled: Compiled) -> bool:
+    return any(SLICES in found.axes for found in compiled.collectives)
 
 
 def advice(compiled: Compiled) -> str:

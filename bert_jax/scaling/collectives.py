@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+SLICES = "slices"
 SIZES = {
     "f64": 8,
     "s64": 8,
@@ -49,7 +50,8 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
 
     Args:
         text: `compiled.as_text()`.
-        mesh_shape: {axis: devices}, in the order of the mesh's dimensions.
+        mesh_shape: {axis: devices}, in the order of the mesh's dimensions; `slices` first, where there are
+            several.
     """
     computations = _computations(text)
     entry = _entry(computations)
@@ -59,7 +61,7 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
             # One that is under way during several fusions is written in each of them, on the same channel.
             channel = re.search(r"channel_id=\d+", line)
-            if channel and channels.setdefault(channel[0], (where, line)) != (where, line):
+            if channel and channels.setdefault(match[2] + channel[0], (where, line)) != (where, line):
                 continue
             kind = _kind(match[2], where)
             axes = _axes(line, mesh_shape)
@@ -71,6 +73,12 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
                     entry_of = total[kind, axes, dtype]
                     entry_of[0] += times * size
                     entry_of[1] += times
+        elif match := re.match(r"\((\w+\[[\d,]*\]).*? send\(.*_xla_megascale_transfer_type=\"(\w+)\"", line):
+            # Between slices every device sends its share of what its slice has reduced.
+            ((dtype, size),) = _shapes(match[1])
+            entry_of = total[match[2].lower().replace("_", "-"), SLICES, dtype]
+            entry_of[0] += times * size * math.prod(mesh_shape.values()) // mesh_shape[SLICES]
+            entry_of[1] += times
     found = [Collective(*key, size, count) for key, (size, count) in total.items()]
     return sorted(found, key=lambda c: (-c.bytes, c))
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.config import Config
 from bert_jax.data.batches import batch_shapes
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
+from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
 from bert_jax.scaling.flops import peak_flops, training_flops
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
 from bert_jax.tasks.pretraining import PretrainingObjective
@@ -66,7 +66,10 @@ class Compiled(NamedTuple):
         return training_flops(self.config.model, self.tokens, attended, predictions)
 
     def step_seconds(self) -> tuple[float, float] | None:
-        """Estimates of a step's time: computing, and at least this long sending. None off TPU."""
+        """Estimates of a step's time: computing, and at least this long sending. None off TPU.
+
+        What is sent between slices comes on top: the rate of the network there is not the chip's.
+        """
         chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
         if chip is None or not self.cycles:
             return None
@@ -76,7 +79,11 @@ class Compiled(NamedTuple):
             training_flops(model, 0, self.tokens * self.config.data.max_seq_length, 0) / peak / KERNEL_RATE
         )  # the kernel's backward pass computes the scores again  # fmt: skip
         factor = {"all-reduce": 2.0}  # a reduction and a gather
-        sent = sum(factor.get(found.kind, 1.0) * found.bytes for found in self.collectives)
+        sent = sum(
+            factor.get(found.kind, 1.0) * found.bytes
+            for found in self.collectives
+            if SLICES not in found.axes
+        )
         return self.cycles / chip.clock + kernel, sent / chip.link
 
 
@@ -146,11 +153,18 @@ def _described(compiled: Any, config: Config, mesh: Mesh, seconds: float, shardi
         mesh,
         seconds,
         memory,
-        collectives(text, dict(mesh.shape)),
+        collectives(text, _levels(mesh)),
         not kernel and bool(re.search(rf"\[(?:\d+,)*{T},{T}\]", text)),
         shardings,
         estimated_cycles(text) if device.platform == "tpu" else None,
     )
+
+
+def _levels(mesh: Mesh) -> dict[str, int]:
+    """{axis: devices} of a mesh, `slices` being the outer part of `data`: what the slow network joins."""
+    shape = dict(mesh.shape)
+    slices = len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
+    return {SLICES: slices, **shape, "data": shape["data"] // slices} if slices > 1 else shape
 
 
 def _exceeded(message: str) -> Memory | None:

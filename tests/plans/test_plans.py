@@ -1,14 +1,15 @@
 """What the TPU compiler makes of every shipped config, against committed summaries (`make test-plan`).
 
 A summary that changes is a finding: another sharding, another collective, more memory. If it is meant to be
-so, write it anew with `python -m tests.plans.test_plans`. Another libtpu is another compiler: the numbers
-hold for the version in the lock file for Python 3.11.
+so, write it anew with `python -m tests.plans.test_plans [NAME …]`. Another libtpu is another compiler: the
+numbers hold for the version in the lock file for Python 3.11.
 """
 
 import importlib.util
 import json
 import pathlib
 import runpy
+import sys
 from importlib import metadata
 
 import pytest
@@ -35,6 +36,8 @@ PLANS: dict[str, tuple[str, str, int, dict[str, dict]]] = {
         "bert_base", "v5e:4x4", 1,
         {"mesh": {"fsdp": 2, "tensor": 2}, "data": {**LONG, "global_batch_size": 128}},
     ),
+    "bert_large_fsdp": ("bert_large", "v5e:4x4", 1, {"mesh": {"fsdp": 8}}),
+    "bert_base_two_slices": ("bert_base", "v5e:4x4", 2, {"data": {"global_batch_size": 512}}),
 }  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent
 
@@ -68,6 +71,6 @@ def test_the_compiler_makes_the_same_of_it(name):
 
 
 if __name__ == "__main__":
-    for each in PLANS:
+    for each in sys.argv[1:] or PLANS:
         (FOLDER / f"{each}.json").write_text(json.dumps(plan(each), indent=1) + "\n")
         print(each, json.loads((FOLDER / f"{each}.json").read_text())["collectives_mib"], flush=True)

@@ -117,6 +117,24 @@ def test_collectives_of_a_program():
     ]
 
 
+def test_what_crosses_between_slices_is_told():
+    """Two slices of two devices: each sends half of the 16 numbers that its slice has summed."""
+    program = """
+ENTRY %main (z: f32[16]) -> f32[16] {
+  %z = f32[16]{0} parameter(0)
+  %ar = f32[16]{0} all-reduce(%z), channel_id=2, replica_groups={{0,1}}, to_apply=%sum
+  %send = (f32[8]{0:T(8,128)}, u32[], token[]) send(%s, %t), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %ag = f32[16]{0} all-gather(%r), channel_id=2, replica_groups={{0,1}}, dimensions={0}
+}
+"""
+    assert collectives(program, {"slices": 2, "data": 2, "fsdp": 1, "tensor": 1}) == [
+        Collective("all-gather", "data", "f32", 16 * 4, 1),
+        Collective("all-reduce", "data", "f32", 16 * 4, 1),
+        Collective("all-reduce", "slices", "f32", 16 * 4, 1),
+    ]
+
+
 def test_cycles_count_as_often_as_loops_turn():
     assert estimated_cycles(HLO) == 12 * (100 + 4 * 5)
 
