@@ -16,9 +16,9 @@ def get_config():
         train="downstream/sms.tsv",
         test_fraction=0.1,
         max_seq_length=128,
-        global_batch_size=4,
+        global_batch_size=8,
         max_sequences_per_row=16,
     )
-    config.optimizer.update(learning_rate=1e-4)
+    config.optimizer.update(learning_rate=2e-4)
     config.train.update(num_epochs=3.0)
     return config
