@@ -56,13 +56,17 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
     computations = _computations(text)
     entry = _entry(computations)
     total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
-    channels: dict[str, tuple[str, str]] = {}
+    # What is under way during several fusions is written in each of them: only where it starts, it counts.
+    later = {
+        name
+        for name, computation in computations.items()
+        if name.startswith("async_collective_fusion")
+        or any('"AsyncCollectiveDone"' in line for line in computation.instructions.values())
+    }
     for times, where, line in _executed(computations, entry):
+        if where in later:
+            continue
         if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
-            # One that is under way during several fusions is written in each of them, on the same channel.
-            channel = re.search(r"channel_id=\d+", line)
-            if channel and channels.setdefault(match[2] + channel[0], (where, line)) != (where, line):
-                continue
             kind = _kind(match[2], where)
             axes = _axes(line, mesh_shape)
             shapes = _shapes(match[1])

@@ -78,7 +78,8 @@ HloModule jit_train_step, entry_computation_layout={()->f32[]}
 }
 
 %begins (w: bf16[4]) -> bf16[8] {
-  ROOT %ag.1 = bf16[8]{0} all-gather(%w), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
+  %ag.1 = bf16[8]{0} all-gather(%w), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
+  ROOT %start = bf16[8]{0} custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
 }
 
 %async_collective_fusion.1 (w: bf16[4]) -> bf16[8] {
@@ -86,7 +87,8 @@ HloModule jit_train_step, entry_computation_layout={()->f32[]}
 }
 
 %ends (w: bf16[4]) -> bf16[8] {
-  ROOT %ag.3 = bf16[8]{0} all-gather(%w.2), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
+  %ag.3 = bf16[8]{0} all-gather(%w.2), channel_id=98, replica_groups=mesh['a'=2,'b'=2] {'b'}
+  ROOT %done = bf16[8]{0} custom-call(%ag.3), custom_call_target="AsyncCollectiveDone"
 }
 
 %all-reduce-scatter.7 (y: f32[64]) -> f32[16] {
