@@ -2,7 +2,9 @@
 
     make finetune CONFIG=finetune/sms
 
-Many messages come several times, as in the published list; all copies are on one side of the splits.
+F1 0.948 on the held-out tenth, in about nine minutes on two CPU cores with other work on them; naive Bayes on
+words has 0.955 there, and a first recipe (5e-5, 4 rows) had 0.940. Many messages come several times, as in
+the published list; all copies are on one side of the splits.
 """
 
 from bert_jax.tasks.config import default_config
