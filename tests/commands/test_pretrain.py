@@ -110,6 +110,7 @@ def test_init_from_another_tokenizer_is_refused(finished, folder, tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_run_that_resumes_inside_the_profiled_window(folder):
     options = ("train.num_steps=1000000", "train.log_every=1")
     command = Command(folder, "profiled", *options, "train.profile_steps=1:100000")
