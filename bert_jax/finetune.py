@@ -108,7 +108,7 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
 
     Every process judges, on a device of its own: Orbax restores for all or for none.
     """
-    best, told = load_finetuned(workdir), jax.process_index() == 0
+    best, writes = load_finetuned(workdir), jax.process_index() == 0
     scores: Scores = {}
     tables: list[dict[str, Any]] = []
     for split, examples in (("eval", splits.eval), ("test", splits.test)):
@@ -118,9 +118,9 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
             tables = best.task.tables(predictions, examples)  # of the last, which is the least used
             rows = (best.task.row(*pair) for pair in zip(examples, predictions, strict=True))
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            if told:
+            if writes:
                 (workdir / f"predictions_{split}.jsonl").write_text(lines)
-    if told:
+    if writes:
         step = best.meta["step"]
         write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})
         write_report(workdir)

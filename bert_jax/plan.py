@@ -113,10 +113,11 @@ def _times(compiled: Compiled, price: float | None) -> list[str]:
     steps = compiled.config.train.num_steps
     hours = steps * step / 3600
     speed, parts = compiled.tokens / step, f"computing {1000 * computing:.0f}, sending {1000 * sending:.0f}"
+    between_slices = any(found.axes == SLICES for found in compiled.collectives)
     lines = [
         "",
         "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap",
-        *(["and what is sent between slices not counted"] if _between_slices(compiled) else []),
+        *(["and without what is sent between slices"] if between_slices else []),
         f"  step          {1000 * step:.0f} ms ({parts})",
         f"  tokens/s      {speed:,.0f}, {speed / compiled.devices:,.0f} a device",
     ]
@@ -125,10 +126,6 @@ def _times(compiled: Compiled, price: float | None) -> list[str]:
     cost = f", {price * hours * compiled.devices:,.0f} at {price:g} a device-hour" if price else ""
     lines.append(f"  {steps:,} steps  {hours:,.1f} h, {hours * compiled.devices:,.0f} device-hours{cost}")
     return lines
-
-
-def _between_slices(compiled: Compiled) -> bool:
-    return any(SLICES in found.axes for found in compiled.collectives)
 
 
 def advice(compiled: Compiled) -> str:

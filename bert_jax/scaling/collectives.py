@@ -55,7 +55,6 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
     """
     computations = _computations(text)
     entry = _entry(computations)
-    total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
     # What is under way during several fusions is written in each of them: only where it starts, it counts.
     later = {
         name
@@ -63,28 +62,30 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         if name.startswith("async_collective_fusion")
         or any('"AsyncCollectiveDone"' in line for line in computation.instructions.values())
     }
+    total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
     for times, where, line in _executed(computations, entry):
-        if where in later:
-            continue
-        if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
-            kind = _kind(match[2], where)
-            axes = _axes(line, mesh_shape)
-            shapes = _shapes(match[1])
-            if match[3] and match[2] in ("collective-permute", "all-gather"):
-                shapes = shapes[:1] if match[2] == "collective-permute" else shapes[1:2]  # (input, output, …)
-            for dtype, size in shapes:
-                if axes:
-                    entry_of = total[kind, axes, dtype]
-                    entry_of[0] += times * size
-                    entry_of[1] += times
-        elif match := re.match(r"\((\w+\[[\d,]*\]).*? send\(.*_xla_megascale_transfer_type=\"(\w+)\"", line):
-            # Between slices every device sends its share of what its slice has reduced.
-            ((dtype, size),) = _shapes(match[1])
-            entry_of = total[match[2].lower().replace("_", "-"), SLICES, dtype]
-            entry_of[0] += times * size * math.prod(mesh_shape.values()) // mesh_shape[SLICES]
-            entry_of[1] += times
+        for kind, axes, dtype, size in () if where in later else _sent(line, where, mesh_shape):
+            of_kind = total[kind, axes, dtype]
+            of_kind[0] += times * size
+            of_kind[1] += times
     found = [Collective(*key, size, count) for key, (size, count) in total.items()]
     return sorted(found, key=lambda c: (-c.bytes, c))
+
+
+def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[tuple[str, str, str, int]]:
+    """(kind, axes, dtype, bytes) of every array that an instruction sends to other devices."""
+    if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
+        shapes = _shapes(match[1])
+        if match[3] and match[2] in ("collective-permute", "all-gather"):
+            shapes = shapes[:1] if match[2] == "collective-permute" else shapes[1:2]  # (input, output, …)
+        if axes := _axes(line, mesh_shape):
+            for dtype, size in shapes:
+                yield _kind(match[2], computation), axes, dtype, size
+    elif match := re.match(r"\((\w+\[[\d,]*\]).*? send\(.*_xla_megascale_transfer_type=\"(\w+)\"", line):
+        # Between slices every device sends its share of what its slice has reduced.
+        ((dtype, size),) = _shapes(match[1])
+        devices = math.prod(mesh_shape.values()) // mesh_shape[SLICES]
+        yield match[2].lower().replace("_", "-"), SLICES, dtype, size * devices
 
 
 def estimated_cycles(text: str) -> int:

@@ -18,7 +18,7 @@ from bert_jax.scaling.flops import peak_flops, training_flops
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
 from bert_jax.tasks.pretraining import PretrainingObjective
 from bert_jax.training import step as step_lib
-from bert_jax.training.mesh import BATCH, check_batch, check_model, make_mesh
+from bert_jax.training.mesh import BATCH, check_batch, check_model, count_slices, make_mesh
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 
 KERNEL_RATE = 0.4  # of the peak: what the attention kernel, which has no estimate, is taken to reach
@@ -80,9 +80,7 @@ class Compiled(NamedTuple):
         )  # the kernel's backward pass computes the scores again  # fmt: skip
         factor = {"all-reduce": 2.0}  # a reduction and a gather
         sent = sum(
-            factor.get(found.kind, 1.0) * found.bytes
-            for found in self.collectives
-            if SLICES not in found.axes
+            factor.get(found.kind, 1.0) * found.bytes for found in self.collectives if found.axes != SLICES
         )
         return self.cycles / chip.clock + kernel, sent / chip.link
 
@@ -163,7 +161,7 @@ def _described(compiled: Any, config: Config, mesh: Mesh, seconds: float, shardi
 def _levels(mesh: Mesh) -> dict[str, int]:
     """{axis: devices} of a mesh, `slices` being the outer part of `data`: what the slow network joins."""
     shape = dict(mesh.shape)
-    slices = len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})
+    slices = count_slices(mesh.devices.ravel().tolist())
     return {SLICES: slices, **shape, "data": shape["data"] // slices} if slices > 1 else shape
 
 

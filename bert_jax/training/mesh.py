@@ -50,8 +50,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
-    # Only TPUs say so of what belongs together: other platforms number hosts or nothing.
-    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+    slices = count_slices(devices)
     if shape[0] % slices:
         raise UserError(
             f"mesh.data={shape[0]} is not divisible by the {slices} slices; parameters are split only inside "
@@ -66,6 +65,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: list[jax.Device]) -> int:
+    """TPU slices that the devices belong to; 1 on other platforms, which number hosts or nothing."""
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
