@@ -11,7 +11,7 @@ from bert_jax.scaling.compile import Compiled, compile_step
 from bert_jax.training.config import MeshConfig
 
 FIRST_ROWS = 8  # of a device
-MOST_ROWS = 512
+MOST_ROWS = 4096  # the smallest networks would go on for long
 
 
 class Found(NamedTuple):
