@@ -5,7 +5,9 @@ from typing import Any
 
 
 class Selection:
-    """Judges evaluations by one metric; the first of equal ones is the best.
+    """Judges evaluations by one metric, and equal ones by their loss; the first of the best is kept.
+
+    A few hundred examples often give the same accuracy twice, and the loss still tells which is better.
 
     Args:
         metric: of a row of held-out metrics, without `eval_`; "" judges nothing. Of losses less is better.
@@ -19,19 +21,23 @@ class Selection:
 
     def rewind(self, saved: dict[str, Any] | None) -> None:
         """Goes back to what `to_save` gave; to the start with None."""
-        self._state = saved or {"best_step": None, "best": None, "since": 0}
+        self._state = saved or {"best_step": None, "best": None, "loss": None, "since": 0}
 
     def judge(self, row: dict[str, Any]) -> None:
         """Takes note of a row of held-out metrics."""
         value = row.get(self._key)
         if value is None:
             return
-        best = self._state["best"]
-        better = math.isfinite(value) and (best is None or self._sign * value > self._sign * best)
-        if better:
-            self._state = {"best_step": row["step"], "best": value, "since": 0}
+        if self._better(value, loss := row.get("eval_loss")):
+            self._state = {"best_step": row["step"], "best": value, "loss": loss, "since": 0}
         else:
             self._state = {**self._state, "since": self._state["since"] + 1}
+
+    def _better(self, value: float, loss: float | None) -> bool:
+        best, least = self._state["best"], self._state.get("loss")  # which older checkpoints do not have
+        if best is None or value != best:
+            return math.isfinite(value) and (best is None or self._sign * value > self._sign * best)
+        return loss is not None and least is not None and loss < least
 
     @property
     def best_step(self) -> int | None:

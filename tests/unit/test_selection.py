@@ -16,6 +16,22 @@ def test_the_first_of_the_highest_is_the_best():
     assert judged("f1", [0.2, 0.5, 0.5, 0.4]).best_step == 2
 
 
+def test_of_equal_ones_the_loss_decides():
+    rows = [(0.5, 0.3), (0.6, 0.4), (0.6, 0.2), (0.6, 0.2), (0.5, 0.1), (0.6, math.nan)]
+    selection = Selection("f1", 2)
+    for step, (value, loss) in enumerate(rows, 1):
+        selection.judge({"step": step, "eval_f1": value, "eval_loss": loss})
+    assert selection.best_step == 3
+    assert selection.enough  # the third was a better one
+
+
+def test_a_run_of_before_losses_were_saved_goes_on():
+    selection = Selection("f1", 2)
+    selection.rewind({"best_step": 1, "best": 0.5, "since": 0})
+    selection.judge({"step": 2, "eval_f1": 0.5, "eval_loss": 0.1})
+    assert selection.best_step == 1
+
+
 @pytest.mark.parametrize("metric", ["loss", "squared_error"])
 def test_of_losses_the_lowest_is_the_best(metric):
     assert judged(metric, [0.2, 0.1, 0.5]).best_step == 2
