@@ -31,6 +31,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-6
     clip_norm: float = 1.0  # of the global gradient; 0 turns clipping off
+    layer_decay: float = 1.0  # every layer's learning rate, as a share of that of the layer above
 
     def __post_init__(self):
         for name, known in (
@@ -50,6 +51,7 @@ class OptimizerConfig:
             ("beta2", 0.0 <= self.beta2 < 1.0, "be in [0, 1)"),
             ("epsilon", 0.0 < self.epsilon < math.inf, "be positive"),
             ("clip_norm", 0.0 <= self.clip_norm < math.inf, "not be negative"),
+            ("layer_decay", 0.0 < self.layer_decay <= 1.0, "be above 0 and at most 1"),
         ):
             if not fits:
                 raise UserError(f"optimizer.{name}={getattr(self, name)} must {bounds}.")

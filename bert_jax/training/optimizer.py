@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bert_jax.training.config import OptimizerConfig
@@ -33,7 +34,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The chain clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio).
+    """The chain clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio) -> (decay by layer).
 
     Its updates point uphill: the training step multiplies them with minus the learning rate.
     Adam's bias correction is kept (Google's code of 2018 had none): a documented deviation. Weight decay and
@@ -44,7 +45,35 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
         scale_by_layer_trust_ratio() if config.name == "lamb" else optax.identity(),
+        decay_by_layer(config.layer_decay) if config.layer_decay < 1.0 else optax.identity(),
     )
+
+
+def decay_by_layer(decay: float) -> optax.GradientTransformation:
+    """Scales updates by `decay` for each layer below the heads: the embeddings' most (Clark et al., 2020).
+
+    What is general is mostly in the lower layers: with few examples they should move less. The pooler
+    counts as a head, as BEiT has it.
+    """
+
+    def update(updates, _):
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        depth = next(leaf.shape[0] for path, leaf in leaves if _is_stacked(path))
+
+        def of_leaf(path, update):
+            if _is_stacked(path):
+                scales = decay ** np.arange(depth, 0, -1, dtype=update.dtype)
+                return update * scales.reshape(-1, *[1] * (update.ndim - 1))
+            return update * decay ** (depth + 1) if "embeddings" in path_name(path).split("/") else update
+
+        return jax.tree_util.tree_map_with_path(of_leaf, updates)
+
+    return optax.stateless(update)
+
+
+def _is_stacked(path: Any) -> bool:
+    """Whether an array has the layers of the encoder along its first axis."""
+    return "layers" in path_name(path).split("/")
 
 
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
@@ -57,8 +86,8 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
         def of_leaf(path, update, weights, is_weight):
             if not is_weight:
                 return update
-            per_layer = "layers" in path_name(path).split("/")
-            return (jax.vmap(_scale_by_ratio) if per_layer else _scale_by_ratio)(update, weights)
+            scale = jax.vmap(_scale_by_ratio) if _is_stacked(path) else _scale_by_ratio
+            return scale(update, weights)
 
         return jax.tree_util.tree_map_with_path(of_leaf, updates, params, _is_weight(params))
 

@@ -116,6 +116,8 @@ NAN = float("nan")
         ("optimizer.beta2", -0.1),
         ("optimizer.epsilon", 0.0),
         ("optimizer.clip_norm", -1.0),
+        ("optimizer.layer_decay", 0.0),
+        ("optimizer.layer_decay", 1.5),
         ("train.num_steps", 0),
         ("train.seed", -1),
         ("train.seed", 2**32),

@@ -121,3 +121,20 @@ def test_clipping_by_the_norm_of_all_gradients(clip_norm, scale):
     (adam,) = [part for part in state if isinstance(part, optax.ScaleByAdamState)]
     np.testing.assert_allclose(adam.mu["a"], [0.1 * 3 * scale, 0.0], rtol=1e-6)
     np.testing.assert_allclose(adam.mu["b"], 0.1 * 4 * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_layers_below_learn_more_slowly(params, name):
+    """Heads and pooler at the full rate; of two layers the upper at a half, the lower at a quarter."""
+    gradients = jax.tree.map(lambda x: np.cos(17 * x), params)
+    config = OptimizerConfig(name=name)
+    plain, decayed = (
+        by_path(first_update(dataclasses.replace(config, layer_decay=decay), gradients, params)[0])
+        for decay in (1.0, 0.5)
+    )
+    for path, update in plain.items():
+        if path.startswith("encoder/layers/"):
+            scale = np.array([0.25, 0.5]).reshape(-1, *[1] * (update.ndim - 1))
+        else:
+            scale = 0.125 if path.startswith("encoder/embeddings/") else 1.0
+        np.testing.assert_allclose(decayed[path], scale * update, rtol=1e-6, err_msg=path)
