@@ -7,9 +7,11 @@ The loop, the step and the checkpoints are those of pretraining: the same comman
 checkpoint by the task's metric is kept, and judged once by the test examples, where there are any.
 """
 
+import dataclasses
 import json
 import logging
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,67 +41,83 @@ def main() -> int:
     if jax.process_index():
         command.log.setLevel(logging.WARNING)  # one of them tells
     try:
-        prepared, workdir = set_up()
+        config, runs, workdir = set_up()
     except UserError as error:
         hosts.agree({}, str(error))  # raises it on every process
         raise
-    config, base, task, splits, *_ = prepared
-    facts = {"base": json.dumps(base.facts()), "data": splits.digest, "code": hosts.code_digest()}
+    first = next(iter(runs.values()))
+    facts = {"base": json.dumps(first.base.facts()), "data": first.splits.digest, "code": hosts.code_digest()}
     hosts.agree(facts | versions())
     scores: dict[str, list[Scores]] = {}
-    if config.task.classifiers:
-        scores |= {name: [found] for name, found in frozen.train(config, task, splits, base).items()}
-    if config.train.num_epochs:
-        code, scores[FINE_TUNED] = fine_tune(prepared, workdir)
-        if code != FINISHED:
-            return code
+    for folder, prepared in runs.items():
+        if config.task.classifiers:
+            _, base, task, splits, *_ = prepared
+            for name, found in frozen.train(config, task, splits, base).items():
+                scores.setdefault(name, []).append(found)
+        if config.train.num_epochs:
+            code, judged = fine_tune(prepared, folder)
+            scores.setdefault(FINE_TUNED, []).extend(judged)
+            if code != FINISHED:
+                return code
     if jax.process_index() == 0:
         (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        print(table(scores), closing(config, workdir), sep="\n")
+        print(table(scores), closing(config, next(iter(runs))), sep="\n")
     return FINISHED
 
 
-def set_up() -> tuple[Prepared, epath.Path]:
-    """What the command line asks for, checked, and the folder for it."""
+def set_up() -> tuple[FinetuneConfig, dict[epath.Path, Prepared], epath.Path]:
+    """What the command line asks for, checked: the config, the runs by folder, and the folder of all."""
     config: FinetuneConfig = command.resolved_config()
     name = command.config_name().replace(":", "_")
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}").expanduser()
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
-    prepared = Prepared.of(config)
-    check_model(mesh.shape, prepared.base.model)
-    splits = prepared.splits if flags.FLAGS.test else prepared.splits._replace(test=[])
-    counts = ", ".join(f"{len(part):,} to {what}" for part, what in zip(
-        splits[:3], ("train on", "choose by", "test once"), strict=True) if part)  # fmt: skip
-    log.info("examples: %s; sha256 %s", counts, splits.digest[:16])
-    for seed in seeds(config):  # before anything is computed
-        check_workdir(folder_of(config, workdir, seed), prepared.run(seed))
+    runs = {folder: Prepared.of(fold) for folder, fold in folds(config, workdir)}
+    for folder, prepared in runs.items():
+        check_model(mesh.shape, prepared.base.model)
+        splits = prepared.splits if flags.FLAGS.test else prepared.splits._replace(test=[])
+        counts = ", ".join(f"{len(part):,} to {what}" for part, what in zip(
+            splits[:3], ("train on", "choose by", "test once"), strict=True) if part)  # fmt: skip
+        log.info("examples: %s; sha256 %s", counts, splits.digest[:16])
+        runs[folder] = prepared._replace(splits=splits)
+        for seed in seeds(config):  # before anything is computed
+            check_workdir(folder_of(config, folder, seed), prepared.run(seed))
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         lock(workdir)
     keep_compiled(workdir)
-    return prepared._replace(splits=splits), workdir
+    return config, runs, workdir
+
+
+def folds(config: FinetuneConfig, workdir: epath.Path) -> Iterator[tuple[epath.Path, FinetuneConfig]]:
+    """The folder and the config of every fold that is asked for; as they are if that is one, or none."""
+    if config.data.num_folds == 1 or config.data.fold >= 0:
+        yield workdir, config
+        return
+    for fold in range(config.data.num_folds):
+        data = dataclasses.replace(config.data, fold=fold)
+        yield workdir / f"fold_{fold}", dataclasses.replace(config, data=data)
 
 
 def seeds(config: FinetuneConfig) -> range:
     return range(config.train.seed, config.train.seed + config.train.num_seeds)
 
 
-def folder_of(config: FinetuneConfig, workdir: epath.Path, seed: int) -> epath.Path:
+def folder_of(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Path:
     """The folder of the run with a seed: of several each has its own."""
-    return workdir / f"seed_{seed}" if config.train.num_seeds > 1 else workdir
+    return folder / f"seed_{seed}" if config.train.num_seeds > 1 else folder
 
 
-def fine_tune(prepared: Prepared, workdir: epath.Path) -> tuple[int, list[Scores]]:
+def fine_tune(prepared: Prepared, folder: epath.Path) -> tuple[int, list[Scores]]:
     """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
     found: list[Scores] = []
     for seed in seeds(prepared.config):
-        folder = folder_of(prepared.config, workdir, seed)
+        own = folder_of(prepared.config, folder, seed)
         with hosts.together():
-            code = train(prepared.run(seed), Finetuning(prepared, seed), folder)
+            code = train(prepared.run(seed), Finetuning(prepared, seed), own)
             if code != FINISHED:
                 return code, found
-            found.append(judge(folder, prepared.splits))
+            found.append(judge(own, prepared.splits))
     return FINISHED, found
 
 
@@ -128,13 +146,13 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
 
 
 def table(scores: dict[str, list[Scores]]) -> str:
-    """Every model's metrics, of several seeds mean and standard deviation, as small text tables."""
+    """Every model's metrics, of several runs mean and standard deviation, as small text tables."""
     lines = []
     for split, values in next(iter(scores.values()))[0].items():
         lines += ["", " ".join([f"{SPLITS[split]:<28}", *(f"{name:>17}" for name in values)])]
         for model, runs in scores.items():
             cells = [_cell([run[split][name] for run in runs]) for name in values]
-            title = model if len(runs) == 1 else f"{model}, {len(runs)} seeds"
+            title = model if len(runs) == 1 else f"{model}, {len(runs)} runs"
             lines.append(" ".join([f"{title:<28}", *(f"{cell:>17}" for cell in cells)]))
     return "\n".join(lines)
 

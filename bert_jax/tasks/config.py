@@ -79,6 +79,8 @@ class TaskData:
     test: str = ""  # read once, at the end, by the best checkpoint; "": none, or a share of `train`
     eval_fraction: float = 0.1
     test_fraction: float = 0.0
+    num_folds: int = 1  # cross-validation: so many runs, each tested by another share of `train`
+    fold: int = -1  # of them: this one alone; -1: all, one after the other
     # Columns, by name; by number from 0 where the file has no header.
     text: str = "text"
     text_pair: str = ""  # "": single texts
@@ -95,17 +97,33 @@ class TaskData:
 
     def __post_init__(self):
         for name, least in (("max_seq_length", 8), ("global_batch_size", 1), ("max_sequences_per_row", 1),
-                            ("input_workers", 1), ("prefetch_batches", 1)):  # fmt: skip
+                            ("num_folds", 1), ("fold", -1), ("input_workers", 1),
+                            ("prefetch_batches", 1)):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}.")
         for name in ("eval_fraction", "test_fraction"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"data.{name}={getattr(self, name)} must be a share below 1.")
-        if not self.eval and not 0.0 < self.eval_fraction < 1.0 - self.test_fraction:
+        if self.fold >= self.num_folds:
+            raise UserError(f"data.fold={self.fold}: data.num_folds={self.num_folds} are counted from 0.")
+        if self.num_folds > 1 and (self.test or self.test_fraction):
             raise UserError(
-                f"data.eval_fraction={self.eval_fraction} and data.test_fraction={self.test_fraction} must "
-                "leave something to train on and something to choose by; or give data.eval, a file."
+                f"data.num_folds={self.num_folds}: every fold is tested by a share of data.train; leave out "
+                "data.test, and set data.test_fraction=0.0."
             )
+        fraction, test = self.eval_fraction, f"data.test_fraction={self.test_fraction}"
+        if self.num_folds > 1:
+            test = f"data.num_folds={self.num_folds}"
+        if not self.eval and not 0.0 < fraction < 1.0 - self.test_share:
+            raise UserError(
+                f"data.eval_fraction={fraction} and {test} must leave something to train on and something "
+                "to choose by; or give data.eval, a file."
+            )
+
+    @property
+    def test_share(self) -> float:
+        """Of the examples in `train`, what is held out as a test."""
+        return 1.0 / self.num_folds if self.num_folds > 1 else self.test_fraction
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ def read_splits(task: Downstream, data: TaskData) -> Splits:
     """Reads the examples of a config, and has the task `learn` from those to train on.
 
     Where no file is given for them, held-out examples are chosen by a hash of their text: so they stay the
-    same whatever the order, and no text is on two sides.
+    same whatever the order, and no text is on two sides. The tests of all folds together are all examples.
 
     Raises:
         UserError: for input that cannot be used.
@@ -105,20 +105,21 @@ def read_splits(task: Downstream, data: TaskData) -> Splits:
     found = {name: task.read(source, f"data.{name}") for name, source in sources.items()}
     parts: dict[str, list[Any]] = {"train": [], "eval": found.get("eval", []), "test": found.get("test", [])}
     limits = [("eval", 0.0 if data.eval else data.eval_fraction)]
-    limits += [("test", 0.0 if data.test else data.test_fraction)]
+    limits += [("test", 0.0 if data.test else data.test_share)]
+    turned = max(data.fold, 0) / data.num_folds
     for example in found["train"]:
-        share, name = _share(task.text(example)), "train"
+        share, name = (_share(task.text(example)) - turned) % 1.0, "train"
         for other, fraction in limits:
             if 0.0 <= share < fraction:
                 name = other
             share -= fraction
         parts[name].append(example)
-    for name in ("train", "eval"):
+    whats = {"train": "train on", "eval": "hold out"} | ({"test": "test"} if data.num_folds > 1 else {})
+    for name, what in whats.items():
         if not parts[name]:
-            what = "train on" if name == "train" else "hold out"
+            remedy = "fewer data.num_folds" if name == "test" else "another data.eval_fraction, or data.eval"
             raise UserError(
-                f"data.train={data.train} leaves no example to {what}; give more examples, another "
-                "data.eval_fraction, or data.eval."
+                f"data.train={data.train} leaves no example to {what}; give more examples, {remedy}."
             )
     task.learn(parts["train"])
     task.check([*parts["eval"], *parts["test"]])

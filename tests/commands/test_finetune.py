@@ -77,6 +77,32 @@ def scores_of(workdir):
     return json.loads((workdir / "results.json").read_text())["scores"]
 
 
+def test_cross_validation(folder):
+    """Two folds: together their predictions are of every text once; each run can go on by itself."""
+    words = (
+        "data.train=texts.tsv", "data.num_folds=2", "train.num_epochs=4.0", "task.frozen=logistic_regression",
+    )  # fmt: skip
+    code, output = finetune(folder, "folds", *words)
+    assert code == 0, output
+    assert "fine-tuned, 2 runs" in output
+    assert "logistic regression, frozen, 2 runs" in output
+    tested = [
+        json.loads(line)["text"]
+        for fold in (0, 1)
+        for line in (folder / f"folds/fold_{fold}/predictions_test.jsonl").read_text().splitlines()
+    ]
+    texts = [line.split("\t")[1] for line in (folder / "texts.tsv").read_text().splitlines()[1:]]
+    assert sorted(tested) == sorted(texts)
+    kept = json.loads((folder / "folds/scores.json").read_text())
+    assert [len(runs) for runs in kept.values()] == [2, 2, 2]
+    ours = [scores_of(folder / f"folds/fold_{fold}") for fold in (0, 1)]
+    assert kept["fine-tuned"] == ours
+
+    code, output = finetune(folder, "folds/fold_1", *words, "data.fold=1")
+    assert code == 0, output
+    assert "resumed at step" in output
+
+
 def test_classification_with_seeds_and_frozen_features(folder):
     words = (
         "data.train=texts.tsv", "data.test_fraction=0.1", "train.num_epochs=10.0", "train.num_seeds=2",
@@ -84,7 +110,7 @@ def test_classification_with_seeds_and_frozen_features(folder):
     )  # fmt: skip
     code, output = finetune(folder, "classes", *words)
     assert code == 0, output
-    assert "fine-tuned, 2 seeds" in output
+    assert "fine-tuned, 2 runs" in output
     assert "logistic regression" in output
     for seed in (0, 1):
         assert scores_of(folder / f"classes/seed_{seed}")["test"]["accuracy"] > 0.9

@@ -56,6 +56,22 @@ def test_a_text_is_on_one_side_whatever_the_order(folder, tmp_path):
     assert again.digest != splits.digest
 
 
+def test_every_example_is_in_the_test_of_one_fold(folder):
+    folds = []
+    for fold in range(5):
+        _, _, task, splits, *_ = prepared(folder, data={"test_fraction": 0.0, "num_folds": 5, "fold": fold})
+        sides = [{task.text(example) for example in part} for part in splits[:3]]
+        assert sum(map(len, splits[:3])) == 120
+        assert len(set.union(*sides)) == sum(map(len, sides))
+        assert len(splits.eval) < 30
+        folds.append(splits.test)
+    texts = [task.text(example) for test in folds for example in test]
+    everything = prepared(folder).splits
+    assert sorted(texts) == sorted(task.text(example) for part in everything[:3] for example in part)
+    assert all(len(test) > 10 for test in folds)
+    assert folds[0] == everything.test  # a fifth as well
+
+
 def test_files_of_their_own_are_taken_whole(folder):
     train = str(folder / "train.tsv")
     splits = prepared(folder, data={"eval": train, "test": train}).splits
@@ -132,6 +148,7 @@ def test_a_checkpoint_names_its_base_by_digest(folder):
             {"task": {"metric": "bleu"}},
             "task.metric='bleu' is unknown to classification; use one of accuracy, f1",
         ),
+        ({"data": {"num_folds": 500, "fold": 0}}, "leaves no example to test; give more examples, fewer"),
         ({"init_from": ""}, "init_from is missing"),
         ({"init_from": "nowhere"}, "init_from: there is no checkpoint in"),
     ],
@@ -160,6 +177,15 @@ def test_mistakes_are_one_line(folder, sections, message):
         ({"task": {"frozen": "svm"}}, "task.frozen='svm': 'svm' is unknown"),
         ({"data": {"eval_fraction": 0.0}}, "data.eval_fraction=0.0 and data.test_fraction=0.0"),
         ({"data": {"eval_fraction": 0.6, "test_fraction": 0.5}}, "must leave something to train on"),
+        (
+            {"data": {"num_folds": 5, "test_fraction": 0.2}},
+            "data.num_folds=5: every fold is tested by a share of data.train",
+        ),
+        (
+            {"data": {"num_folds": 5, "test_fraction": 0.0, "eval_fraction": 0.8}},
+            "data.num_folds=5 must leave",
+        ),
+        ({"data": {"num_folds": 5, "test_fraction": 0.0, "fold": 5}}, "data.fold=5: data.num_folds=5 are"),
         ({"task": {"patience": -1}}, "task.patience=-1 must be at least 0"),
         ({"tasks": {}}, "config.tasks does not exist; did you mean task"),
     ],
