@@ -27,7 +27,8 @@ from bert_jax.interop.folders import new_folder
 from bert_jax.interop.heads import HEADS, PRETRAINING
 from bert_jax.model.config import ACTIVATIONS
 from bert_jax.tasks.config import TaskConfig, TaskData, TaskRun
-from bert_jax.training.checkpoint import Checkpoints, params_digest
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.step import TrainState
 from bert_jax.training.workdir import versions
 

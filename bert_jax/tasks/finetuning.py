@@ -21,7 +21,8 @@ from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData, TaskRun
 from bert_jax.tasks.downstream import Downstream, Encoded, Rows
 from bert_jax.tasks.question_answering import QuestionAnswering
 from bert_jax.tasks.token_classification import TokenClassification
-from bert_jax.training.checkpoint import combined_digest, open_checkpoint, restore_params
+from bert_jax.training.checkpoint import open_checkpoint, restore_params
+from bert_jax.training.fingerprints import combined_digest
 
 TOKENIZER, TASK = "tokenizer", "task.json"  # in a checkpoint: its vocabulary, and what the task remembers
 log = logging.getLogger("bert_jax")

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -27,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
-from bert_jax.training.mesh import path_name
+from bert_jax.training.fingerprints import digests, fingerprints, in_hexadecimal
 from bert_jax.training.step import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -83,7 +82,7 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         # Asked for here, before the next update takes the memory, and awaited where nobody waits for it.
-        fingerprints = _fingerprints({"params": state.params, "opt_state": state.opt_state})
+        taken = fingerprints({"params": state.params, "opt_state": state.opt_state})
         # Orbax writes `meta` in the background, while the caller goes on changing its own.
         meta = json.loads(json.dumps({**meta, "step": step}))
         args = ocp.args.Composite(
@@ -94,9 +93,7 @@ class Checkpoints:
         if step in self._manager.all_steps():  # a damaged one, or `restore_newest` would have been past it
             self._guarded(step, lambda: self._remove([step]))
         self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
-        self._pending = self._committer.submit(
-            self._guarded, step, lambda: self._commit(step, fingerprints, best)
-        )
+        self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step, taken, best))
 
     def wait(self) -> None:
         """Returns when the last save is complete; raises UserError if it failed."""
@@ -188,7 +185,7 @@ class Checkpoints:
         number = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(number, arrays["params"], arrays["opt_state"]), meta
 
-    def _commit(self, step: int, fingerprints: dict[str, Any], best: int | None) -> None:
+    def _commit(self, step: int, taken: dict[str, Any], best: int | None) -> None:
         self._manager.wait_until_finished()
         folder = self._directory / str(step)
         if jax.process_index() == 0:
@@ -197,7 +194,7 @@ class Checkpoints:
                 (folder / name).write_bytes(content)
             sums = {
                 "files": {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)},
-                "arrays": _in_hexadecimal(fingerprints),
+                "arrays": in_hexadecimal(taken),
             }
             (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(sums, indent=1))
             (folder / f"{CHECKSUMS}.tmp").replace(folder / CHECKSUMS)
@@ -341,59 +338,6 @@ def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[
         if digest != expected.get(name):
             raise DamagedCheckpoint(f"array {name} in {folder} is not what was saved (fingerprint {digest})")
     return arrays
-
-
-def digests(tree: Any) -> dict[str, str]:
-    """A fingerprint of every array, by path: 16 hex digits, the same on any mesh, with nothing gathered.
-
-    Every word of an array is scrambled together with its position, and what comes out is summed modulo 2^32;
-    twice, once times an odd number that depends on the position. The order of summation does not matter, and
-    because both are one to one, a change of any one word changes both sums.
-    """
-    return _in_hexadecimal(_fingerprints(tree))
-
-
-def _fingerprints(tree: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-    one_by_one = jax.default_backend() == "cpu" and jax.device_count() > 1
-    fingerprints = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        fingerprints[path_name(path)] = _fingerprint(leaf)
-        if one_by_one:  # CPU devices deadlock when two programs that sum over them are under way
-            jax.block_until_ready(fingerprints[path_name(path)])
-    return fingerprints
-
-
-def _in_hexadecimal(fingerprints: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, str]:
-    return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(fingerprints).items()}
-
-
-def params_digest(params: Any) -> str:
-    """One hex digest of all parameters."""
-    return combined_digest(digests(params))
-
-
-def combined_digest(fingerprints: dict[str, str]) -> str:
-    """One hex digest of what `digests` returned."""
-    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@jax.jit  # compiled once for each shape and sharding, not once for each save
-def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
-    words = words.astype(jnp.uint32)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    mixed = _mix(words ^ _mix(position))
-    odd = jnp.uint32(2) * position + jnp.uint32(1)
-    return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * odd, dtype=jnp.uint32)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def _files_of(folder: epath.Path) -> Iterator[epath.Path]:

@@ -19,7 +19,8 @@ from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
 from bert_jax.scaling.flops import peak_flops, training_flops
 from bert_jax.training import step as step_lib
-from bert_jax.training.checkpoint import Checkpoints, params_digest
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.hosts import START_AGAIN, together
 from bert_jax.training.mesh import check_batch, check_model, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder

@@ -18,12 +18,11 @@ from bert_jax.training.checkpoint import (
     CHECKSUMS,
     Checkpoints,
     committed_steps,
-    digests,
     find_checkpoint,
     open_checkpoint,
-    params_digest,
     restore_params,
 )
+from bert_jax.training.fingerprints import digests, params_digest
 from bert_jax.training.step import TrainState
 from tests.tiny import mesh_of
 

@@ -13,7 +13,8 @@ from bert_jax.pretrained import load
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.finetuning import Finetuning, Prepared, TrainingBatches
 from bert_jax.training import step as step_lib
-from bert_jax.training.checkpoint import params_digest, restore_params
+from bert_jax.training.checkpoint import restore_params
+from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.optimizer import make_optimizer
 from tests.saved import WORDS, save, wordpiece
 from tests.tiny import mesh_of

@@ -1,0 +1,65 @@
+"""Fingerprints of arrays, taken on the devices that hold them, the same on any mesh."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.training.mesh import path_name
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """A fingerprint of every array, by path: 16 hex digits, the same on any mesh, with nothing gathered.
+
+    Every word of an array is scrambled together with its position, and what comes out is summed modulo 2^32;
+    twice, once times an odd number that depends on the position. The order of summation does not matter, and
+    because both are one to one, a change of any one word changes both sums.
+    """
+    return in_hexadecimal(fingerprints(tree))
+
+
+def fingerprints(tree: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What `digests` gives, as two numbers on the devices, uint32 each: asked for, not waited for."""
+    one_by_one = jax.default_backend() == "cpu" and jax.device_count() > 1
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        found[path_name(path)] = _fingerprint(leaf)
+        if one_by_one:  # CPU devices deadlock when two programs that sum over them are under way
+            jax.block_until_ready(found[path_name(path)])
+    return found
+
+
+def in_hexadecimal(found: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, str]:
+    """`fingerprints` as `digests` writes them; waits for them."""
+    return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(found).items()}
+
+
+def params_digest(params: Any) -> str:
+    """One hex digest of all parameters."""
+    return combined_digest(digests(params))
+
+
+def combined_digest(found: dict[str, str]) -> str:
+    """One hex digest of what `digests` returned."""
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@jax.jit  # compiled once for each shape and sharding, not once for each save
+def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
+    words = words.astype(jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = _mix(words ^ _mix(position))
+    odd = jnp.uint32(2) * position + jnp.uint32(1)
+    return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * odd, dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
