@@ -124,19 +124,20 @@ class Checkpoints:
             UserError: when there are checkpoints and all of them are damaged.
         """
         self.wait()
+        damaged = False
         while True:
             found, step = self._newest_sound(at_most)
-            if not found:
-                return None
-            if step < 0:
+            if step < 0 and (found or damaged):
                 raise UserError(
                     f"every checkpoint in {self._directory} is damaged; move the folder away to start anew."
                 )
+            if step < 0:
+                return None
             try:
                 return self._restore(step, abstract)
             except DamagedCheckpoint as damage:
                 log.warning("checkpoint %d is damaged and not used: %s", step, damage)
-                at_most = step - 1
+                at_most, damaged = step - 1, True
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps: the run has gone back and will not pass them again."""

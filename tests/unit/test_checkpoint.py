@@ -175,9 +175,15 @@ def test_array_that_is_not_what_was_saved_is_named(copied, log):
     assert "checkpoint 10 is damaged and not used: array params/encoder/" in log.text
 
 
-def test_all_damaged_is_an_error_not_a_new_start(copied):
+@pytest.mark.parametrize("what", ["files", "arrays"])
+def test_all_damaged_is_an_error_not_a_new_start(copied, what):
     for step in ("5", "10"):
-        damage(copied / step / "meta/metadata", "middle")
+        if what == "files":
+            damage(copied / step / "meta/metadata", "middle")
+        else:
+            sums = json.loads((copied / step / CHECKSUMS).read_text())
+            sums["arrays"] = dict.fromkeys(sums["arrays"], "0" * 16)
+            (copied / step / CHECKSUMS).write_text(json.dumps(sums))
     with pytest.raises(UserError, match=f"every checkpoint in {copied} is damaged"):
         restored(copied)
     assert steps_of(copied) == [5, 10]
