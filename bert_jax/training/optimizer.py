@@ -45,7 +45,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
         scale_by_layer_trust_ratio() if config.name == "lamb" else optax.identity(),
-        decay_by_layer(config.layer_decay) if config.layer_decay < 1.0 else optax.identity(),
+        # Only where it is asked for: the state of other runs stays the one that their checkpoints hold.
+        *([decay_by_layer(config.layer_decay)] if config.layer_decay < 1.0 else []),
     )
 
 

@@ -123,6 +123,15 @@ def test_clipping_by_the_norm_of_all_gradients(clip_norm, scale):
     np.testing.assert_allclose(adam.mu["b"], 0.1 * 4 * scale, rtol=1e-6)
 
 
+def test_the_state_is_laid_out_as_in_the_checkpoints_there_are():
+    """A part more or less, and the runs of all users could not go on: make it depend on a new setting."""
+    state = make_optimizer(OptimizerConfig()).init({"kernel": jnp.zeros(2)})
+    assert [type(part).__name__ for part in state] == [
+        "EmptyState", "ScaleByAdamState", "MaskedState", "EmptyState"
+    ]  # fmt: skip
+    assert by_path(state).keys() == {"1/count", "1/mu/kernel", "1/nu/kernel"}
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_layers_below_learn_more_slowly(params, name):
     """Heads and pooler at the full rate; of two layers the upper at a half, the lower at a quarter."""
