@@ -5,15 +5,16 @@ one before. Its values are protocol buffers that say where in the data files a t
 doc/table_format.md and TensorFlow's tensor_bundle.proto.
 """
 
-import functools
 import pathlib
 import re
 import struct
 from collections.abc import Iterator
 
+import google_crc32c
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from google.protobuf import empty_pb2, message, unknown_fields
 
 from bert_jax.errors import UserError
 
@@ -21,7 +22,6 @@ MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 14: jnp.bfloat16, 19: np.float16}
 TRAINING = re.compile(r"(^|/)(adam_[mv]|AdamWeightDecayOptimizer.*|global_step)$")
-LANE = 4096  # bytes
 Handle = tuple[int, int]  # offset and size
 
 
@@ -35,7 +35,7 @@ def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
         variables = dict(read_variables(index))
     except OSError as error:
         raise UserError(f"{index} cannot be read: {error}; all files of the checkpoint are needed.") from None
-    except (ValueError, IndexError, KeyError, struct.error, pa.ArrowException) as error:
+    except (ValueError, IndexError, KeyError, struct.error, pa.ArrowException, message.DecodeError) as error:
         raise UserError(f"{index} is damaged or no TensorFlow checkpoint ({error}).") from None
     return dict(_renamed(name, value) for name, value in variables.items())
 
@@ -128,61 +128,12 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
 def _message(content: bytes) -> dict[int, list]:
     """The fields of a protocol buffer by number: integers, or bytes."""
     fields: dict[int, list] = {}
-    position = 0
-    while position < len(content):
-        tag, position = _varint(content, position)
-        value: int | bytes
-        if tag & 7 == 0:
-            value, position = _varint(content, position)
-        elif tag & 7 == 2:
-            size, position = _varint(content, position)
-            value, position = content[position : position + size], position + size
-        elif tag & 7 == 5:
-            (value,), position = struct.unpack_from("<I", content, position), position + 4
-        else:
-            raise ValueError(f"a field of wire type {tag & 7}")
-        fields.setdefault(tag >> 3, []).append(value)
+    for field in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(content)):
+        fields.setdefault(field.field_number, []).append(field.data)
     return fields
 
 
 def _masked_crc(content: bytes) -> int:
-    """CRC-32C, rotated and shifted as LevelDB stores it.
-
-    Many stretches of `LANE` bytes are worked off side by side, then joined: to go on behind zeros is linear.
-    """
-    data, table = np.frombuffer(content, np.uint8), _crc_table()
-    whole = len(data) // LANE * LANE
-    crc = 0xFFFFFFFF
-    if whole:
-        for lane in _advance(np.zeros(whole // LANE, np.uint32), data[:whole].reshape(-1, LANE)).tolist():
-            for bit, column in enumerate(_behind_zeros()):
-                lane ^= column * (crc >> bit & 1)
-            crc = lane
-    for byte in data[whole:].tolist():
-        crc = int(table[(crc ^ byte) & 0xFF]) ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
+    """CRC-32C, rotated and shifted as LevelDB stores it."""
+    crc = google_crc32c.value(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _advance(crc: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-    """Registers uint32 [n] after the bytes uint8 [n, LANE]."""
-    table = _crc_table()
-    for column in lanes.T:
-        crc = table[(crc ^ column) & 0xFF] ^ (crc >> 8)
-    return crc
-
-
-@functools.cache
-def _behind_zeros() -> list[int]:
-    """What becomes of each of the 32 bits of a register over `LANE` bytes of zeros."""
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    return _advance(bits, np.zeros((32, LANE), np.uint8)).tolist()
-
-
-@functools.cache
-def _crc_table() -> np.ndarray:
-    """uint32 [256], of Castagnoli's polynomial."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, table >> 1 ^ np.uint32(0x82F63B78), table >> 1)
-    return table
