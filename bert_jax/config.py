@@ -9,7 +9,7 @@ import difflib
 import pathlib
 import runpy
 import traceback
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import ml_collections
 
@@ -114,11 +114,7 @@ def default_config() -> ml_collections.ConfigDict:
 Kind = TypeVar("Kind")
 
 
-@overload
-def from_dict(values: dict[str, Any]) -> Config: ...
-@overload
-def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind: ...
-def from_dict(values: dict[str, Any], kind: Any = Config) -> Any:
+def from_dict(values: dict[str, Any], kind: type[Kind] = Config) -> Kind:  # type: ignore[assignment]
     """Builds a checked config from nested plain values, e.g. of a `config.json` or a ConfigDict.
 
     Raises:

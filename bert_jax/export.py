@@ -32,7 +32,7 @@ from bert_jax.interop.folders import new_folder
 from bert_jax.interop.heads import HEADS
 from bert_jax.interop.model_card import model_card
 from bert_jax.model.config import ModelConfig
-from bert_jax.pretrained import Pretrained, load
+from bert_jax.pretrained import Pretrained, Row, batch_of, load
 from bert_jax.training.checkpoint import open_checkpoint
 from bert_jax.training.step import abstract_model
 
@@ -143,15 +143,8 @@ def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str
     """Each sentence as a row [CLS] … [SEP]; every position asks for its logits."""
     rows = [[tokenizer.cls_id, *row[: longest - 2], tokenizer.sep_id] for row in ids]
     shape = len(rows), max(map(len, rows))
-    batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "sequence_ids")}
-    batch["input_ids"] = np.full(shape, tokenizer.pad_id, np.int32)
-    for number, row in enumerate(rows):
-        batch["input_ids"][number, : len(row)] = row
-        batch["sequence_ids"][number, : len(row)] = 1
-    batch["position_ids"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-    batch["masked_lm_positions"] = batch["position_ids"]
-    batch["cls_positions"] = np.zeros((shape[0], 1), np.int32)
-    return batch
+    batch = batch_of([Row(row, len(row)) for row in rows], shape, tokenizer.pad_id)
+    return batch | {"masked_lm_positions": batch["position_ids"]}
 
 
 def _logits(network: Network, batch: dict[str, np.ndarray]) -> list[np.ndarray]:

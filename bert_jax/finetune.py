@@ -23,7 +23,7 @@ from bert_jax.errors import UserError
 from bert_jax.finetuned import load_finetuned
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Finetuning, Prepared, Splits
+from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, Splits
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
@@ -45,8 +45,9 @@ def main() -> int:
     except UserError as error:
         hosts.agree({}, str(error))  # raises it on every process
         raise
-    first = next(iter(runs.values()))
-    facts = {"base": json.dumps(first.base.facts()), "data": first.splits.digest, "code": hosts.code_digest()}
+    prepared = next(iter(runs.values()))  # the facts are the same for all
+    facts = {"base": json.dumps(prepared.base.facts()), "data": prepared.splits.digest}
+    facts["code"] = hosts.code_digest()
     hosts.agree(facts | versions())
     scores: dict[str, list[Scores]] = {}
     for folder, prepared in runs.items():
@@ -60,8 +61,9 @@ def main() -> int:
             if code != FINISHED:
                 return code
     if jax.process_index() == 0:
-        (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        print(table(scores), closing(config, next(iter(runs))), sep="\n")
+        first, *others = runs
+        ((workdir if others else first) / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        print(table(scores), closing(config, first), sep="\n")
     return FINISHED
 
 
@@ -69,32 +71,33 @@ def set_up() -> tuple[FinetuneConfig, dict[epath.Path, Prepared], epath.Path]:
     """What the command line asks for, checked: the config, the runs by folder, and the folder of all."""
     config: FinetuneConfig = command.resolved_config()
     name = command.config_name().replace(":", "_")
-    workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}").expanduser()
+    workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
-    runs = {folder: Prepared.of(fold) for folder, fold in folds(config, workdir)}
+    base = Base.open(config.init_from)
+    check_model(mesh.shape, base.model)
+    runs = {folder: Prepared.of(fold, base) for folder, fold in folds(config, workdir)}
     for folder, prepared in runs.items():
-        check_model(mesh.shape, prepared.base.model)
         splits = prepared.splits if flags.FLAGS.test else prepared.splits._replace(test=[])
         counts = ", ".join(f"{len(part):,} to {what}" for part, what in zip(
             splits[:3], ("train on", "choose by", "test once"), strict=True) if part)  # fmt: skip
-        log.info("examples: %s; sha256 %s", counts, splits.digest[:16])
+        log.info("examples for %s: %s; sha256 %s", folder, counts, splits.digest[:16])
         runs[folder] = prepared._replace(splits=splits)
         for seed in seeds(config):  # before anything is computed
             check_workdir(folder_of(config, folder, seed), prepared.run(seed))
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock(workdir)
+    for folder in runs if jax.process_index() == 0 else ():
+        folder.mkdir(parents=True, exist_ok=True)
+        lock(folder)
     keep_compiled(workdir)
     return config, runs, workdir
 
 
 def folds(config: FinetuneConfig, workdir: epath.Path) -> Iterator[tuple[epath.Path, FinetuneConfig]]:
-    """The folder and the config of every fold that is asked for; as they are if that is one, or none."""
-    if config.data.num_folds == 1 or config.data.fold >= 0:
+    """The folder and the config of every fold that is to be run; without folds these, as they are."""
+    if config.data.num_folds == 1:
         yield workdir, config
         return
-    for fold in range(config.data.num_folds):
+    for fold in range(config.data.num_folds) if config.data.fold < 0 else [config.data.fold]:
         data = dataclasses.replace(config.data, fold=fold)
         yield workdir / f"fold_{fold}", dataclasses.replace(config, data=data)
 
@@ -147,13 +150,16 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
 
 def table(scores: dict[str, list[Scores]]) -> str:
     """Every model's metrics, of several runs mean and standard deviation, as small text tables."""
+    titles = {
+        model: model if len(runs) == 1 else f"{model}, {len(runs)} runs" for model, runs in scores.items()
+    }
+    width = max(map(len, [*titles.values(), *SPLITS.values()]))
     lines = []
     for split, values in next(iter(scores.values()))[0].items():
-        lines += ["", " ".join([f"{SPLITS[split]:<28}", *(f"{name:>17}" for name in values)])]
+        lines += ["", " ".join([f"{SPLITS[split]:<{width}}", *(f"{name:>17}" for name in values)])]
         for model, runs in scores.items():
             cells = [_cell([run[split][name] for run in runs]) for name in values]
-            title = model if len(runs) == 1 else f"{model}, {len(runs)} runs"
-            lines.append(" ".join([f"{title:<28}", *(f"{cell:>17}" for cell in cells)]))
+            lines.append(" ".join([f"{titles[model]:<{width}}", *(f"{cell:>17}" for cell in cells)]))
     return "\n".join(lines)
 
 

@@ -64,7 +64,7 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     folder, meta = open_checkpoint(checkpoint)
     fine_tuned = "task" in meta["config"]
     config: Config | TaskRun
-    config = from_dict(meta["config"], TaskRun) if fine_tuned else from_dict(meta["config"])
+    config = from_dict(meta["config"], TaskRun) if fine_tuned else from_dict(meta["config"], Config)
     network = Headless if fine_tuned else BertForPreTraining
     structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, Compute(jnp.dtype(dtype))))
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
@@ -237,7 +237,7 @@ class Pretrained:
             return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
         return "data.second_objective=none" if self.config.data.second_objective == "none" else ""
 
-    def _rows(self, texts: Sequence[Text]) -> list["_Row"]:
+    def _rows(self, texts: Sequence[Text]) -> list["Row"]:
         """Every text as [CLS] A [SEP], or [CLS] A [SEP] B [SEP]; all are encoded in one go."""
         if isinstance(texts, str):
             raise UserError(f"texts={texts[:40]!r} is a single text; give a list of texts.")
@@ -250,7 +250,7 @@ class Pretrained:
                     f"{_shortened(text)}: this network knows no pairs; it was trained with {problem}."
                 )
             first, *second = ([*next(ids), self.tokenizer.sep_id] for _ in pair)
-            row = _Row([self.tokenizer.cls_id, *first, *itertools.chain(*second)], 1 + len(first))
+            row = Row([self.tokenizer.cls_id, *first, *itertools.chain(*second)], 1 + len(first))
             if len(row.ids) > self.max_length:
                 raise UserError(
                     f"{_shortened(text)} has {len(row.ids)} tokens and the network was trained with rows of "
@@ -276,7 +276,7 @@ class Pretrained:
             result.append(ids)
         return result
 
-    def _batches(self, rows: list["_Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    def _batches(self, rows: list["Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
         """Batches of rows of like length, with the numbers of the texts in their first rows."""
         by_length = collections.defaultdict(list)
         for number, row in enumerate(rows):
@@ -286,18 +286,7 @@ class Pretrained:
             size = max(1, TOKENS // length)
             for start in range(0, len(numbers), size):
                 some = numbers[start : start + size]
-                yield some, self._batch([rows[number] for number in some], (size, length))
-
-    def _batch(self, rows: list["_Row"], shape: tuple[int, int]) -> dict[str, np.ndarray]:
-        batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "sequence_ids")}
-        batch["input_ids"] = np.full(shape, self.tokenizer.pad_id, np.int32)
-        batch["position_ids"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-        batch["cls_positions"] = np.zeros((shape[0], 1), np.int32)
-        for number, row in enumerate(rows):
-            batch["input_ids"][number, : len(row.ids)] = row.ids
-            batch["sequence_ids"][number, : len(row.ids)] = 1
-            batch["token_type_ids"][number, row.first : len(row.ids)] = 1
-        return batch
+                yield some, batch_of([rows[n] for n in some], (size, length), self.tokenizer.pad_id)
 
     def _shown(self, token: int) -> str:
         """A piece without SentencePiece's mark of a space, and with ## where letters go on with a word."""
@@ -306,9 +295,22 @@ class Pretrained:
         return f"##{text}" if text[:1].isalnum() and not self.tokenizer.word_starts[token] else text
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     ids: list[int]
     first: int  # tokens of [CLS] A [SEP]
+
+
+def batch_of(rows: Sequence[Row], shape: tuple[int, int], pad_id: int) -> dict[str, np.ndarray]:
+    """What the encoder and the pooler read, int32 [B, T] and [B, 1], of at most B rows."""
+    batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "sequence_ids")}
+    batch["input_ids"] = np.full(shape, pad_id, np.int32)
+    batch["position_ids"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    batch["cls_positions"] = np.zeros((shape[0], 1), np.int32)
+    for number, (ids, first) in enumerate(rows):
+        batch["input_ids"][number, : len(ids)] = ids
+        batch["sequence_ids"][number, : len(ids)] = 1
+        batch["token_type_ids"][number, first : len(ids)] = 1
+    return batch
 
 
 def _shortened(text: Text) -> str:

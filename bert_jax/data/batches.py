@@ -79,24 +79,15 @@ class Batches:
         batch = assemble(sequences, self._tokens(sequences), shape, self._tokenizer)
         batch["next_sentence_labels"] = per_sequence(sequences, sequences.not_next, shape, np.int32)
         batch["next_sentence_weights"] = per_sequence(sequences, sequences.length_b > 0, shape, np.float32)
-        clean = batch["input_ids"]
+        clean, data = batch["input_ids"], self._data
         chosen = masking.choose(
-            clean,
-            batch["sequence_ids"],
-            row_keys,
-            maskable=self._maskable,
-            word_starts=self._tokenizer.word_starts if self._data.masking == "whole_word" else None,
-            mask_rate=self._data.mask_rate,
-        )
+            clean, batch["sequence_ids"], row_keys, maskable=self._maskable, mask_rate=data.mask_rate,
+            word_starts=self._tokenizer.word_starts if data.masking == "whole_word" else None,
+        )  # fmt: skip
         batch["input_ids"] = masking.corrupt(
-            clean,
-            chosen,
-            row_keys,
-            mask_id=self._tokenizer.mask_id,
-            replacements=self._replacements,
-            mask_token_rate=self._data.mask_token_rate,
-            random_token_rate=self._data.random_token_rate,
-        )
+            clean, chosen, row_keys, mask_id=self._tokenizer.mask_id, replacements=self._replacements,
+            mask_token_rate=data.mask_token_rate, random_token_rate=data.random_token_rate,
+        )  # fmt: skip
         return batch | masking.gather_targets(clean, chosen, self.max_predictions)
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
@@ -168,21 +159,15 @@ def max_predictions(data: DataConfig) -> int:
 
 def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of every array of a batch, without any data."""
-    B, T, S, M = (
-        data.global_batch_size,
-        data.max_seq_length,
-        data.max_sequences_per_row,
-        max_predictions(data),
-    )
+    B, T = data.global_batch_size, data.max_seq_length
+    S, M = data.max_sequences_per_row, max_predictions(data)
     columns = {
         "input_ids": T, "token_type_ids": T, "sequence_ids": T, "position_ids": T,
         "masked_lm_positions": M, "masked_lm_ids": M, "masked_lm_weights": M,
         "cls_positions": S, "next_sentence_labels": S, "next_sentence_weights": S,
     }  # fmt: skip
-    return {
-        name: ((B, size), np.float32 if name.endswith("weights") else np.int32)
-        for name, size in columns.items()
-    }
+    types = {name: np.float32 if name.endswith("weights") else np.int32 for name in columns}
+    return {name: ((B, size), types[name]) for name, size in columns.items()}
 
 
 class Placed(Protocol):
@@ -275,8 +260,12 @@ def iterate(
         batches: what builds them.
         first_step: where to begin; a resumed run gives the step it stands at.
         rows: this process's share of every batch, as in `Batches.__call__`.
-        workers, prefetch: threads, and batches to hold ready. `close()` of the iterator stops the threads.
+        workers, prefetch: threads, and batches to hold ready. They end when nobody holds the iterator.
     """
     steps = grain.MapDataset.range(first_step, sys.maxsize).map(lambda step: batches(step, rows))
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
-    return iter(steps.to_iter_dataset(options))
+    iterator = iter(steps.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

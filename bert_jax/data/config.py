@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, check_least
 
 RUN_TIME = {"run_time": True}  # may change when a run resumes: it does not change what is learned
 
@@ -52,9 +52,6 @@ class DataConfig:
         require("tokenizer", kind in ("unigram", "bpe", "wordpiece", "sentencepiece"),
                 "use unigram, bpe, wordpiece:VOCAB.txt or sentencepiece:FILE.model")  # fmt: skip
         require("invalid_utf8", self.invalid_utf8 in ("error", "skip"), "use error or skip")
-        require("max_seq_length", self.max_seq_length >= 8, "use at least 8")
-        require("global_batch_size", self.global_batch_size >= 1, "use at least 1")
-        require("max_sequences_per_row", self.max_sequences_per_row >= 1, "1 means one sequence a row")
         require("second_objective", pairs in ("next_sentence", "none"), "use next_sentence or none")
         require("masking", self.masking in ("token", "whole_word"), "use token or whole_word")
         require("mask_rate", 0.0 < self.mask_rate < 1.0, "use a share between 0 and 1")
@@ -62,6 +59,6 @@ class DataConfig:
         require("short_sequence_rate", 0.0 <= self.short_sequence_rate <= 1.0, "use a share")
         require("random_token_rate", min(rates) >= 0.0 and sum(rates) <= 1.0,
                 "with mask_token_rate it must not exceed 1")  # fmt: skip
-        require("tokenizer_sample_mb", self.tokenizer_sample_mb >= 1, "use at least 1")
-        require("input_workers", self.input_workers >= 1, "use at least 1")
-        require("prefetch_batches", self.prefetch_batches >= 1, "use at least 1")
+        check_least("data", self, 8, "max_seq_length")
+        check_least("data", self, 1, "global_batch_size", "max_sequences_per_row", "tokenizer_sample_mb",
+                    "input_workers", "prefetch_batches")  # fmt: skip

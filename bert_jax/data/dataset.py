@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, Self
 
@@ -194,8 +194,12 @@ def prepare(
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
     count = workers or min(_num_cores(), 1 + int(megabytes))
     with _building(directory) as building, Workers(count) as pool:
-        tokenizer = _tokenizer(data, vocab_size, sources, pool)
+        if tokenizer_file(data):
+            tokenizer = read_tokenizer(data, vocab_size)
+        else:
+            tokenizer = dataset_builder.train_tokenizer(sources, data, vocab_size, pool)
         tokenizer_seconds = time.perf_counter() - start
+        log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(building / TOKENIZER)
         counts = dataset_builder.write_documents(building, sources, data, tokenizer, pool)
         seconds = time.perf_counter() - start - tokenizer_seconds
@@ -268,16 +272,6 @@ def _damaged(directory: epath.Path, what: str) -> UserError:
 
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in SETTINGS}
-
-
-def _tokenizer(data: DataConfig, vocab_size: int, sources: Sequence[Source], workers: Workers) -> Tokenizer:
-    if tokenizer_file(data):
-        return read_tokenizer(data, vocab_size)
-    start = time.perf_counter()
-    tokenizer = dataset_builder.train_tokenizer(sources, data, vocab_size, workers)
-    seconds = time.perf_counter() - start
-    log.info("tokenizer: %s of %d pieces, trained in %.1f s", data.tokenizer, vocab_size, seconds)
-    return tokenizer
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -154,22 +154,20 @@ def _field(number: int, payload: bytes) -> bytes:
     return bytes(prefix) + payload
 
 
-class SplitWriter:
+class SplitWriter(contextlib.ExitStack):
     """Writes one split as documents come: shards, index, unigram counts. A context manager."""
 
     def __init__(self, directory: epath.Path, split: str, vocab_size: int):
+        super().__init__()
         self._directory, self._split = directory, split
-        self._index = IndexWriter(directory / split)
+        self._index = self.enter_context(IndexWriter(directory / split))
         self._digest = hashlib.sha256()
         self._writer: Any = None
         self.unigram_counts = np.zeros(vocab_size, np.int64)
         self.shard_lengths: list[int] = []  # records
         self.shard_bytes: list[int] = []
         self.sentences = 0
-
-    def __enter__(self) -> Self:
-        self._index.__enter__()
-        return self
+        self.callback(self._finish)
 
     def add(self, documents: EncodedDocuments) -> None:
         for record, sentence_lengths in zip(documents.records, documents.sentence_lengths, strict=True):
@@ -193,10 +191,9 @@ class SplitWriter:
         self.shard_lengths.append(0)
         self.shard_bytes.append(0)
 
-    def __exit__(self, *_) -> None:
+    def _finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._index.__exit__()
         with (self._directory / self._split / UNIGRAM_COUNTS).open("wb") as file:
             np.save(file, self.unigram_counts)
 

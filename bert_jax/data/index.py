@@ -1,5 +1,6 @@
 """The index of a split: lengths of sentences and starts of documents, so that planning reads no text."""
 
+import contextlib
 import dataclasses
 import os
 from typing import Self
@@ -79,7 +80,7 @@ class Index:
         return np.array_equal(sums, sizes[full])
 
 
-class IndexWriter:
+class IndexWriter(contextlib.ExitStack):
     """Writes an index as documents come by, in constant memory. A context manager.
 
     >>> with IndexWriter(directory) as writer:
@@ -87,14 +88,12 @@ class IndexWriter:
     """
 
     def __init__(self, directory: epath.PathLike):
-        self._directory = epath.Path(directory)
-
-    def __enter__(self) -> Self:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._files = {field: (self._directory / f"{field}.bin").open("wb") for field in FILES}
+        super().__init__()
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        paths = {field: epath.Path(directory) / f"{field}.bin" for field in FILES}
+        self._files = {field: self.enter_context(path.open("wb")) for field, path in paths.items()}
         self._sentences = self._tokens = 0
         self._write_starts()
-        return self
 
     def add(self, sentence_lengths: np.ndarray):
         """Adds the next document: ints [sentences], tokens of each sentence (without specials)."""
@@ -107,10 +106,6 @@ class IndexWriter:
     def _write_starts(self):
         self._files["sentence_starts"].write(self._sentences.to_bytes(START_DTYPE.itemsize, "little"))
         self._files["token_starts"].write(self._tokens.to_bytes(START_DTYPE.itemsize, "little"))
-
-    def __exit__(self, *_):
-        for file in self._files.values():
-            file.close()
 
 
 def storable(sentence_lengths: np.ndarray) -> np.ndarray:

@@ -200,23 +200,12 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(f"{word}\t{count}" for word, count in sorted(word_counts.items())),
-                input_format="tsv",
-                max_sentence_length=1 << 16,
-                model_writer=model,
-                model_type=kind,
-                vocab_size=vocab_size,
+                input_format="tsv", max_sentence_length=1 << 16, model_writer=model, minloglevel=2,
+                model_type=kind, vocab_size=vocab_size, character_coverage=CHARACTER_COVERAGE,
                 normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-                num_threads=TRAINING_THREADS,
-                character_coverage=CHARACTER_COVERAGE,
-                pad_id=0,
-                unk_id=1,
-                bos_id=-1,
-                eos_id=-1,
-                pad_piece="[PAD]",
-                unk_piece="[UNK]",
-                control_symbols="[CLS],[SEP],[MASK]",
-                minloglevel=2,
-            )
+                num_threads=TRAINING_THREADS, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
+                pad_piece="[PAD]", unk_piece="[UNK]", control_symbols="[CLS],[SEP],[MASK]",
+            )  # fmt: skip
         except RuntimeError as error:
             raise _vocab_size_error(str(error), vocab_size) or error from None
         return cls(model.getvalue())
@@ -274,7 +263,7 @@ class WordPieceTokenizer(Tokenizer):
             ids.__getitem__, SPECIAL_PIECES
         )
         self.word_starts = np.array([not piece.startswith("##") for piece in vocabulary])
-        self._lowercase, self._vocabulary = lowercase, vocabulary
+        self.lowercase, self._vocabulary = lowercase, vocabulary
         self._tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
         self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -300,9 +289,13 @@ class WordPieceTokenizer(Tokenizer):
     def piece(self, token):
         return self._vocabulary[int(token)]
 
+    def library(self) -> tokenizers.Tokenizer:
+        """A copy of the `tokenizers` library's object that does the work."""
+        return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+
     def files(self):
         vocabulary = "\n".join(self._vocabulary) + "\n"
-        settings = json.dumps({"do_lower_case": self._lowercase}) + "\n"
+        settings = json.dumps({"do_lower_case": self.lowercase}) + "\n"
         return {self.FILE: vocabulary.encode(), self.SETTINGS: settings.encode()}
 
 

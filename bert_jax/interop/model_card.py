@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from bert_jax import __version__
 from bert_jax.config import Config, find_config
 from bert_jax.interop.heads import HEADS, PRETRAINING
@@ -66,7 +68,7 @@ def _about(task: str, facts: Mapping[str, Any]) -> str:
 
 def _command(config: Config | TaskRun) -> str:
     """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
-    values, note = _flat(config.to_dict()), ""
+    values, note = config.flat(), ""
     module, name = "pretrain", "bert_base"
     if isinstance(config, TaskRun):
         module, name = "finetune", "finetune/classification"
@@ -74,19 +76,10 @@ def _command(config: Config | TaskRun) -> str:
         del values["optimizer.warmup_steps"]  # what train.warmup_share came to
         values["train.hidden_dropout"] = config.model.hidden_dropout
         values["train.attention_dropout"] = config.model.attention_dropout
-    shipped = _flat(runpy.run_path(str(find_config(name)))["get_config"]().to_dict())
+    shipped = flatten_dict(runpy.run_path(str(find_config(name)))["get_config"]().to_dict(), sep=".")
     changed = {key: value for key, value in values.items() if key in shipped and value != shipped[key]}
     words = [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed.items()]
     return note + " \\\n    ".join([f"python -m bert_jax.{module} --config={name}", *words])
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{section.field: value}, and what is of no section."""
-    sections = {name: fields for name, fields in config.items() if isinstance(fields, dict)}
-    flat = {name: value for name, value in config.items() if name not in sections}
-    return flat | {
-        f"{name}.{key}": value for name, fields in sections.items() for key, value in fields.items()
-    }
 
 
 def _metrics(source: pathlib.Path, step: int) -> dict[str, float]:

@@ -42,15 +42,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} is not a file of PyTorch 1.6 or later, or is damaged; give a model.safetensors."
         ) from None
-    except (
-        pickle.UnpicklingError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        IndexError,
-    ) as e:
+    except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError) as e:
         raise UserError(f"{path} cannot be read as tensors ({e}); give a model.safetensors.") from None
     if not isinstance(tensors, dict) or not all(isinstance(x, np.ndarray) for x in tensors.values()):
         raise UserError(f"{path} holds more than tensors; save the model's state_dict() alone.")
@@ -70,7 +62,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _parameter
+            return lambda data, *_: data
         if module == "torch" and name in STORAGES:
             return name
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
@@ -87,7 +79,3 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
         raise pickle.UnpicklingError("a tensor lies outside its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
-
-
-def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
-    return data

@@ -1,6 +1,5 @@
 """Our tokenizers as a `tokenizer.json`, which the `tokenizers` library and AutoTokenizer load as it is."""
 
-import json
 from typing import Any
 
 import tokenizers
@@ -31,10 +30,11 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     Combining marks in an order that Unicode does not use (a mark above before one below, on one letter) are
     the one thing known to be normalised differently for SentencePiece vocabularies.
     """
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        result = _sentencepiece(tokenizer)
+    if isinstance(tokenizer, WordPieceTokenizer):
+        result = tokenizer.library()
     else:
-        result = _wordpiece(tokenizer)
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        result = _sentencepiece(tokenizer)
     cls, sep = (tokenizer.piece(token) for token in (tokenizer.cls_id, tokenizer.sep_id))
     result.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
@@ -49,28 +49,12 @@ def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
     """tokenizer_config.json for the tokenizer.json beside it."""
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special = dict(zip(names, map(tokenizer.piece, tokenizer.special_ids), strict=True))
-    kind: dict[str, object]
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        # Not BertTokenizer, which would put WordPiece's normalizer in the place of ours.
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    else:
-        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercases(tokenizer)}
+    # Not BertTokenizer for SentencePiece: that would put WordPiece's normalizer in the place of ours.
+    kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer, WordPieceTokenizer):
+        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lowercase}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return kind | special | {"model_max_length": max_length, "model_input_names": inputs}
-
-
-def lowercases(tokenizer: Tokenizer) -> bool:
-    """Whether a WordPiece tokenizer lowercases and strips accents."""
-    return json.loads(tokenizer.files()[WordPieceTokenizer.SETTINGS])["do_lower_case"]
-
-
-def _wordpiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    ids = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
-    result = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=tokenizer.piece(tokenizer.unk_id)))
-    result.normalizer = normalizers.BertNormalizer(lowercase=lowercases(tokenizer))
-    result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    result.decoder = decoders.WordPiece()
-    return result
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, check_known, check_least
 
 ACTIVATIONS = ("gelu", "gelu_tanh")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
@@ -31,27 +31,14 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self):
-        for name in (
-            "num_hidden_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "intermediate_size",
-            "vocab_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        check_least("model", self, 1, "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size",
+                    "intermediate_size", "max_position_embeddings", "type_vocab_size")  # fmt: skip
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.hidden_size={self.hidden_size} is not divisible by "
                 f"model.num_attention_heads={self.num_attention_heads}; change one of them."
             )
-        for name, known in (("hidden_act", ACTIVATIONS), ("position_initializer", POSITION_INITIALIZERS)):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"model.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
-                )
+        check_known("model", self, hidden_act=ACTIVATIONS, position_initializer=POSITION_INITIALIZERS)
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name}={getattr(self, name)} must be in [0, 1).")

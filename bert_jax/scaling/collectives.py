@@ -10,19 +10,8 @@ import numpy as np
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 SLICES = "slices"
-SIZES = {
-    "f64": 8,
-    "s64": 8,
-    "u64": 8,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "bf16": 2,
-    "f16": 2,
-    "s8": 1,
-    "u8": 1,
-    "pred": 1,
-}
+ENTRY = "ENTRY"
+Computations = dict[str, dict[str, str]]  # name, ENTRY of the first to run -> its instructions by name
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 CALLED = re.compile(
@@ -54,16 +43,15 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
             several.
     """
     computations = _computations(text)
-    entry = _entry(computations)
     # What is under way during several fusions is written in each of them: only where it starts, it counts.
     later = {
         name
-        for name, computation in computations.items()
+        for name, instructions in computations.items()
         if name.startswith("async_collective_fusion")
-        or any('"AsyncCollectiveDone"' in line for line in computation.instructions.values())
+        or any('"AsyncCollectiveDone"' in line for line in instructions.values())
     }
     total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
-    for times, where, line in _executed(computations, entry):
+    for times, where, line in _executed(computations):
         for kind, axes, dtype, size in () if where in later else _sent(line, where, mesh_shape):
             of_kind = total[kind, axes, dtype]
             of_kind[0] += times * size
@@ -90,42 +78,29 @@ def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[t
 
 def estimated_cycles(text: str) -> int:
     """The compiler's estimate of a step's cycles, loops multiplied out; kernels and links have none."""
-    computations = _computations(text)
-    entry = _entry(computations)
     cycles = 0
-    for times, _, line in _executed(computations, entry):
+    for times, _, line in _executed(_computations(text)):
         if match := re.search(r'"estimated_cycles":"(\d+)"', line):
             cycles += times * int(match[1])
     return cycles
 
 
-class Computation(NamedTuple):
-    """A function of the program: its instructions by name, the result last."""
-
-    is_entry: bool
-    instructions: dict[str, str]
-
-
-def _computations(text: str) -> dict[str, Computation]:
-    found: dict[str, Computation] = {}
-    current = Computation(False, {})
+def _computations(text: str) -> Computations:
+    found: Computations = {}
+    current: dict[str, str] = {}
     for line in text.splitlines():
         if match := COMPUTATION.match(line):
-            current = found[match[2]] = Computation(bool(match[1]), {})
+            current = found[ENTRY if match[1] else match[2]] = {}
         elif match := INSTRUCTION.match(line):
-            current.instructions[match[1]] = match[2]
+            current[match[1]] = match[2]
     return found
 
 
-def _entry(computations: dict[str, Computation]) -> str:
-    return next(name for name, computation in computations.items() if computation.is_entry)
-
-
 def _executed(
-    computations: dict[str, Computation], name: str, times: int = 1
+    computations: Computations, name: str = ENTRY, times: int = 1
 ) -> Iterator[tuple[int, str, str]]:
     """Every instruction with how often a step executes it and the name of its computation."""
-    for line in computations[name].instructions.values():
+    for line in computations[name].values():
         yield times, name, line
         called = {
             kind: [callee.strip("% ") for callee in (one or several).split(",")]
@@ -140,15 +115,15 @@ def _executed(
                     yield from _executed(computations, callee, times * repeat)
 
 
-def _trip_count(condition: Computation, body: Computation) -> int:
+def _trip_count(condition: dict[str, str], body: dict[str, str]) -> int:
     """How often a loop turns: its counter begins at 0, grows by a constant, and is compared with another."""
-    *_, test = condition.instructions.values()
+    *_, test = condition.values()
     counter, limit = _operands(test)[:2]
-    place = int(_searched(r"index=(\d+)", condition.instructions[counter]))
-    *_, result = body.instructions.values()
-    grown = body.instructions[_operands(result)[place]]
-    step = next((n for name in _operands(grown) if (n := _constant(body.instructions.get(name, "")))), 1)
-    return -(-(_constant(condition.instructions[limit]) or 1) // step)
+    place = int(_searched(r"index=(\d+)", condition[counter]))
+    *_, result = body.values()
+    grown = body[_operands(result)[place]]
+    step = next((n for name in _operands(grown) if (n := _constant(body.get(name, "")))), 1)
+    return -(-(_constant(condition[limit]) or 1) // step)
 
 
 def _operands(line: str) -> list[str]:
@@ -181,9 +156,8 @@ def _kind(opcode: str, computation: str) -> str:
 def _shapes(text: str) -> list[tuple[str, int]]:
     """(dtype, bytes) of every array in a type."""
     return [
-        (dtype, SIZES[dtype] * math.prod(int(size) for size in sizes.split(",") if size))
-        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", text)
-        if dtype in SIZES
+        (dtype, int(bits or 8) // 8 * math.prod(int(size) for size in sizes.split(",") if size))
+        for dtype, bits, sizes in re.findall(r"\b((?:bf|f|s|u)(\d+)|pred)\[([\d,]*)\]", text)
     ]
 
 

@@ -5,7 +5,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,7 +17,7 @@ from bert_jax.scaling.flops import peak_flops, training_flops
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
 from bert_jax.tasks.pretraining import PretrainingObjective
 from bert_jax.training import step as step_lib
-from bert_jax.training.mesh import BATCH, check_batch, check_model, count_slices, make_mesh
+from bert_jax.training.mesh import BATCH, check_batch, check_model, count_slices, make_mesh, path_name
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 
 KERNEL_RATE = 0.4  # of the peak: what the attention kernel, which has no estimate, is taken to reach
@@ -103,20 +102,13 @@ def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:
     objective = PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32))
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     rows = NamedSharding(mesh, BATCH)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in batch_shapes(config.data).items()
-    }
-    batch["stop_requested"] = jax.ShapeDtypeStruct(
-        (config.data.global_batch_size,), jnp.float32, sharding=rows
-    )
+    shapes = batch_shapes(config.data) | {"stop_requested": ((config.data.global_batch_size,), np.float32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
     implementation = {"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
     key = jax.eval_shape(lambda: jax.random.key(0, impl=implementation))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=NamedSharding(mesh, P()))
-    shardings = {
-        "/".join(str(part.key) for part in path): str(tuple(leaf.sharding.spec))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    shardings = {path_name(path): str(tuple(leaf.sharding.spec)) for path, leaf in leaves}
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         train_step = step_lib.make_train_step(
@@ -138,24 +130,13 @@ def _described(compiled: Any, config: Config, mesh: Mesh, seconds: float, shardi
     # The new state takes the old one's place: outputs that are aliased need nothing of their own.
     outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     temporaries = sizes.temp_size_in_bytes + max(outputs, 0)
-    device = mesh.devices.flat[0]
-    memory = Memory(
-        sizes.argument_size_in_bytes,
-        temporaries,
-        sizes.argument_size_in_bytes + temporaries,
-        capacity(device),
-    )
+    arguments, device = sizes.argument_size_in_bytes, mesh.devices.flat[0]
+    memory = Memory(arguments, temporaries, arguments + temporaries, capacity(device))
     T, kernel = config.data.max_seq_length, "tpu_custom_call" in text
-    return Compiled(
-        config,
-        mesh,
-        seconds,
-        memory,
-        collectives(text, _levels(mesh)),
-        not kernel and bool(re.search(rf"\[(?:\d+,)*{T},{T}\]", text)),
-        shardings,
-        estimated_cycles(text) if device.platform == "tpu" else None,
-    )
+    scores = not kernel and bool(re.search(rf"\[(?:\d+,)*{T},{T}\]", text))
+    cycles = estimated_cycles(text) if device.platform == "tpu" else None
+    sent = collectives(text, _levels(mesh))
+    return Compiled(config, mesh, seconds, memory, sent, scores, shardings, cycles)
 
 
 def _levels(mesh: Mesh) -> dict[str, int]:

@@ -18,7 +18,7 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForSequences
 from bert_jax.model.losses import Term, accuracy, cross_entropy, squared_error
 from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import SPECIALS, Batch, Encoded
+from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
 from bert_jax.tasks.records import read_records, text_column
 
 
@@ -29,7 +29,7 @@ class Example(NamedTuple):
     place: str  # where it stands, for errors
 
 
-class _Sequences(abc.ABC):
+class _Sequences(Downstream):
     """What classification and regression share: one loss of each sequence, whose name is the objective's.
 
     Args:
@@ -38,8 +38,6 @@ class _Sequences(abc.ABC):
     """
 
     per_token = False
-    objective: tuple[str, ...]
-    facts: dict[str, Any]
 
     def __init__(self, data: TaskData, facts: dict[str, Any] | None):
         self._data, self.facts = data, facts or {"pairs": bool(data.text_pair)}
@@ -97,13 +95,6 @@ class _Sequences(abc.ABC):
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {self.objective[0]: jnp.sum(batch["sequence_weights"])}
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
-        return self._terms(model(batch, dropout_keys), batch)
-
-    @abc.abstractmethod
-    def _terms(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
-        """Loss and scores of the network's outputs [B, S, labels]."""
-
     def row(self, example: Example, prediction: Any) -> dict[str, Any]:
         texts = {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
         return texts | ({"label": example.label} if example.label is not None else {}) | prediction
@@ -125,7 +116,7 @@ class Classification(_Sequences):
         Raises:
             UserError: for examples of one class only.
         """
-        named = [label.strip() for label in self._data.labels.split(",") if label.strip()]
+        named = self._data.class_names
         found = sorted({example.label for example in examples})
         if len(named or found) < 2:
             raise UserError(
@@ -159,28 +150,19 @@ class Classification(_Sequences):
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         logits = model(batch)
-        return self._terms(logits, batch), {"probabilities": jax.nn.softmax(logits)}
+        return self.losses(logits, batch), {"probabilities": jax.nn.softmax(logits)}
 
-    def _terms(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
         answers = outputs, batch["labels"], batch["sequence_weights"]
         return {"class_loss": cross_entropy(*answers), "accuracy": accuracy(*answers)}
 
-    def decode(
-        self,
-        outputs: dict[str, list[np.ndarray]],
-        encoded: Encoded,  # noqa: ARG002
-        examples: Sequence[Any],  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
+    def decode(self, outputs: Outputs, _encoded: Encoded, _examples: Sequence[Any]) -> Predictions:
         """{"prediction": the most probable class, "probabilities": by class}."""
-        return [
-            {
-                "prediction": self.labels[int(np.argmax(values))],
-                "probabilities": {
-                    label: round(float(p), 6) for label, p in zip(self.labels, values, strict=True)
-                },
-            }
-            for values in outputs["probabilities"]
-        ]
+        predictions = []
+        for values in outputs["probabilities"]:
+            shares = {label: round(float(p), 6) for label, p in zip(self.labels, values, strict=True)}
+            predictions.append({"prediction": self.labels[int(np.argmax(values))], "probabilities": shares})
+        return predictions
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """Accuracy, F1 (of two classes that of the second, else the mean), mean F1, Matthews' correlation."""
@@ -192,12 +174,8 @@ class Classification(_Sequences):
             f1 = sklearn.metrics.f1_score(truth, guess, pos_label=self.labels[1], zero_division=0)
         # Of one class scikit-learn warns, as it cannot know that there are others.
         matthews = sklearn.metrics.matthews_corrcoef(truth, guess) if len({*truth, *guess}) > 1 else 0.0
-        return {
-            "accuracy": float(sklearn.metrics.accuracy_score(truth, guess)),
-            "f1": float(f1),
-            "macro_f1": float(macro),
-            "matthews": float(matthews),
-        }
+        values = sklearn.metrics.accuracy_score(truth, guess), f1, macro, matthews
+        return dict(zip(self.metrics, map(float, values), strict=True))
 
     def tables(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
         truth = [example.label for example in examples]
@@ -262,17 +240,12 @@ class Regression(_Sequences):
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         outputs = model(batch)
-        return self._terms(outputs, batch), {"values": outputs[..., 0]}
+        return self.losses(outputs, batch), {"values": outputs[..., 0]}
 
-    def _terms(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
         return {"squared_error": squared_error(outputs[..., 0], batch["labels"], batch["sequence_weights"])}
 
-    def decode(
-        self,
-        outputs: dict[str, list[np.ndarray]],
-        encoded: Encoded,  # noqa: ARG002
-        examples: Sequence[Any],  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
+    def decode(self, outputs: Outputs, _encoded: Encoded, _examples: Sequence[Any]) -> Predictions:
         """{"prediction": number in the units of the data}."""
         mean, deviation = self.facts["mean"], self.facts["deviation"]
         return [{"prediction": round(float(value) * deviation + mean, 6)} for value in outputs["values"]]

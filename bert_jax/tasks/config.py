@@ -6,7 +6,7 @@ import math
 import ml_collections
 
 from bert_jax.config import RunConfig
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, check_known, check_least
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 
@@ -39,25 +39,15 @@ class TaskConfig:
     null_threshold: float = dataclasses.field(default=0.0, metadata=RUN_TIME)  # SQuAD 2.0: score of no answer
 
     def __post_init__(self):
-        for name, known in (
-            ("name", TASKS),
-            ("decoding", ("best_span", "argmax")),
-            ("pooling", ("mean", "cls")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"task.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
-                )
+        check_known("task", self, name=TASKS, decoding=("best_span", "argmax"), pooling=("mean", "cls"))
         for classifier in self.classifiers:
             if classifier not in CLASSIFIERS:
                 raise UserError(
                     f"task.frozen={self.frozen!r}: {classifier!r} is unknown; use some of "
                     f"{', '.join(CLASSIFIERS)}, with commas between."
                 )
-        for name, least in (("patience", 0), ("max_question_tokens", 1), ("doc_stride", 1),
-                            ("max_answer_tokens", 1)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"task.{name}={getattr(self, name)} must be at least {least}.")
+        check_least("task", self, 0, "patience")
+        check_least("task", self, 1, "max_question_tokens", "doc_stride", "max_answer_tokens")
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -96,14 +86,15 @@ class TaskData:
     prefetch_batches: int = dataclasses.field(default=4, metadata=RUN_TIME)
 
     def __post_init__(self):
-        for name, least in (("max_seq_length", 8), ("global_batch_size", 1), ("max_sequences_per_row", 1),
-                            ("num_folds", 1), ("fold", -1), ("input_workers", 1),
-                            ("prefetch_batches", 1)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}.")
+        check_least("data", self, 8, "max_seq_length")
+        check_least("data", self, -1, "fold")
+        check_least("data", self, 1, "global_batch_size", "max_sequences_per_row", "num_folds",
+                    "input_workers", "prefetch_batches")  # fmt: skip
         for name in ("eval_fraction", "test_fraction"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"data.{name}={getattr(self, name)} must be a share below 1.")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise UserError(f"data.labels={self.labels!r} names a class twice.")
         if self.fold >= self.num_folds:
             raise UserError(f"data.fold={self.fold}: data.num_folds={self.num_folds} are counted from 0.")
         if self.num_folds > 1 and (self.test or self.test_fraction):
@@ -119,6 +110,11 @@ class TaskData:
                 f"data.eval_fraction={fraction} and {test} must leave something to train on and something "
                 "to choose by; or give data.eval, a file."
             )
+
+    @property
+    def class_names(self) -> list[str]:
+        """What `labels` names."""
+        return [label.strip() for label in self.labels.split(",") if label.strip()]
 
     @property
     def test_share(self) -> float:
@@ -152,9 +148,7 @@ class FinetuneTrain:
             raise UserError(f"train.num_epochs={self.num_epochs} must not be negative.")
         if not 0.0 <= self.warmup_share < 1.0:
             raise UserError(f"train.warmup_share={self.warmup_share} must be a share below 1.")
-        for name in ("evaluations_per_epoch", "num_seeds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        check_least("train", self, 1, "evaluations_per_epoch", "num_seeds")
 
     def resolved(self, rows_per_epoch: int, global_batch_size: int, seed: int) -> tuple[TrainConfig, int]:
         """The `TrainConfig` of the run with this seed, and its warm-up steps."""

@@ -17,6 +17,8 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.losses import Term
 
 Batch = dict[str, jax.Array]
+Outputs = dict[str, list[np.ndarray]]  # by name, of each of the N sequences: [tokens with specials, …] or […]
+Predictions = list[dict[str, Any]]  # JSON, one for each example
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 
 
@@ -30,7 +32,7 @@ class Encoded:
     example: np.ndarray  # int64 [N], the example that a sequence is of: ascending
     sequence_targets: dict[str, np.ndarray]  # [N] each: what is to be learned, int32 or float32
     token_targets: dict[str, np.ndarray]  # int32 [n] each, -1 where nothing is
-    num_cut: int = 0  # examples that were too long and lost tokens
+    num_cut: int = 0  # texts (of questions, of words) that were too long and lost tokens
 
     @property
     def lengths(self) -> np.ndarray:
@@ -45,12 +47,14 @@ class Downstream(Protocol):
         metrics: names of `score`, the task's own first; of all of them more is better.
         per_token: whether the outputs of `evaluate` are [B, T, …] rather than [B, S, …].
         facts: JSON of what a checkpoint must remember to be used, e.g. the labels.
+        too_long: what was cut, for the log.
     """
 
     metrics: tuple[str, ...]
     objective: tuple[str, ...]
     per_token: bool
     facts: dict[str, Any]
+    too_long: str = "examples are longer than data.max_seq_length"
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Any]:
         """The examples of a file or dataset, which was given as config key or flag `key`.
@@ -88,21 +92,18 @@ class Downstream(Protocol):
         """The total weight of each term of the objective, known before anything is computed."""
         ...
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]: ...
+    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+        """Losses and scores of what the network gives, [B, S, …] or [B, T, …]."""
+        ...
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
+        return self.losses(model(batch, dropout_keys), batch)
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         """Terms without dropout, and the outputs that `decode` reads, [B, S, …] or [B, T, …]."""
         ...
 
-    def decode(
-        self, outputs: dict[str, list[np.ndarray]], encoded: Encoded, examples: Sequence[Any]
-    ) -> list[Any]:
-        """One prediction (JSON) for each example.
-
-        Args:
-            outputs: by name, the output of each of the N sequences: [tokens with specials, …] or […].
-        """
-        ...
+    def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Any]) -> Predictions: ...
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, float]:
         """The metrics of predictions for labelled examples."""

@@ -105,18 +105,14 @@ def read_splits(task: Downstream, data: TaskData) -> Splits:
         digest.update(f"{name} {records.digest(source, f'data.{name}')}\n".encode())
     found = {name: task.read(source, f"data.{name}") for name, source in sources.items()}
     parts: dict[str, list[Any]] = {"train": [], "eval": found.get("eval", []), "test": found.get("test", [])}
-    limits = [("eval", 0.0 if data.eval else data.eval_fraction)]
-    limits += [("test", 0.0 if data.test else data.test_share)]
+    to_eval = 0.0 if data.eval else data.eval_fraction
+    to_test = to_eval + (0.0 if data.test else data.test_share)
     turned = max(data.fold, 0) / data.num_folds
     for example in found["train"]:
-        share, name = (_share(task.text(example)) - turned) % 1.0, "train"
-        for other, fraction in limits:
-            if 0.0 <= share < fraction:
-                name = other
-            share -= fraction
-        parts[name].append(example)
-    whats = {"train": "train on", "eval": "hold out"} | ({"test": "test"} if data.num_folds > 1 else {})
-    for name, what in whats.items():
+        share = (_share(task.text(example)) - turned) % 1.0
+        parts["eval" if share < to_eval else "test" if share < to_test else "train"].append(example)
+    needed = {"train": "train on", "eval": "hold out"} | ({"test": "test"} if data.num_folds > 1 else {})
+    for name, what in needed.items():
         if not parts[name]:
             remedy = "fewer data.num_folds" if name == "test" else "another data.eval_fraction, or data.eval"
             raise UserError(
@@ -141,9 +137,8 @@ class Laid:
         self.rows = Rows(self.encoded, tokenizer, data.max_seq_length, data.max_sequences_per_row)
         if self.encoded.num_cut:
             log.warning(
-                "%d of %d examples are longer than data.max_seq_length=%d tokens and were cut",
-                self.encoded.num_cut, len(examples), data.max_seq_length,
-            )  # fmt: skip
+                "of %d examples, %d %s and were cut", len(examples), self.encoded.num_cut, task.too_long
+            )
 
     def batches(self, size: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """The given rows of every batch of `size` rows, in order; the last one is padded."""
@@ -171,13 +166,13 @@ class Prepared(NamedTuple):
     eval: Laid
 
     @classmethod
-    def of(cls, config: FinetuneConfig) -> Self:
-        """Opens and reads what a config names.
+    def of(cls, config: FinetuneConfig, base: Base) -> Self:
+        """Reads what a config names, to start from a checkpoint that has been opened.
 
         Raises:
-            UserError: for a checkpoint, a metric or input that cannot be used.
+            UserError: for a metric or input that cannot be used.
         """
-        base, task = Base.open(config.init_from), make_task(config.task, config.data)
+        task = make_task(config.task, config.data)
         splits = read_splits(task, config.data)
         if config.task.metric not in ("", "loss", *task.metrics):
             raise UserError(

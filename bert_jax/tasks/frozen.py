@@ -122,7 +122,8 @@ def frozen_features(config: FinetuneConfig, task: Downstream, base: Base) -> Cal
         if not task.per_token:
             return np.stack(by_sequence)
         # Without [CLS] and [SEP] the states of all sequences lie as the tokens do.
-        return np.concatenate([states[1:-1] for states in by_sequence])[_begins_word(laid)]
+        tokens = np.concatenate([states[1:-1] for states in by_sequence])
+        return tokens[laid.encoded.token_targets["labels"] >= 0]  # where a word begins
 
     return features
 
@@ -140,16 +141,10 @@ def _encoder(config: FinetuneConfig, base: Base) -> tuple[nnx.GraphDef, Any]:
     return structure, restore_params(base.folder, base.meta, base.model, abstract)
 
 
-def _begins_word(laid: Laid) -> np.ndarray:
-    """bool [tokens without specials]"""
-    return laid.encoded.token_targets["labels"] >= 0
-
-
 def _labels(laid: Laid) -> np.ndarray:
     """int32 [n], the label of every text, or of every word."""
-    if laid.task.per_token:
-        return laid.encoded.token_targets["labels"][_begins_word(laid)]
-    return laid.encoded.sequence_targets["labels"]
+    targets = (laid.encoded.token_targets if laid.task.per_token else laid.encoded.sequence_targets)["labels"]
+    return targets[targets >= 0]  # -1: not the first token of a word
 
 
 def pool(states: jax.Array, sequence_ids: jax.Array, cls_positions: jax.Array, pooling: str) -> jax.Array:

@@ -1,8 +1,9 @@
 """Extractive question answering: where a paragraph has the answer (Devlin et al., 2019, section 4.2)."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForTokens
 from bert_jax.model.losses import Term, cross_entropy
 from bert_jax.tasks.config import TaskConfig, TaskData
-from bert_jax.tasks.downstream import SPECIALS, Batch, Encoded
+from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
 from bert_jax.tasks.squad import Question, exact_match_and_f1, read_squad
 
 ASKING = ("what", "who", "when", "where", "which", "why", "how")
@@ -44,7 +45,7 @@ class Span(NamedTuple):
     last: int
 
 
-class QuestionAnswering:
+class QuestionAnswering(Downstream):
     """SQuAD 1.1, and 2.0 with questions that the paragraph does not answer.
 
     Args:
@@ -55,7 +56,7 @@ class QuestionAnswering:
 
     objective: tuple[str, ...] = ("span_loss",)
     per_token = True
-    facts: dict[str, Any]
+    too_long = "questions are longer than task.max_question_tokens"
     metrics: tuple[str, ...]
 
     def __init__(self, data: TaskData, facts: dict[str, Any] | None, task: TaskConfig):  # noqa: ARG002
@@ -166,14 +167,11 @@ class QuestionAnswering:
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"span_loss": jnp.sum(_weights(batch))}
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
-        return self._terms(model(batch, dropout_keys), batch)
-
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         logits = model(batch)
-        return self._terms(logits, batch), {"start": logits[..., 0], "end": logits[..., 1]}
+        return self.losses(logits, batch), {"start": logits[..., 0], "end": logits[..., 1]}
 
-    def _terms(self, logits: jax.Array, batch: Batch) -> dict[str, Term]:
+    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
         """The mean of the losses of start and end, each a softmax over the tokens of its own sequence."""
         slots = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
         own = batch["sequence_ids"][:, None, :] == slots[:, None]  # [B, S, T]
@@ -181,16 +179,14 @@ class QuestionAnswering:
         loss, right = jnp.zeros(()), weights > 0
         for side, name in enumerate(("start_positions", "end_positions")):
             # Not -inf: a slot that holds no sequence has no other token, and its loss must be a number.
-            scores = jnp.where(own, logits[:, None, :, side], jnp.finfo(logits.dtype).min)
+            scores = jnp.where(own, outputs[:, None, :, side], jnp.finfo(outputs.dtype).min)
             positions = batch["cls_positions"] + batch[name]
             loss += cross_entropy(scores, positions, weights)[0] / 2
             right &= jnp.argmax(scores, axis=-1) == positions
         total = jnp.sum(weights)
         return {"span_loss": (loss, total), "span_accuracy": (jnp.sum(right * weights), total)}
 
-    def decode(
-        self, outputs: dict[str, list[np.ndarray]], encoded: Encoded, examples: Sequence[Question]
-    ) -> list[dict[str, Any]]:
+    def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Question]) -> Predictions:
         """{"prediction": text of the paragraph, "start", "end": its characters, "score": sum of logits}.
 
         "" is no answer. In version 2 it is predicted where "null_score_diff", the score of [CLS] (its least
@@ -198,6 +194,8 @@ class QuestionAnswering:
         """
         assert isinstance(encoded, Windows)
         bounds = np.searchsorted(encoded.example, np.arange(len(examples) + 1))
+        best = functools.partial(best_span, max_tokens=self._task.max_answer_tokens)
+        find: Callable[..., Span] = best if self._task.decoding == "best_span" else independent_span
         results = []
         for number, example in enumerate(examples):
             of_example = range(bounds[number], bounds[number + 1])
@@ -206,15 +204,8 @@ class QuestionAnswering:
             passages = [slice(-1 - encoded.length_b[n], -1) for n in of_example]
             span = Span(null, 0, -1)
             if len(offsets := encoded.offsets[number]):
-                logits = (
-                    [start[passage] for start, passage in zip(starts, passages, strict=True)],
-                    [end[passage] for end, passage in zip(ends, passages, strict=True)],
-                    encoded.begin[of_example.start : of_example.stop],
-                )
-                if self._task.decoding == "best_span":
-                    span = best_span(*logits, self._task.max_answer_tokens)
-                else:
-                    span = independent_span(*logits)
+                inner = ([x[part] for x, part in zip(side, passages, strict=True)] for side in (starts, ends))
+                span = find(*inner, encoded.begin[of_example.start : of_example.stop])
             results.append(self._prediction(example, span, null, offsets))
         return results
 
@@ -243,13 +234,10 @@ class QuestionAnswering:
         self, predictions: Sequence[Any], examples: Sequence[Question]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exact match and F1 of each example, and whether it has an answer."""
+        version_2 = self.facts["version_2"]
         both = [
-            exact_match_and_f1(
-                prediction["prediction"],
-                [answer.text for answer in example.answers],
-                self.facts["version_2"],
-            )
-            for prediction, example in zip(predictions, examples, strict=True)
+            exact_match_and_f1(found["prediction"], [answer.text for answer in example.answers], version_2)
+            for found, example in zip(predictions, examples, strict=True)
         ]
         exact, f1 = np.array(both).T
         return exact, f1, np.array([bool(example.answers) for example in examples])

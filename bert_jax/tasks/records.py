@@ -2,24 +2,20 @@
 
 import codecs
 import csv
-import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from bert_jax.data.sources.files import MissingInput
+from bert_jax.data.sources import files
 from bert_jax.data.sources.tfds import open_builder
 from bert_jax.errors import UserError
 
-OPENERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
 KINDS = (".tsv", ".csv", ".jsonl")
 
 
@@ -38,11 +34,10 @@ def read_bytes(path: str, key: str) -> tuple[bytes, str]:
     """
     file = epath.Path(os.path.expanduser(path))
     try:
-        content = file.read_bytes()
-        if file.suffix in OPENERS:
-            content, file = OPENERS[file.suffix](content), file.with_suffix("")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{key}={path} cannot be read: {error}.") from None
+        content = b"".join(part for part, _ in files.read(str(file)))
+    except UserError as error:
+        raise UserError(f"{key}={error}") from None
+    file = file.with_suffix("") if file.suffix in files.DECOMPRESSORS else file
     if not content.removeprefix(codecs.BOM_UTF8).strip():
         raise UserError(f"{key}={path} is empty.")
     return content, file.suffix
@@ -98,12 +93,14 @@ def column(records: list[Record], name: str, key: str) -> list[Any]:
     return values
 
 
-def text_column(records: list[Record], name: str, key: str) -> list[str]:
-    """A column whose values must be texts."""
+def text_column(records: list[Record], name: str, key: str, lists: bool = False) -> list[Any]:
+    """A column whose values must be texts, or `lists` of texts."""
     values = column(records, name, key)
     for record, value in zip(records, values, strict=True):
-        if not isinstance(value, str):
-            raise UserError(f"{key}={name!r}: {record.place} has {value!r}, which is not a text.")
+        texts = value if lists else [value]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            kind = "no list of texts" if lists else "not a text"
+            raise UserError(f"{key}={name!r}: {record.place} has {repr(value)[:60]}, which is {kind}.")
     return values
 
 
@@ -143,7 +140,7 @@ def _dataset(source: str, key: str) -> tuple[Any, str]:
     name, *split = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", source.removeprefix("tfds:"))
     try:
         builder = open_builder(f"{key}={source!r}", name)
-    except MissingInput as missing:
+    except files.MissingInput as missing:
         raise UserError(str(missing)) from None
     chosen = split[0] if split else "train"
     if len(split) > 1 or chosen.split("[")[0] not in builder.info.splits:

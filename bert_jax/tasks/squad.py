@@ -38,10 +38,8 @@ class Question(NamedTuple):
     @property
     def span(self) -> tuple[int, int] | None:
         """Characters [start, end) of the first answer that the paragraph holds."""
-        spans = (
-            (answer.start, answer.start + len(answer.text)) for answer in self.answers if self.holds(answer)
-        )
-        return next(spans, None)
+        found = next(filter(self.holds, self.answers), None)
+        return (found.start, found.start + len(found.text)) if found else None
 
 
 def read_squad(source: str, key: str, labelled: bool) -> list[Question]:

@@ -18,8 +18,8 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForTokens
 from bert_jax.model.losses import Term, accuracy, cross_entropy
 from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import SPECIALS, Batch, Encoded
-from bert_jax.tasks.records import Record, column, read_records, read_text
+from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.records import Record, read_records, read_text, text_column
 
 RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz)?$")  # other sources are columns
 TAG = re.compile(r"O|[BIESLU]-.+")
@@ -52,7 +52,7 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
     return result
 
 
-class TokenClassification:
+class TokenClassification(Downstream):
     """Named entities and the like.
 
     Args:
@@ -63,7 +63,7 @@ class TokenClassification:
     metrics: tuple[str, ...] = ("f1", "precision", "recall", "token_accuracy")
     objective: tuple[str, ...] = ("token_loss",)
     per_token = True
-    facts: dict[str, Any]
+    too_long = "words are longer than data.max_seq_length"
 
     def __init__(self, data: TaskData, facts: dict[str, Any] | None):
         self._data, self.facts = data, facts or {}
@@ -87,12 +87,12 @@ class TokenClassification:
         return sentences
 
     def _sentences(self, records: list[Record], labelled: bool) -> list[Sentence]:
-        all_words = _list_column(records, self._data.text, "data.text")
+        all_words = text_column(records, self._data.text, "data.text", lists=True)
         if not labelled:
             return [
                 Sentence(words, None, record.place) for words, record in zip(all_words, records, strict=True)
             ]
-        all_tags = _list_column(records, self._data.label, "data.label")
+        all_tags = text_column(records, self._data.label, "data.label", lists=True)
         sentences = []
         for record, words, tags in zip(records, all_words, all_tags, strict=True):
             if len(words) != len(tags):
@@ -125,7 +125,7 @@ class TokenClassification:
                 f"every word has the tag {', '.join(found)!r}; nothing can be learned from one tag. Is it "
                 "the right column?"
             )
-        named = [label.strip() for label in self._data.labels.split(",") if label.strip()]
+        named = self._data.class_names
         if wrong := [label for label in named if not re.fullmatch("O|[BI]-.+", label)]:
             raise UserError(f"data.labels: {wrong[0]!r} is no tag of IOB2; name them as O,B-PER,I-PER.")
         types = sorted({tag[2:] for tag in found} - {""})
@@ -189,8 +189,9 @@ class TokenClassification:
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         return {"token_loss": jnp.sum(_weights(batch))}
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
-        return _terms(model(batch, dropout_keys), batch)
+    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
+        answers = outputs, batch["labels"], _weights(batch)
+        return {"token_loss": cross_entropy(*answers), "token_accuracy": accuracy(*answers)}
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
         """The outputs are the best label of each token, int32 [B, T], and its probability, float32 [B, T]."""
@@ -199,11 +200,9 @@ class TokenClassification:
             "label": jnp.argmax(logits, axis=-1).astype(jnp.int32),
             "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
         }
-        return _terms(logits, batch), best
+        return self.losses(logits, batch), best
 
-    def decode(
-        self, outputs: dict[str, list[np.ndarray]], encoded: Encoded, examples: Sequence[Sentence]
-    ) -> list[dict[str, Any]]:
+    def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Sentence]) -> Predictions:
         """{"prediction": a tag for each word, "probabilities": theirs, "entities": …}.
 
         An entity is {"type", "start", "end", "text"}: words number start … end - 1. They are read off the
@@ -217,24 +216,13 @@ class TokenClassification:
             for name in ("label", "probability")
         )
         predictions = []
-        for example, numbers, shares in zip(examples, label, probability, strict=True):
-            tags = [self.labels[number] for number in numbers]
+        for (words, *_), numbers, values in zip(examples, label, probability, strict=True):
+            tags, shares = [self.labels[n] for n in numbers], [round(float(value), 6) for value in values]
             entities = [
-                {
-                    "type": kind,
-                    "start": start,
-                    "end": last + 1,
-                    "text": " ".join(example.words[start : last + 1]),
-                }
+                {"type": kind, "start": start, "end": last + 1, "text": " ".join(words[start : last + 1])}
                 for kind, start, last in get_entities(tags)
             ]
-            predictions.append(
-                {
-                    "prediction": tags,
-                    "probabilities": [round(float(share), 6) for share in shares],
-                    "entities": entities,
-                }
-            )
+            predictions.append({"prediction": tags, "probabilities": shares, "entities": entities})
         return predictions
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> dict[str, float]:
@@ -244,12 +232,7 @@ class TokenClassification:
             truth, guess, average="micro", zero_division=0
         )
         right = [a == b for pair in zip(truth, guess, strict=True) for a, b in zip(*pair, strict=True)]
-        return {
-            "f1": float(f1),
-            "precision": float(precision),
-            "recall": float(recall),
-            "token_accuracy": float(np.mean(right)),
-        }
+        return dict(zip(self.metrics, map(float, (f1, precision, recall, np.mean(right))), strict=True))
 
     def tables(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> list[dict[str, Any]]:
         truth, guess = _tags(predictions, examples)
@@ -302,17 +285,6 @@ def _column_sentences(content: str, source: str, labelled: bool) -> Iterator[Sen
         tags.append(fields[-1])
 
 
-def _list_column(records: list[Record], name: str, key: str) -> list[list[str]]:
-    """A column whose values must be lists of texts."""
-    values = column(records, name, key)
-    for record, value in zip(records, values, strict=True):
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(
-                f"{key}={name!r}: {record.place} has {repr(value)[:60]}, which is no list of texts."
-            )
-    return values
-
-
 def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np.ndarray:
     """The words that begin a sequence, int64 [N]: the first of a sentence, and each that has no room left."""
     starts, last, used = [], -1, 0
@@ -326,11 +298,6 @@ def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np
 
 def _weights(batch: Batch) -> jax.Array:
     return (batch["labels"] >= 0).astype(jnp.float32)
-
-
-def _terms(logits: jax.Array, batch: Batch) -> dict[str, Term]:
-    answers = logits, batch["labels"], _weights(batch)
-    return {"token_loss": cross_entropy(*answers), "token_accuracy": accuracy(*answers)}
 
 
 def _tags(predictions: Sequence[Any], examples: Sequence[Any]) -> tuple[list[list[str]], list[list[str]]]:

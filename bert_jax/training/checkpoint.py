@@ -234,8 +234,10 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
         return path
     for folder in (path / "checkpoints", path):
         if steps := committed_steps(folder):
-            best = _saved_meta(folder / str(steps[-1])).get("selection", {}).get("best_step")
-            return folder / str(best if best in steps else steps[-1])
+            newest, best = folder / str(steps[-1]), None
+            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `open_checkpoint` tells
+                best = json.loads((newest / "meta" / "metadata").read_text())["selection"]["best_step"]
+            return folder / str(best) if best in steps else newest
     raise UserError(
         f"{key}: there is no checkpoint in {path}; give a run's folder or one of its checkpoints/STEP."
     )
@@ -265,14 +267,6 @@ def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
     # Read as the file that it is: Orbax would have all processes come and read it.
     meta = json.loads((folder / "meta" / "metadata").read_text())
     return meta | {"digests": json.loads((folder / CHECKSUMS).read_text())["arrays"]}
-
-
-def _saved_meta(folder: epath.Path) -> dict[str, Any]:
-    """`meta` as it is, unchecked; {} if it cannot be read."""
-    try:
-        return json.loads((folder / "meta" / "metadata").read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
@@ -334,6 +328,8 @@ def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[
             try:
                 arrays[name] = checkpointer.restore(folder / name, args=wanted)
             except Exception as error:  # Orbax and TensorStore raise many kinds for unreadable data
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise
                 raise DamagedCheckpoint(f"{folder / name} cannot be read: {_first_line(error)}") from error
     for name, digest in digests(arrays).items():
         if digest != expected.get(name):

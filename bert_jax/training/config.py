@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, check_known, check_least
 
 RUN_TIME = {"run_time": True}  # may change when a run resumes: it does not change what is learned
 
@@ -34,14 +34,8 @@ class OptimizerConfig:
     layer_decay: float = 1.0  # every layer's learning rate, as a share of that of the layer above
 
     def __post_init__(self):
-        for name, known in (
-            ("name", ("adamw", "lamb")),
-            ("schedule", ("linear", "cosine", "rsqrt", "constant")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"optimizer.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
-                )
+        schedules = ("linear", "cosine", "rsqrt", "constant")
+        check_known("optimizer", self, name=("adamw", "lamb"), schedule=schedules)
         for name, fits, bounds in (  # written so that "not a number" does not fit
             ("learning_rate", 0.0 < self.learning_rate < math.inf, "be positive"),
             ("final_learning_rate", 0.0 <= self.final_learning_rate < math.inf, "not be negative"),
@@ -86,10 +80,8 @@ class TrainConfig:
     remat: str = _run_time("none")  # none | dots (keep matmul outputs) | full (recompute everything)
 
     def __post_init__(self):
-        for name in ("num_steps", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches",
-                     "checkpoint_every", "keep_last", "max_bad_steps"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        check_least("train", self, 1, "num_steps", "gradient_accumulation_steps", "log_every", "eval_every",
+                    "eval_batches", "checkpoint_every", "keep_last", "max_bad_steps")  # fmt: skip
         for name in ("keep_every", "spike_z_score", "skip_margin", "max_rollbacks"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"train.{name}={getattr(self, name)} must not be negative; 0 means none.")
@@ -99,16 +91,8 @@ class TrainConfig:
             raise UserError(f"train.profile_steps={self.profile_steps!r} is not FIRST:LAST, e.g. 10:15.")
         if self.profile_steps and int.__ge__(*map(int, self.profile_steps.split(":"))):
             raise UserError(f"train.profile_steps={self.profile_steps!r} ends before it begins; e.g. 10:15.")
-        for name, known in (
-            ("prng", ("threefry", "rbg")),
-            ("attention", ("auto", "plain")),
-            ("remat", ("none", "dots", "full")),
-            ("activation_dtype", ("auto", "float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"train.{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
-                )
+        check_known("train", self, prng=("threefry", "rbg"), activation_dtype=("auto", "float32", "bfloat16"),
+                    attention=("auto", "plain"), remat=("none", "dots", "full"))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,10 +44,7 @@ def connect() -> None:
     # Its handler of SIGTERM would take the place of ours, which works without a cluster too.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            **given,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except ValueError as error:
         if missing and NO_CLUSTER in str(error):
             return

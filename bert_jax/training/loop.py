@@ -1,5 +1,6 @@
 """The training loop: every command that updates weights runs this one."""
 
+import functools
 import logging
 import signal
 import time
@@ -169,7 +170,7 @@ class Run:
 
     def _start(self, at_most: int | None = None) -> None:
         """Takes up the newest sound checkpoint of step `at_most` or before, and what was recorded by then."""
-        self.state, meta = self._initial_state(self._optimizer, at_most)
+        self.state, meta = self._initial_state(at_most)
         self.recovery.rewind(meta.get("recovery"))
         self.selection.rewind(meta.get("selection"))
         step = self._saved_step = int(self.state.step)
@@ -189,22 +190,17 @@ class Run:
         compute = step_lib.compute_of(self.config.train, self.mesh)
         return self.task.build(self.config.model, rngs, compute)
 
-    def _initial_state(
-        self, optimizer: Any, at_most: int | None
-    ) -> tuple[step_lib.TrainState, dict[str, Any]]:
+    def _initial_state(self, at_most: int | None) -> tuple[step_lib.TrainState, dict[str, Any]]:
         """Resumed from this workdir, else started from `init_from`, else random; the log says which."""
-        train = self.config.train
         if (restored := self.checkpoints.restore_newest(self.abstract, at_most)) is not None:
-            state, meta = restored
             log.info(
                 "resumed at step %d of %d from %s/checkpoints (params, opt_state, metrics window)",
-                int(state.step), self.last_step, self.workdir,
+                int(restored[0].step), self.last_step, self.workdir,
             )  # fmt: skip
-            return state, meta
-        params = self.task.initial_params(
-            lambda: step_lib.init_params(self._build, self.abstract, train.seed), self.abstract.params
-        )
-        return step_lib.init_state(params, optimizer, self.abstract), {}
+            return restored
+        random = functools.partial(step_lib.init_params, self._build, self.abstract, self.config.train.seed)
+        params = self.task.initial_params(random, self.abstract.params)
+        return step_lib.init_state(params, self._optimizer, self.abstract), {}
 
     @property
     def ended(self) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 class Selection:
     """Judges evaluations by one metric, and equal ones by their loss; the first of the best is kept.
 
-    A few hundred examples often give the same accuracy twice, and the loss still tells which is better.
+    A few hundred examples often give the same accuracy twice, and the loss still tells which is better. For
+    `patience` such a one does not count as better.
 
     Args:
         metric: of a row of held-out metrics, without `eval_`; "" judges nothing. Of losses less is better.
@@ -25,19 +26,15 @@ class Selection:
 
     def judge(self, row: dict[str, Any]) -> None:
         """Takes note of a row of held-out metrics."""
-        value = row.get(self._key)
+        value, loss = row.get(self._key), row.get("eval_loss")
         if value is None:
             return
-        if self._better(value, loss := row.get("eval_loss")):
-            self._state = {"best_step": row["step"], "best": value, "loss": loss, "since": 0}
-        else:
-            self._state = {**self._state, "since": self._state["since"] + 1}
-
-    def _better(self, value: float, loss: float | None) -> bool:
         best, least = self._state["best"], self._state.get("loss")  # which older checkpoints do not have
-        if best is None or value != best:
-            return math.isfinite(value) and (best is None or self._sign * value > self._sign * best)
-        return loss is not None and least is not None and loss < least
+        better = math.isfinite(value) and (best is None or self._sign * value > self._sign * best)
+        tied = value == best and loss is not None and least is not None and loss < least
+        if better or tied:
+            self._state = self._state | {"best_step": row["step"], "best": value, "loss": loss}
+        self._state = self._state | {"since": 0 if better else self._state["since"] + 1}
 
     @property
     def best_step(self) -> int | None:

@@ -10,22 +10,18 @@ from typing import Any
 import jax
 from etils import epath
 
+from bert_jax import __version__
 from bert_jax.config import RunConfig
 from bert_jax.errors import UserError
 
 log = logging.getLogger("bert_jax")
-LIBRARIES = ("bert_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 def versions() -> dict[str, str]:
     """The installed versions of what a run's numbers depend on."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # e.g. run from a checkout that was never installed
-            found[name] = "unknown"
-    return found
+    # Of the package itself also where it was never installed, e.g. a checkout.
+    return {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES}
 
 
 def open_workdir(path: epath.PathLike, config: RunConfig, data_digest: str) -> epath.Path:

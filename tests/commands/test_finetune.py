@@ -98,9 +98,10 @@ def test_cross_validation(folder):
     ours = [scores_of(folder / f"folds/fold_{fold}") for fold in (0, 1)]
     assert kept["fine-tuned"] == ours
 
-    code, output = finetune(folder, "folds/fold_1", *words, "data.fold=1")
+    code, output = finetune(folder, "folds", *words, "data.fold=1", "task.frozen=")
     assert code == 0, output
     assert "resumed at step" in output
+    assert list(json.loads((folder / "folds/fold_1/scores.json").read_text())) == ["fine-tuned"]
 
 
 def test_classification_with_seeds_and_frozen_features(folder):

@@ -1,4 +1,5 @@
 import hashlib
+import threading
 import types
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_workers_and_interruptions_change_nothing(data):
         for step in range(first_step, 12):
             assert_same(next(stream), {name: values[:4] for name, values in direct[step].items()})
         stream.close()
+
+
+def test_its_threads_end_with_the_iterator(data):
+    before = set(threading.enumerate())
+    stream = iterate(make(data), 0, slice(0, 4), workers=2, prefetch=3)
+    next(stream)
+    begun = set(threading.enumerate()) - before
+    assert begun
+    del stream
+    for thread in begun:
+        thread.join(20.0)
+        assert not thread.is_alive()
 
 
 def test_a_split_smaller_than_a_batch_goes_on_with_the_next_epochs():

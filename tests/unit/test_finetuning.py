@@ -11,7 +11,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.pretrained import load
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Finetuning, Prepared, TrainingBatches
+from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, TrainingBatches
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import restore_params
 from bert_jax.training.fingerprints import params_digest
@@ -42,7 +42,8 @@ def config_of(folder, **sections):
 
 
 def prepared(folder, **sections):
-    return Prepared.of(config_of(folder, **sections))
+    config = config_of(folder, **sections)
+    return Prepared.of(config, Base.open(config.init_from))
 
 
 def test_a_text_is_on_one_side_whatever_the_order(folder, tmp_path):
@@ -164,7 +165,7 @@ def test_mistakes_are_one_line(folder, sections, message):
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     config = from_dict(values, FinetuneConfig)
     with pytest.raises(UserError, match=message):
-        Prepared.of(config)
+        Prepared.of(config, Base.open(config.init_from))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,7 @@ def test_mistakes_are_one_line(folder, sections, message):
         ({"train": {"warmup_share": 1.0}}, "train.warmup_share=1.0"),
         ({"task": {"name": "clasification"}}, "task.name='clasification' is unknown; use one of classif"),
         ({"task": {"frozen": "svm"}}, "task.frozen='svm': 'svm' is unknown"),
+        ({"data": {"labels": "a,b,a"}}, "data.labels='a,b,a' names a class twice"),
         ({"data": {"eval_fraction": 0.0}}, "data.eval_fraction=0.0 and data.test_fraction=0.0"),
         ({"data": {"eval_fraction": 0.6, "test_fraction": 0.5}}, "must leave something to train on"),
         (

@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 import bert_jax
 from bert_jax import predict
 from bert_jax.errors import UserError
+from bert_jax.pretrained import batch_of
 from bert_jax.tasks import frozen
 from bert_jax.tasks.classification import Classification, Example
 from bert_jax.tasks.config import FinetuneConfig, FinetuneTrain, TaskConfig, TaskData
@@ -270,7 +271,7 @@ def test_a_fine_tuned_checkpoint_gives_features(fine_tuned):
     assert list(bert.params) == ["encoder"]
     for text in ("so it was", ("so it was", "we are free")):
         (row,) = bert._rows([text])
-        batch = bert._batch([row], (1, len(row.ids)))
+        batch = batch_of([row], (1, len(row.ids)), bert.tokenizer.pad_id)
         np.testing.assert_allclose(bert.encode([text])[0], network.encoder(batch)[0], atol=1e-6)
     assert bert.features(TEXTS).shape == (len(TEXTS), 16)
 

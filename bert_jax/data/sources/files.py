@@ -136,7 +136,7 @@ def paragraphs_of(document: str) -> list[str]:
 
 
 class FileSource:
-    """The files of a glob pattern (`~` and `**` work), sorted by name.
+    """The files of a glob pattern (`~` works, `**` but in buckets), sorted by name.
 
     Raises:
         MissingInput: if there is no such file.
@@ -158,7 +158,7 @@ class FileSource:
         """Blocks of at least CHUNK_BYTES (but for a file's last) that end where a document ends."""
         for path in self.paths:
             offset, line, done = 0, 1, 0
-            for data, read_bytes in _cut(_read(path), self._block.END, path):
+            for data, read_bytes in _cut(read(path), self._block.END, path):
                 yield self._block(path, data, offset, line, read_bytes - done, self._options)
                 offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
 
@@ -167,7 +167,10 @@ def _matches(pattern: str) -> list[str]:
     if "://" not in pattern:
         return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"  # the folder above the first wildcard
-    return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
+    try:
+        return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
+    except NotImplementedError:
+        raise UserError(f"{pattern}: ** does not work in buckets; name the levels, like */*.txt.") from None
 
 
 def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
@@ -200,7 +203,7 @@ def _last_end(data: bytes, end: re.Pattern) -> int:
         tail *= 8
 
 
-def _read(path: str) -> Iterator[tuple[bytes, int]]:
+def read(path: str) -> Iterator[tuple[bytes, int]]:
     """Yields (decompressed bytes, bytes of the file read so far).
 
     Raises:
@@ -209,14 +212,10 @@ def _read(path: str) -> Iterator[tuple[bytes, int]]:
     try:
         with epath.Path(path).open("rb") as file:
             new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
-            yield from _decompressed(file, new) if new else _plain(file)
+            plain = iter(functools.partial(file.read, CHUNK_BYTES), b"")
+            yield from _decompressed(file, new) if new else ((data, file.tell()) for data in plain)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-
-
-def _plain(file) -> Iterator[tuple[bytes, int]]:
-    while data := file.read(CHUNK_BYTES):
-        yield data, file.tell()
 
 
 def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
