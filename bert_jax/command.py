@@ -3,6 +3,7 @@
 import ast
 import errno
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -18,6 +19,7 @@ from bert_jax.errors import UserError
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them
 
+PATHS = {"workdir", "data_dir", "checkpoint", "input", "output"}  # flags that hold one
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
@@ -87,21 +89,17 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
         arguments = [_take_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
         _parse_flags()
         sys.exit(main(*arguments) or 0)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        problem = str(error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        sys.stdout.flush()
-        print(
-            f"error: {error}; mend that, and the same command goes on: nothing saved is lost.",
-            file=sys.stderr,
-        )
-        sys.exit(USAGE_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        problem = f"{error}; mend that, and the same command goes on: nothing saved is lost."
+    sys.stdout.flush()
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
 
 
 def _take_mode(modes: Sequence[str]) -> str:
@@ -131,6 +129,9 @@ def _parse_flags() -> None:
         raise UserError(message) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value (--help lists them).")
+    for name in PATHS & set(flags.FLAGS):  # a shell expands `~` at the start of a word only
+        if value := flags.FLAGS[name].value:
+            flags.FLAGS[name].value = os.path.expanduser(value)
 
 
 def _with_config_path(argv: list[str]) -> list[str]:

@@ -48,7 +48,7 @@ def folder_flag(name: str) -> pathlib.Path:
     """A flag that names a folder; raises UserError without it."""
     if not (value := flags.FLAGS[name].value):
         raise UserError(f"--{name} is missing: a folder (--help says more).")
-    return pathlib.Path(value).expanduser()
+    return pathlib.Path(value)
 
 
 def convert(

@@ -36,6 +36,8 @@ log = logging.getLogger("bert_jax")
 
 
 def main(mode: str) -> None:
+    if flags.FLAGS.input is not None and flags.FLAGS.next is not None:
+        raise UserError("--next goes with --text; a line of --input holds both texts, with a tab between.")
     MODES[mode]()
 
 
@@ -151,7 +153,7 @@ def _output() -> pathlib.Path:
     """--output, checked before anything is computed."""
     if flags.FLAGS.output is None:
         raise UserError("--output is missing: the .npy or .parquet file to write, one row for each text.")
-    output = pathlib.Path(flags.FLAGS.output).expanduser()
+    output = pathlib.Path(flags.FLAGS.output)
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}; create it first.")
     return output

@@ -112,17 +112,17 @@ def require(options: argparse.Namespace, *names: str) -> None:
 
 def require_shared(module: str, rest: Sequence[str]) -> None:
     """Raises Mistake where the command would keep its results on a disk that goes with the machines."""
-    given = dict(
-        word.removeprefix("--").split("=", 1) for word in rest if word.startswith("--") and "=" in word
-    )
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "data_dir"):
-        if name not in given and module == COMMAND:
+        parser.add_argument(f"--{name}")
+    for name, given in vars(parser.parse_known_args(rest)[0]).items():
+        if given is None and module == COMMAND:
             raise Mistake(
                 f"--{name} missing: give a folder that all hosts see, like --{name}=gs://BUCKET/{name}."
             )
-        if name in given and not given[name].startswith(("gs://", "/")):
+        if given is not None and not given.startswith(("gs://", "/")):
             raise Mistake(
-                f"--{name}={given[name]} would be on the disk of one host, and go with it; give a gs:// "
+                f"--{name}={given} would be on the disk of one host, and go with it; give a gs:// "
                 "path, or the absolute path of a folder that all hosts mount."
             )
 

@@ -103,8 +103,10 @@ def main() -> int:
     if verb == "print":
         print(script(options, rest), end="")
     elif verb == "submit":
-        queued = programs.ask("squeue", *mine, "--noheader", "--format=%i %T").stdout.split()
-        if queued:
+        answer = programs.ask("squeue", *mine, "--noheader", "--format=%i %T")
+        if answer.returncode:  # or the run might be submitted a second time
+            raise shell.Failure(f"squeue failed: {answer.stderr.strip()}")
+        if queued := answer.stdout.split():
             say(f"{options.name} is there already: job {queued[0]}, {queued[1]}")
         else:
             programs.run("sbatch", text=script(options, rest))

@@ -45,6 +45,16 @@ def test_shipped_name_with_overrides(run, words):
     assert config.model.hidden_size == 128
 
 
+def test_a_tilde_in_a_flag_is_the_home_of_the_user(run, monkeypatch):
+    """As in `--workdir=~/runs`, where shells leave it as it is."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    if "workdir" not in flags.FLAGS:
+        flags.DEFINE_string("workdir", None, "")
+    seen = []
+    run("--config=bert_tiny", "--workdir=~/runs", main=lambda: seen.append(flags.FLAGS.workdir))
+    assert seen == ["/home/ada/runs"]
+
+
 def test_path_with_overrides(run, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

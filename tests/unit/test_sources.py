@@ -258,6 +258,15 @@ def test_tfds_tfrecord_without_tensorflow(letters, tmp_path):
             write(tmp_path / file.name, file.read_text().replace("array_record", "tfrecord"))
     assert sorted_text(f"tfds:{tmp_path}::title") == sorted([f"Title {n}"] for n in range(10))
     assert len(sorted_text(f"tfds:{tmp_path}:train[3:7]:title")) == 4
+    (cut,) = tmp_path.glob("*test.tfrecord*")
+    cut.write_bytes(cut.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"it ends within a record\); build it anew"):
+        sorted_text(f"tfds:{tmp_path}:test:title")
+
+
+def test_two_stars_do_not_work_in_buckets():
+    with pytest.raises(UserError, match=r"gs://bucket/\*\*/\*.txt: \*\* does not work in buckets"):
+        open_sources(DataConfig(source="text:gs://bucket/**/*.txt"))
 
 
 def test_tfds_chunks_follow_the_size_of_records(letters, monkeypatch):

@@ -180,5 +180,8 @@ def _tfrecords(stream: IO[bytes]) -> Iterator[bytes]:
     """A TFRecord file repeats: length (uint64), its checksum (uint32), the record, its checksum (uint32)."""
     while header := stream.read(12):
         (length,) = struct.unpack("<Q", header[:8])
-        yield stream.read(length)
+        record = stream.read(length)
+        if len(record) < length:
+            raise OSError("it ends within a record")
+        yield record
         stream.read(4)
