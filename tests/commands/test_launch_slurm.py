@@ -74,6 +74,23 @@ def test_submitted_once(cluster):
     assert SECRET not in json.dumps([[call["arguments"], call["input"]] for call in cluster.calls()])
 
 
+def test_nothing_is_submitted_while_nobody_knows_what_is_queued(cluster):
+    cluster.plan(squeue=[None])
+    result = cluster.launch("slurm", *FLAGS)
+    assert (result.returncode, result.stderr) == (
+        1, "error: squeue failed: Unable to contact slurm controller\n"
+    )  # fmt: skip
+    assert cluster.calls("sbatch") == []
+
+
+def test_flags_may_have_a_space(cluster):
+    apart = [
+        word for flag in FLAGS for word in (flag.split("=", 1) if flag.startswith("--workdir") else [flag])
+    ]
+    assert len(apart) == len(FLAGS) + 1
+    assert cluster.launch("slurm", "print", *apart).returncode == 0
+
+
 def test_what_slurm_is_asked(cluster):
     mine = [f"--user={getpass.getuser()}", "--name=bert"]
     for verb, program in (("status", "squeue"), ("cancel", "scancel")):

@@ -232,6 +232,7 @@ MISTAKES = [
     ("predict fill-mask --text=[MASK] --checkpoint=vocab", "no checkpoint in ", "vocab"),
     ("predict fill-mask --text=[MASK] --checkpoint=run_newest", "metadata has changed", "/checkpoints/1"),
     ("predict fill-mask --text=ba --checkpoint=run", "'ba' has no [MASK]"),
+    ("predict next-sentence --input=vocab --next=ba --checkpoint=run", "--next goes with --text"),
     (f"predict fill-mask --checkpoint=run --text=[MASK]{'.' * 20}", "23 tokens", "data.max_seq_length=16"),
     ("finetune --config=bert_tiny", "bert_tiny is a config of pretraining, and this command takes one of"),
     ("pretrain --config=finetune/trec", "is a config of fine-tuning", "takes one of pretraining: bert_base"),

@@ -59,7 +59,12 @@ def make() -> int:
 
 
 def squeue() -> int:
-    print(take("squeue", [""]))
+    """What is planned; None is a failure."""
+    answer = take("squeue", [""])
+    if answer is None:
+        print("Unable to contact slurm controller", file=sys.stderr)
+        return 1
+    print(answer)
     return 0
 
 
