@@ -21,6 +21,6 @@ def get_config():
         global_batch_size=8,
         max_sequences_per_row=16,
     )
-    config.optimizer.update(learning_rate=2e-4)
+    config.optimizer.update(learning_rate=1e-4)
     config.train.update(num_epochs=3.0)
     return config
