@@ -154,7 +154,7 @@ def _with_config_path(argv: list[str]) -> list[str]:
 def _config_path(name: str) -> str:
     """The path of a config, with the argument for its `get_config` that may follow after a colon."""
     name, *argument = name.split(":", 1)
-    path = config_lib.find_config(name)
+    path = config_lib.find_config(os.path.expanduser(name))
     config_lib.check_file(path, *argument)
     return ":".join([str(path), *argument])
 

@@ -114,7 +114,7 @@ def require_shared(module: str, rest: Sequence[str]) -> None:
     """Raises Mistake where the command would keep its results on a disk that goes with the machines."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "data_dir"):
-        parser.add_argument(f"--{name}")
+        parser.add_argument(f"--{name}", nargs="?")
     for name, given in vars(parser.parse_known_args(rest)[0]).items():
         if given is None and module == COMMAND:
             raise Mistake(

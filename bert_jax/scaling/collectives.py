@@ -156,7 +156,7 @@ def _kind(opcode: str, computation: str) -> str:
 def _shapes(text: str) -> list[tuple[str, int]]:
     """(dtype, bytes) of every array in a type."""
     return [
-        (dtype, int(bits or 8) // 8 * math.prod(int(size) for size in sizes.split(",") if size))
+        (dtype, -(-int(bits or 8) // 8) * math.prod(int(size) for size in sizes.split(",") if size))
         for dtype, bits, sizes in re.findall(r"\b((?:bf|f|s|u)(\d+)|pred)\[([\d,]*)\]", text)
     ]
 

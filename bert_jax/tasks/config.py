@@ -96,7 +96,7 @@ class TaskData:
         if len(set(self.class_names)) < len(self.class_names):
             raise UserError(f"data.labels={self.labels!r} names a class twice.")
         if self.fold >= self.num_folds:
-            raise UserError(f"data.fold={self.fold}: data.num_folds={self.num_folds} are counted from 0.")
+            raise UserError(f"data.fold={self.fold} is not below data.num_folds={self.num_folds}.")
         if self.num_folds > 1 and (self.test or self.test_fraction):
             raise UserError(
                 f"data.num_folds={self.num_folds}: every fold is tested by a share of data.train; leave out "

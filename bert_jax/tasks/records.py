@@ -37,7 +37,7 @@ def read_bytes(path: str, key: str) -> tuple[bytes, str]:
         content = b"".join(part for part, _ in files.read(str(file)))
     except UserError as error:
         raise UserError(f"{key}={error}") from None
-    file = file.with_suffix("") if file.suffix in files.DECOMPRESSORS else file
+    file = file.with_suffix("") if file.suffix.lower() in files.DECOMPRESSORS else file
     if not content.removeprefix(codecs.BOM_UTF8).strip():
         raise UserError(f"{key}={path} is empty.")
     return content, file.suffix
@@ -62,7 +62,7 @@ def digest(source: str, key: str) -> str:
 
 
 def read_records(source: str, key: str, header: bool = True) -> list[Record]:
-    """All records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz) or tfds:NAME[:SPLIT].
+    """All records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz, .zst) or tfds:NAME[:SPLIT].
 
     Args:
         source: where they are; `key` is where that was given.
@@ -75,7 +75,9 @@ def read_records(source: str, key: str, header: bool = True) -> list[Record]:
         return list(_tfds_records(source, key))
     content, suffix = read_text(source, key)
     if suffix not in KINDS:
-        raise UserError(f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz) and tfds:NAME.")
+        raise UserError(
+            f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz, .zst) and tfds:NAME."
+        )
     rows = _json_rows(content, source) if suffix == ".jsonl" else _table_rows(content, source, suffix, header)
     if not (records := list(rows)):
         raise UserError(f"{key}={source} has no row but its header.")

@@ -12,7 +12,7 @@ from bert_jax.errors import UserError
 from bert_jax.tasks.records import Record, read_records, read_text
 
 log = logging.getLogger("bert_jax")
-FILES = re.compile(r"(?P<json>.*\.json)(\.gz|\.xz)?|.*\.jsonl(\.gz|\.xz)?|tfds:.*")
+FILES = re.compile(r"(?P<json>.*\.json)(\.gz|\.xz|\.zst)?|.*\.jsonl(\.gz|\.xz|\.zst)?|tfds:.*")
 WORDS = {list: "a list", str: "a text", int: "a number"}
 ANSWER = ("text", "answer_start")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -57,7 +57,7 @@ def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
     """
     if not (kind := FILES.fullmatch(source)):
         raise UserError(
-            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz) and tfds:NAME."
+            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst) and tfds:NAME."
         )
     records = _file_records(source, key) if kind["json"] else read_records(source, key)
     questions = [_question(record, labelled) for record in records]

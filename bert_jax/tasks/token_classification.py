@@ -21,7 +21,7 @@ from bert_jax.tasks.config import TaskData
 from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
 from bert_jax.tasks.records import Record, read_records, read_text, text_column
 
-RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz)?$")  # other sources are columns
+RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz|\.zst)?$")  # other sources are columns
 TAG = re.compile(r"O|[BIESLU]-.+")
 NOT_A_TAG = "is no tag of IOB or BIOES (O, B-TYPE, I-TYPE, E-TYPE, S-TYPE)"
 LARGEST_CONFUSION = 24  # entity types that a table still shows

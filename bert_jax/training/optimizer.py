@@ -51,10 +51,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decay_by_layer(decay: float) -> optax.GradientTransformation:
-    """Scales updates by `decay` for each layer below the heads: the embeddings' most (Clark et al., 2020).
+    """Scales updates by `decay` for each layer below the heads: the embeddings' most (Bao et al., 2022).
 
     What is general is mostly in the lower layers: with few examples they should move less. The pooler counts
-    as a head and the top layer is scaled once, as BEiT has it (Bao et al., 2022).
+    as a head, and the top layer is scaled once (in ELECTRA twice).
     """
 
     def update(updates, _):

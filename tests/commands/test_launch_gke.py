@@ -111,6 +111,11 @@ def test_what_kubectl_is_asked(cluster):
     assert SECRET not in json.dumps([[call["arguments"], call["input"]] for call in calls])
 
 
+def test_flags_may_have_a_space(cluster):
+    apart = [word for flag in STORED for word in flag.split("=", 1)]
+    assert cluster.launch("gke", "print", *FLAGS[:-2], *apart).returncode == 0
+
+
 @pytest.mark.parametrize("verb", ["apply", "status", "logs", "delete"])
 def test_dry_run_calls_nothing(cluster, verb):
     result = cluster.launch("gke", verb, *FLAGS, "--dry_run")
@@ -130,6 +135,8 @@ def test_dry_run_calls_nothing(cluster, verb):
         (["print", *FLAGS, "--slices=0"], "--slices=0 must be at least 1"),
         (["print", *FLAGS, "--name=A_b"], "--name=A_b is not valid"),
         (["print", *FLAGS, "--workdir=runs/x"], "--workdir=runs/x would be on the disk of one host"),
+        (["print", *FLAGS, "--workdir", "runs/x"], "--workdir=runs/x would be on the disk of one host"),
+        (["print", *FLAGS[:-2], "--workdir", STORED[1]], "--workdir missing"),
         (
             ["start", *FLAGS],
             "says what to do: apply, print, status, logs, delete, not 'start'",

@@ -83,14 +83,6 @@ def test_nothing_is_submitted_while_nobody_knows_what_is_queued(cluster):
     assert cluster.calls("sbatch") == []
 
 
-def test_flags_may_have_a_space(cluster):
-    apart = [
-        word for flag in FLAGS for word in (flag.split("=", 1) if flag.startswith("--workdir") else [flag])
-    ]
-    assert len(apart) == len(FLAGS) + 1
-    assert cluster.launch("slurm", "print", *apart).returncode == 0
-
-
 def test_what_slurm_is_asked(cluster):
     mine = [f"--user={getpass.getuser()}", "--name=bert"]
     for verb, program in (("status", "squeue"), ("cancel", "scancel")):

@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from jax.sharding import NamedSharding
@@ -187,6 +188,15 @@ def test_all_damaged_is_an_error_not_a_new_start(copied, what):
     with pytest.raises(UserError, match=f"every checkpoint in {copied} is damaged"):
         restored(copied)
     assert steps_of(copied) == [5, 10]
+
+
+def test_too_little_memory_is_no_damage(copied, monkeypatch):
+    def restore(*_, **__):
+        raise MemoryError("no more of it")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
+    with pytest.raises(MemoryError, match="no more of it"):
+        restored(copied)
 
 
 def test_unfinished_save_is_ignored_and_removed(copied, log):

@@ -188,7 +188,10 @@ def test_mistakes_are_one_line(folder, sections, message):
             {"data": {"num_folds": 5, "test_fraction": 0.0, "eval_fraction": 0.8}},
             "data.num_folds=5 must leave",
         ),
-        ({"data": {"num_folds": 5, "test_fraction": 0.0, "fold": 5}}, "data.fold=5: data.num_folds=5 are"),
+        (
+            {"data": {"num_folds": 5, "test_fraction": 0.0, "fold": 5}},
+            "data.fold=5 is not below data.num_folds=5",
+        ),
         ({"task": {"patience": -1}}, "task.patience=-1 must be at least 0"),
         ({"tasks": {}}, "config.tasks does not exist; did you mean task"),
     ],

@@ -5,6 +5,7 @@ import lzma
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import zstandard
 from array_record.python import array_record_module
 
 from bert_jax.errors import UserError
@@ -61,7 +62,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
     assert values(write(tmp_path / "a.jsonl", '\ufeff{"text": "a"}')) == [{"text": "a"}]
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".XZ", lzma.compress), (".zst", zstandard.compress)]
+)
 def test_compressed(tmp_path, suffix, compress):
     source = write(tmp_path / f"a.tsv{suffix}", compress("text\nä\n".encode()))
     assert values(source) == [{"text": "ä"}]
@@ -98,7 +101,7 @@ def test_home(tmp_path, monkeypatch):
         (
             "a.txt",
             "a\n",
-            r"data.train=.*a.txt: this task reads .tsv, .csv, .jsonl \(also .gz, .xz\) and tfds:",
+            r"data.train=.*a.txt: this task reads .tsv, .csv, .jsonl \(also .gz, .xz, .zst\) and tfds:",
         ),
         ("a.gz", gzip.compress(b"a\n"), r"data.train=.*a.gz: this task reads .tsv"),
     ],

@@ -259,9 +259,16 @@ def test_tfds_tfrecord_without_tensorflow(letters, tmp_path):
     assert sorted_text(f"tfds:{tmp_path}::title") == sorted([f"Title {n}"] for n in range(10))
     assert len(sorted_text(f"tfds:{tmp_path}:train[3:7]:title")) == 4
     (cut,) = tmp_path.glob("*test.tfrecord*")
-    cut.write_bytes(cut.read_bytes()[:-7])
-    with pytest.raises(UserError, match=r"it ends within a record\); build it anew"):
-        sorted_text(f"tfds:{tmp_path}:test:title")
+    content = cut.read_bytes()
+    for damaged, message in (
+        (content[:-7], "it ends within a record"),
+        (content[: len(content) // 2], "it ends 1 records too early"),
+        (b"", "it ends 2 records too early"),
+        (b"\xff" * len(content), "cannot be read"),
+    ):
+        cut.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{message}.*; build it anew"):
+            sorted_text(f"tfds:{tmp_path}:test:title")
 
 
 def test_two_stars_do_not_work_in_buckets():

@@ -5,6 +5,7 @@ import json
 import logging
 
 import pytest
+import zstandard
 
 from bert_jax.errors import UserError
 from bert_jax.tasks.squad import Answer, Question, exact_match_and_f1, normalized
@@ -24,13 +25,14 @@ def qa(number, *answers, **more):
 def written(folder, content, name="squad.json"):
     content = content if isinstance(content, str) else json.dumps(content)
     path = folder / name
-    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(content.encode()))
     return str(path)
 
 
 def test_files_of_squad_name_the_place_of_every_question(tmp_path):
     file = squad((CAT, [qa(0, ("cat", 4), ("The cat", 0))]), ("On it.", [qa(1), qa(2, is_impossible=True)]))
-    for name in ("squad.json", "squad.json.gz"):
+    for name in ("squad.json", "squad.json.gz", "squad.json.zst"):
         path = written(tmp_path, file, name)
         place = f"{path}, data[0].paragraphs"
         assert task_of().read(path, "data.train") == [

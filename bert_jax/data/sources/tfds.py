@@ -109,7 +109,7 @@ class TfdsSource:
                 for records in batches(file, batch_size):
                     read_bytes = size * len(records) // file.take
                     yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
-            except (OSError, RuntimeError, struct.error) as error:
+            except (OSError, RuntimeError, struct.error, OverflowError, MemoryError) as error:
                 raise UserError(f"{file.filename} cannot be read ({error}); build it anew.") from error
 
 
@@ -172,8 +172,12 @@ def _array_record_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
 def _tfrecord_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
     with epath.Path(file.filename).open("rb") as stream:
         records = itertools.islice(_tfrecords(stream), file.skip, file.skip + file.take)
+        count = 0
         while batch := list(itertools.islice(records, batch_size)):
+            count += len(batch)
             yield batch
+        if count < file.take:
+            raise OSError(f"it ends {file.take - count} records too early")
 
 
 def _tfrecords(stream: IO[bytes]) -> Iterator[bytes]:
