@@ -114,7 +114,7 @@ def default_config() -> ml_collections.ConfigDict:
 Kind = TypeVar("Kind")
 
 
-def from_dict(values: dict[str, Any], kind: type[Kind] = Config) -> Kind:  # type: ignore[assignment]
+def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
     """Builds a checked config from nested plain values, e.g. of a `config.json` or a ConfigDict.
 
     Raises:

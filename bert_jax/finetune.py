@@ -61,14 +61,13 @@ def main() -> int:
             if code != FINISHED:
                 return code
     if jax.process_index() == 0:
-        first, *others = runs
-        ((workdir if others else first) / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        print(table(scores), closing(config, first), sep="\n")
+        (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        print(table(scores), closing(config, next(iter(runs))), sep="\n")
     return FINISHED
 
 
 def set_up() -> tuple[FinetuneConfig, dict[epath.Path, Prepared], epath.Path]:
-    """What the command line asks for, checked: the config, the runs by folder, and the folder of all."""
+    """What the command line asks for, checked: the config, the runs by folder, where their scores go."""
     config: FinetuneConfig = command.resolved_config()
     name = command.config_name().replace(":", "_")
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}")
@@ -89,7 +88,7 @@ def set_up() -> tuple[FinetuneConfig, dict[epath.Path, Prepared], epath.Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
     keep_compiled(workdir)
-    return config, runs, workdir
+    return config, runs, workdir if len(runs) > 1 else next(iter(runs))
 
 
 def folds(config: FinetuneConfig, workdir: epath.Path) -> Iterator[tuple[epath.Path, FinetuneConfig]]:

@@ -289,8 +289,8 @@ class WordPieceTokenizer(Tokenizer):
     def piece(self, token):
         return self._vocabulary[int(token)]
 
-    def library(self) -> tokenizers.Tokenizer:
-        """A copy of the `tokenizers` library's object that does the work."""
+    def backend(self) -> tokenizers.Tokenizer:
+        """A copy of the object of Hugging Face's `tokenizers` that does the work."""
         return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
 
     def files(self):

@@ -31,7 +31,7 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     the one thing known to be normalised differently for SentencePiece vocabularies.
     """
     if isinstance(tokenizer, WordPieceTokenizer):
-        result = tokenizer.library()
+        result = tokenizer.backend()
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer)
         result = _sentencepiece(tokenizer)

@@ -102,13 +102,11 @@ class TaskData:
                 f"data.num_folds={self.num_folds}: every fold is tested by a share of data.train; leave out "
                 "data.test, and set data.test_fraction=0.0."
             )
-        fraction, test = self.eval_fraction, f"data.test_fraction={self.test_fraction}"
-        if self.num_folds > 1:
-            test = f"data.num_folds={self.num_folds}"
-        if not self.eval and not 0.0 < fraction < 1.0 - self.test_share:
+        if not self.eval and not 0.0 < self.eval_fraction < 1.0 - self.test_share:
+            test = "num_folds" if self.num_folds > 1 else "test_fraction"
             raise UserError(
-                f"data.eval_fraction={fraction} and {test} must leave something to train on and something "
-                "to choose by; or give data.eval, a file."
+                f"data.eval_fraction={self.eval_fraction} and data.{test}={getattr(self, test)} must leave "
+                "something to train on and something to choose by; or give data.eval, a file."
             )
 
     @property

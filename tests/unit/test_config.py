@@ -26,7 +26,7 @@ def test_shipped_configs_are_valid(name):
     if name.startswith("finetune/"):
         assert from_dict(values, FinetuneConfig).optimizer.learning_rate < 1e-3
     else:
-        config = from_dict(values)
+        config = from_dict(values, Config)
         assert config.train.num_steps > config.optimizer.warmup_steps
 
 
@@ -36,14 +36,16 @@ def test_shipped_names():
 
 
 def test_default_config_holds_every_field_once():
-    assert from_dict(default_config().to_dict()) == Config()
+    assert from_dict(default_config().to_dict(), Config) == Config()
     assert set(default_config()) == {*sections(Config), "init_from"}
 
 
 def test_through_json_and_back():
-    config = from_dict({"train": {"num_steps": 7}, "init_from": "runs/a", "optimizer": {"learning_rate": 1}})
+    config = from_dict(
+        {"train": {"num_steps": 7}, "init_from": "runs/a", "optimizer": {"learning_rate": 1}}, Config
+    )
     assert config.train.num_steps == 7
-    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert from_dict(json.loads(json.dumps(config.to_dict())), Config) == config
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_through_json_and_back():
 )
 def test_unknown_keys_and_wrong_types(values, message):
     with pytest.raises(UserError) as error:
-        from_dict(values)
+        from_dict(values, Config)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -137,7 +139,7 @@ NAN = float("nan")
 def test_values_out_of_range_are_named(key, value):
     section, field = key.split(".")
     with pytest.raises(UserError) as error:
-        from_dict({section: {field: value}})
+        from_dict({section: {field: value}}, Config)
     assert f"{key}={value!r}" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -159,18 +161,18 @@ def test_values_out_of_range_are_named(key, value):
 )
 def test_values_that_do_not_fit_together(values, named):
     with pytest.raises(UserError) as error:
-        from_dict(values)
+        from_dict(values, Config)
     assert all(name in str(error.value) for name in named)
 
 
 @pytest.mark.parametrize("steps", ["10", "a:b", "20:10", "10:10"])
 def test_profiled_steps_are_a_range(steps):
     with pytest.raises(UserError, match=f"train.profile_steps='{steps}'"):
-        from_dict({"train": {"profile_steps": steps}})
+        from_dict({"train": {"profile_steps": steps}}, Config)
 
 
 def test_one_segment_is_enough_without_pairs():
-    config = from_dict({"model": {"type_vocab_size": 1}, "data": {"second_objective": "none"}})
+    config = from_dict({"model": {"type_vocab_size": 1}, "data": {"second_objective": "none"}}, Config)
     assert config.model.type_vocab_size == 1
 
 
@@ -189,7 +191,7 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
 
 
 def test_one_phase_for_now():
-    config = from_dict({"train": {"num_steps": 30}})
+    config = from_dict({"train": {"num_steps": 30}}, Config)
     (phase,) = config.phases()
     assert (phase.config, phase.first_step, phase.last_step) == (config, 0, 30)
 

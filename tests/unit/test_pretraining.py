@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.config import from_dict
+from bert_jax.config import Config, from_dict
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
@@ -20,7 +20,8 @@ def task_of(train_documents, held_out_documents, **train):
             "data": {"max_seq_length": 32, "global_batch_size": 4},
             "model": {"vocab_size": VOCABULARY},
             "train": train,
-        }
+        },
+        Config,
     )
     splits = {"train": train_documents, "heldout": held_out_documents}
     stores = {name: MemoryStore(documents, VOCABULARY) for name, documents in splits.items()}

@@ -2,17 +2,17 @@ import json
 
 import pytest
 
-from bert_jax.config import from_dict
+from bert_jax.config import Config, from_dict
 from bert_jax.errors import UserError
 from bert_jax.training.workdir import open_workdir
 
-CONFIG = from_dict({"train": {"num_steps": 7}, "optimizer": {"learning_rate": 1e-3}})
+CONFIG = from_dict({"train": {"num_steps": 7}, "optimizer": {"learning_rate": 1e-3}}, Config)
 
 
 def test_new_run(tmp_path):
     workdir = open_workdir(tmp_path / "runs/a", CONFIG, "d1")
     content = json.loads((workdir / "config.json").read_text())
-    assert from_dict(content["config"]) == CONFIG
+    assert from_dict(content["config"], Config) == CONFIG
     assert content["identity"]["train.num_steps"] == 7
     assert content["identity"]["data_digest"] == "d1"
     assert {"bert_jax", "jax", "flax", "optax", "numpy"} <= content["versions"].keys()
@@ -23,7 +23,7 @@ def test_same_run_with_other_run_time_keys(tmp_path):
     open_workdir(tmp_path, CONFIG, "d1")
     before = (tmp_path / "config.json").read_bytes()
     changed = {"train": {"num_steps": 7, "remat": "full", "keep_last": 9}, "mesh": {"tensor": 2}}
-    open_workdir(tmp_path, from_dict({**changed, "optimizer": {"learning_rate": 1e-3}}), "d1")
+    open_workdir(tmp_path, from_dict({**changed, "optimizer": {"learning_rate": 1e-3}}, Config), "d1")
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -40,7 +40,7 @@ def test_same_run_with_other_run_time_keys(tmp_path):
 def test_another_run_is_refused_with_what_differs(tmp_path, values, digest, difference):
     open_workdir(tmp_path, CONFIG, "d1")
     with pytest.raises(UserError) as error:
-        open_workdir(tmp_path, from_dict({**values, "optimizer": {"learning_rate": 1e-3}}), digest)
+        open_workdir(tmp_path, from_dict({**values, "optimizer": {"learning_rate": 1e-3}}, Config), digest)
     assert f"--workdir={tmp_path} holds another run: {difference}. Give another" in str(error.value)
 
 
@@ -58,7 +58,7 @@ def test_run_of_a_version_that_did_not_have_a_key(tmp_path):
         "data": {"masking": "whole_word"},
     }
     with pytest.raises(UserError, match=r"data\.masking is 'token' there and 'whole_word' here"):
-        open_workdir(tmp_path, from_dict(values), "d1")
+        open_workdir(tmp_path, from_dict(values, Config), "d1")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"identity": 3}'])

@@ -167,10 +167,9 @@ def _matches(pattern: str) -> list[str]:
     if "://" not in pattern:
         return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"  # the folder above the first wildcard
-    try:
-        return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
-    except NotImplementedError:
-        raise UserError(f"{pattern}: ** does not work in buckets; name the levels, like */*.txt.") from None
+    if "**" in pattern:  # epath cannot
+        raise UserError(f"{pattern}: ** does not work in buckets; name the levels, like */*.txt.")
+    return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
 
 
 def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
