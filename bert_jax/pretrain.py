@@ -61,7 +61,9 @@ def set_up() -> tuple[Config, epath.Path, PreparedDataset]:
     try:
         return config, workdir, prepare.dataset_for(config, flags.FLAGS.data_dir)
     except MissingInput as missing:
-        # What a config needs is told by its docstring: corpus, disk, time, and how to use one's own text.
+        if "tfds:" not in config.data.source:
+            raise
+        # What such a config needs is told by its docstring: corpus, disk, time, how to use one's own text.
         raise UserError(f"{missing}\n\n{command.config_docstring()}") from None
 
 

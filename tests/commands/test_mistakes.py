@@ -283,6 +283,14 @@ def test_broken_text_is_skipped_and_counted(capfd):
     assert err == ""
 
 
+def test_a_config_tells_of_its_corpus_where_that_is_missing_and_only_there(capfd):
+    words = "--data_dir=data --workdir=other --config.data.source=text:no/*.txt"
+    assert run(*["pretrain", "--config=bert_base", "--data_dir=data", "--workdir=other"]) == 2
+    assert "BERT-base as published" in capfd.readouterr().err
+    assert run(*f"pretrain --config=bert_base {words}".split()) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
 def test_no_space_for_a_dataset(folder, capfd, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

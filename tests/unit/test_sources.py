@@ -272,7 +272,9 @@ def test_tfds_tfrecord_without_tensorflow(letters, tmp_path):
 
 
 def test_two_stars_do_not_work_in_buckets():
-    with pytest.raises(UserError, match=r"gs://bucket/\*\*/\*.txt: \*\* does not work in buckets"):
+    with pytest.raises(
+        UserError, match=r"data.source='text:gs://bucket/\*\*/\*.txt': \*\* does not work in buckets"
+    ):
         open_sources(DataConfig(source="text:gs://bucket/**/*.txt"))
 
 

@@ -140,10 +140,15 @@ class FileSource:
 
     Raises:
         MissingInput: if there is no such file.
+        UserError: for `**` in a bucket.
     """
 
     def __init__(self, spec: str, pattern: str, block: type[Block], options: dict[str, str]):
         self.spec, self._block, self._options = spec, block, options
+        if "://" in pattern and "**" in pattern:  # epath cannot
+            raise UserError(
+                f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt."
+            )
         self.paths = _matches(os.path.expanduser(pattern))
         if not self.paths:
             is_directory = epath.Path(os.path.expanduser(pattern)).is_dir()
@@ -167,8 +172,6 @@ def _matches(pattern: str) -> list[str]:
     if "://" not in pattern:
         return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"  # the folder above the first wildcard
-    if "**" in pattern:  # epath cannot
-        raise UserError(f"{pattern}: ** does not work in buckets; name the levels, like */*.txt.")
     return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
 
 
