@@ -238,9 +238,9 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
             with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `open_checkpoint` tells
                 best = json.loads((newest / "meta" / "metadata").read_text())["selection"]["best_step"]
             return folder / str(best) if best in steps else newest
-    raise UserError(
-        f"{key}: there is no checkpoint in {path}; give a run's folder or one of its checkpoints/STEP."
-    )
+    runs = sorted(found.parent for found in path.glob("*_*/checkpoints"))  # of folds or seeds
+    remedy = f"one of its runs, e.g. {runs[0]}" if runs else "a run's folder or one of its checkpoints/STEP"
+    raise UserError(f"{key}: there is no checkpoint in {path}; give {remedy}.")
 
 
 def read_meta(folder: epath.Path) -> dict[str, Any]:

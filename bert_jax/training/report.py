@@ -6,6 +6,7 @@ import logging
 import math
 import operator
 import pathlib
+import re
 import string
 import time
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ log = logging.getLogger("bert_jax")
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 MOST_POINTS = 400  # of a line; more would not be seen
+PART = re.compile(r"(fold|seed)_\d+")  # the folder of one of several runs
 MOST_DOTS = 40  # of a line whose points are drawn as well
 REFRESH = 60  # seconds after which an open page of a run that goes on is loaded again
 REFERENCE = 3  # the colour of what is only compared with
@@ -104,7 +106,7 @@ def write_report(workdir: epath.Path) -> None:
         for name in ("examples", "results")
     )
     sections = _examples(examples or []) + (_results(results) if results else "")
-    _write(workdir / "report.html", _page(workdir.name, run, rows, starts, sections))
+    _write(workdir / "report.html", _page(_title(workdir), run, rows, starts, sections))
 
 
 def _write(file: epath.Path, text: str) -> None:
@@ -117,6 +119,11 @@ def _write(file: epath.Path, text: str) -> None:
         temporary.replace(file)
     except OSError as error:
         log.warning("%s could not be written: %s", file, error.strerror)
+
+
+def _title(workdir: epath.Path) -> str:
+    """The name of a run's folder; of one of several folds or seeds those above it too."""
+    return _title(workdir.parent) + f"/{workdir.name}" if PART.fullmatch(workdir.name) else workdir.name
 
 
 def _page(title: str, run: dict[str, Any], rows: list[dict], starts: list[dict], sections: str) -> str:
@@ -226,7 +233,7 @@ def _chart(chart: Chart, rows: list[dict], resumed: list[int]) -> str:
             style = f"s{REFERENCE} dashed" if reference else f"s{colour}"
             places = [f"{x(step)} {y(value)}" for step, value in points]
             drawn.append(f'<path class="{style}" d="M{"L".join(places)}"/>')
-            if str(what).startswith("eval_") and len(points) <= MOST_DOTS:
+            if len(points) == 1 or (str(what).startswith("eval_") and len(points) <= MOST_DOTS):
                 dots = "".join(f"M{place}h0" for place in places)  # a line without length is a round dot
                 drawn.append(f'<path class="{style} dots" d="{dots}"/>')
             newest = _number(points[-1][1], chart.percent)

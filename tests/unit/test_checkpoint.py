@@ -301,6 +301,13 @@ def test_find_checkpoint(copied):
         find_checkpoint(copied / "15")
 
 
+def test_of_several_runs_one_is_to_be_named(saved, tmp_path):
+    for fold in (0, 1):
+        shutil.copytree(saved, tmp_path / f"fold_{fold}" / "checkpoints")
+    with pytest.raises(UserError, match=f"no checkpoint in {tmp_path}; give one of .* {tmp_path}/fold_0"):
+        find_checkpoint(tmp_path)
+
+
 def test_params_alone(copied):
     abstract = abstract_on({"data": 8}).params
     folder, meta = open_checkpoint(copied / "10")

@@ -2,6 +2,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 import types
 
 import jax
@@ -121,6 +122,18 @@ def test_a_finished_run(workdir):
     ]
     assert page.count('class="resumed"') == 8
     assert "http-equiv" not in page  # nothing more to wait for
+
+
+def test_a_single_value_is_a_dot_and_two_are_a_line(workdir):
+    assert page_of(workdir, TRAINING).count(' dots"') > 0
+    assert page_of(workdir, TRAINING, TRAINING | {"step": 101}).count(' dots"') == 0
+
+
+def test_one_of_several_runs_has_their_name_too(workdir):
+    part = workdir / "fold_1/seed_0"
+    part.mkdir(parents=True)
+    shutil.copy(workdir / "config.json", part)
+    assert f"<h1>{workdir.name}/fold_1/seed_0</h1>" in page_of(part, TRAINING)
 
 
 def test_examples_show_guess_probability_and_truth(workdir):
