@@ -4,14 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bert_jax.finetuned import Finetuned, load_finetuned
-    from bert_jax.pretrained import Pretrained, load
+    from bert_jax.inference.finetuned import Finetuned, load_finetuned
+    from bert_jax.inference.pretrained import Pretrained, load
 
 HOMES = {
-    "Pretrained": "pretrained",
-    "load": "pretrained",
-    "Finetuned": "finetuned",
-    "load_finetuned": "finetuned",
+    "Pretrained": "inference.pretrained",
+    "load": "inference.pretrained",
+    "Finetuned": "inference.finetuned",
+    "load_finetuned": "inference.finetuned",
 }
 __all__ = ["Finetuned", "Pretrained", "load", "load_finetuned"]
 __version__ = "0.1.0"

@@ -30,11 +30,11 @@ from absl import flags
 
 from bert_jax import command
 from bert_jax.config import Config
-from bert_jax.data import dataset as dataset_lib
+from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus.index import Index
+from bert_jax.corpus.sources import read_text
 from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
-from bert_jax.data.index import Index
-from bert_jax.data.sources import read_text
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import step as step_lib

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from bert_jax.data.config import DataConfig
+from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig

@@ -20,10 +20,10 @@ from absl import flags
 
 from bert_jax import command
 from bert_jax.config import Config
-from bert_jax.data.config import DataConfig
+from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
+from bert_jax.files import new_folder
 from bert_jax.interop import huggingface
-from bert_jax.interop.folders import new_folder
 from bert_jax.interop.heads import HEADS, PRETRAINING
 from bert_jax.model.config import ACTIVATIONS
 from bert_jax.tasks.config import TaskConfig, TaskData, TaskRun

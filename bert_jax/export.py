@@ -24,15 +24,15 @@ from flax import nnx
 
 from bert_jax import command
 from bert_jax.convert import folder_flag
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.finetuned import Finetuned, load_finetuned
+from bert_jax.files import new_folder
+from bert_jax.inference.finetuned import Finetuned, load_finetuned
+from bert_jax.inference.pretrained import Pretrained, Row, batch_of, load
 from bert_jax.interop import heads, huggingface, tokenizer_json
-from bert_jax.interop.folders import new_folder
 from bert_jax.interop.heads import HEADS
 from bert_jax.interop.model_card import model_card
 from bert_jax.model.config import ModelConfig
-from bert_jax.pretrained import Pretrained, Row, batch_of, load
 from bert_jax.training.checkpoint import open_checkpoint
 from bert_jax.training.step import abstract_model
 

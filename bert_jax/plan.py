@@ -20,9 +20,9 @@ from bert_jax.errors import UserError
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.scaling.collectives import SLICES
 from bert_jax.scaling.compile import Compiled, compile_step
-from bert_jax.scaling.flops import peak_flops
 from bert_jax.scaling.search import search
 from bert_jax.scaling.topology import GIB, topology_devices
+from bert_jax.training.flops import peak_flops
 from bert_jax.training.step import abstract_model
 
 

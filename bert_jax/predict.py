@@ -28,8 +28,8 @@ from absl import flags
 
 from bert_jax import command
 from bert_jax.errors import UserError
-from bert_jax.finetuned import load_finetuned
-from bert_jax.pretrained import load
+from bert_jax.inference.finetuned import load_finetuned
+from bert_jax.inference.pretrained import load
 from bert_jax.training.checkpoint import find_checkpoint
 
 log = logging.getLogger("bert_jax")

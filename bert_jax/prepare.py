@@ -11,7 +11,7 @@ from etils import epath
 
 from bert_jax import command
 from bert_jax.config import Config
-from bert_jax.data.dataset import PreparedDataset, find, prepare
+from bert_jax.corpus.dataset import PreparedDataset, find, prepare
 from bert_jax.errors import UserError
 
 

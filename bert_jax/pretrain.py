@@ -17,8 +17,8 @@ from etils import epath
 
 from bert_jax import command, prepare
 from bert_jax.config import Config
-from bert_jax.data.dataset import PreparedDataset
-from bert_jax.data.sources.files import MissingInput
+from bert_jax.corpus.dataset import PreparedDataset
+from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import hosts

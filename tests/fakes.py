@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bert_jax.data.index import Index, storable
+from bert_jax.corpus.index import Index, storable
 
 
 class FakeTokenizer:

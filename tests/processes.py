@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches, iterate
-from bert_jax.data.config import DataConfig
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh, path_name, process_rows, to_global
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents

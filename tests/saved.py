@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.config import Config
-from bert_jax.data.config import DataConfig
-from bert_jax.data.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
 from bert_jax.interop.heads import HEADS, num_labels
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import TaskConfig, TaskData, TaskRun

@@ -9,8 +9,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data import masking
-from bert_jax.data.config import DataConfig
 from bert_jax.data.epoch_plan import EpochPlan, PlanConfig, Sequences, count_rows
 from bert_jax.data.hashing import bits, key
 from bert_jax.errors import UserError

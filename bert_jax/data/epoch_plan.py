@@ -16,7 +16,7 @@ from bert_jax.data.hashing import below, bits, key, permute
 from bert_jax.data.packing import PackedRows, pack, stable_order
 
 if TYPE_CHECKING:
-    from bert_jax.data.index import Index
+    from bert_jax.corpus.index import Index
 
 BLOCK = 1 << 16  # documents or pieces handled at a time
 _RATE_BITS = 20  # rates are fractions of 2^20, so that numbering is exact in integers

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.flax
 from flax import nnx
 
-from bert_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import heads, pytorch, tensorflow
 from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head

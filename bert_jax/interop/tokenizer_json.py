@@ -5,7 +5,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from bert_jax.data.tokenizer import (
+from bert_jax.corpus.tokenizer import (
     WORD_START,
     ModelProto,
     SentencePieceTokenizer,

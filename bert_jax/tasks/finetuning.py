@@ -11,8 +11,8 @@ from etils import epath
 from flax import nnx
 
 from bert_jax.config import Phase
+from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.batches import iterate
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.tasks import records

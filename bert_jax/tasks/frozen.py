@@ -26,8 +26,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
 from bert_jax.errors import UserError
+from bert_jax.inference.pretrained import TOKENS, Headless, hidden_states, layer_number
 from bert_jax.model.encoder import gather_positions
-from bert_jax.pretrained import TOKENS, Headless, hidden_states, layer_number
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import Base, Laid, Splits

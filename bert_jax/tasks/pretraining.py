@@ -12,10 +12,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config, Phase
+from bert_jax.corpus.dataset import PreparedDataset
+from bert_jax.corpus.tokenizer import WORD_START, Tokenizer
 from bert_jax.data.batches import Batches, iterate
-from bert_jax.data.dataset import PreparedDataset
 from bert_jax.data.masking import shuffle_visible_tokens
-from bert_jax.data.tokenizer import WORD_START, Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from bert_jax.data.sources import files
-from bert_jax.data.sources.tfds import open_builder
+from bert_jax.corpus.sources import files
+from bert_jax.corpus.sources.tfds import open_builder
 from bert_jax.errors import UserError
 
 KINDS = (".tsv", ".csv", ".jsonl")

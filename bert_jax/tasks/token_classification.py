@@ -11,7 +11,7 @@ import sklearn.metrics
 from flax import nnx
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute

@@ -18,16 +18,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bert_jax.config import Phase, RunConfig
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
-from bert_jax.scaling.flops import peak_flops, training_flops
+from bert_jax.report.report import record_start, write_examples, write_report
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.fingerprints import params_digest
+from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.hosts import START_AGAIN, together
 from bert_jax.training.mesh import check_batch, check_model, make_mesh, process_rows, to_global
 from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.recovery import BadSteps, Recovery
-from bert_jax.training.report import record_start, write_examples, write_report
 from bert_jax.training.selection import Selection
 from bert_jax.training.workdir import open_workdir, versions
 

@@ -14,8 +14,8 @@ import pytest
 from absl import flags
 
 from bert_jax import command
-from bert_jax.data.dataset_builder import SplitWriter
-from bert_jax.data.tokenizer import SPECIAL_PIECES
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
+from bert_jax.corpus.writer import SplitWriter
 
 WORDS = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi"]
 GET_CONFIG = """

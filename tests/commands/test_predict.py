@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 import bert_jax
-from bert_jax import pretrained
+from bert_jax.inference import pretrained
 from tests.saved import save, wordpiece
 
 ROOT = pathlib.Path(__file__).parents[2]

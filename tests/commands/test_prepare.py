@@ -5,7 +5,7 @@ import pytest
 
 from bert_jax import command, prepare
 from bert_jax.config import Config
-from bert_jax.data.config import DataConfig
+from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bert_jax.config import Config
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches
-from bert_jax.data.config import DataConfig
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import PretrainingObjective
 from bert_jax.training.config import OptimizerConfig, TrainConfig

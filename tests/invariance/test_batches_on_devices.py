@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches, iterate
-from bert_jax.data.config import DataConfig
 from bert_jax.training.mesh import process_rows, to_global
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import mesh_of

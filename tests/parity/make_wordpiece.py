@@ -14,7 +14,7 @@ import pathlib
 from transformers import BertTokenizerFast
 
 HERE = pathlib.Path(__file__).parent
-VOCABULARY = HERE.parents[1] / "bert_jax" / "data" / "vocabularies" / "bert_uncased.txt"
+VOCABULARY = HERE.parents[1] / "bert_jax" / "corpus" / "vocabularies" / "bert_uncased.txt"
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "Unaffable electroencephalographically mistokenised",

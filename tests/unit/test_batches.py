@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data import epoch_plan
 from bert_jax.data.batches import Batches, assemble, iterate
-from bert_jax.data.config import DataConfig
 from bert_jax.data.epoch_plan import Sequences
 from bert_jax.errors import UserError
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents

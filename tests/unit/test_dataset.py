@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bert_jax.data import dataset as dataset_lib
-from bert_jax.data import dataset_builder
-from bert_jax.data.config import DataConfig
-from bert_jax.data.dataset import PreparedDataset, find, prepare
-from bert_jax.data.dataset_builder import DocumentEncoder, id_dtype, sample, serialized_example, split_of
-from bert_jax.data.sentences import split_sentences
-from bert_jax.data.sources import MissingInput, files
-from bert_jax.data.sources.files import TextBlock
-from bert_jax.data.tokenizer import WordPieceTokenizer
+from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus import writer as dataset_builder
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.dataset import PreparedDataset, find, prepare
+from bert_jax.corpus.sentences import split_sentences
+from bert_jax.corpus.sources import MissingInput, files
+from bert_jax.corpus.sources.files import TextBlock
+from bert_jax.corpus.tokenizer import WordPieceTokenizer
+from bert_jax.corpus.writer import DocumentEncoder, id_dtype, sample, serialized_example, split_of
 from bert_jax.errors import UserError
 
 SETTINGS = {"tokenizer": "bpe", "held_out_fraction": 0.25}
@@ -197,8 +197,8 @@ def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 def test_a_build_that_is_killed_leaves_nothing_to_read_and_is_cleaned_up(corpus, prepared, tmp_path):
     script = (
-        "import time; from bert_jax.data import dataset, dataset_builder;"
-        "from bert_jax.data.config import DataConfig;"
+        "import time; from bert_jax.corpus import dataset, writer as dataset_builder;"
+        "from bert_jax.corpus.config import DataConfig;"
         "dataset_builder._write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
         f"dataset.prepare(DataConfig(source='text:{corpus}', **{SETTINGS}), {V}, '{tmp_path}')"
     )
@@ -351,7 +351,7 @@ def test_a_sentence_longer_than_the_index_can_say():
 
 
 def test_workers_import_neither_tfds_nor_jax():
-    script = "import sys, bert_jax.data.dataset_builder, bert_jax.data.workers; print(*sys.modules)"
+    script = "import sys, bert_jax.corpus.writer, bert_jax.corpus.workers; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout

@@ -8,8 +8,8 @@ import pytest
 
 from bert_jax.config import from_dict
 from bert_jax.errors import UserError
+from bert_jax.inference.pretrained import load
 from bert_jax.model.encoder import Compute
-from bert_jax.pretrained import load
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, TrainingBatches
 from bert_jax.training import step as step_lib

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 import bert_jax
 from bert_jax import predict
 from bert_jax.errors import UserError
-from bert_jax.pretrained import batch_of
+from bert_jax.inference.pretrained import batch_of
 from bert_jax.tasks import frozen
 from bert_jax.tasks.classification import Classification, Example
 from bert_jax.tasks.config import FinetuneConfig, FinetuneTrain, TaskConfig, TaskData

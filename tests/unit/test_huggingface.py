@@ -18,10 +18,10 @@ import safetensors.numpy
 import bert_jax
 from bert_jax import convert as convert_lib
 from bert_jax import export as export_lib
-from bert_jax.data.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import new_folder
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
-from bert_jax.interop.folders import new_folder
 from bert_jax.interop.model_card import model_card
 from bert_jax.training.checkpoint import open_checkpoint
 from tests.parity.names import to_params

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bert_jax.data.index import FILES, Index, IndexWriter, storable
+from bert_jax.corpus.index import FILES, Index, IndexWriter, storable
 from bert_jax.errors import UserError
 
 

@@ -12,11 +12,11 @@ import safetensors.numpy
 from bert_jax import convert as convert_lib
 from bert_jax import export as export_lib
 from bert_jax.errors import UserError
-from bert_jax.finetuned import load_finetuned
+from bert_jax.files import new_folder
+from bert_jax.inference.finetuned import load_finetuned
+from bert_jax.inference.pretrained import load
 from bert_jax.interop import heads, huggingface, tensorflow
-from bert_jax.interop.folders import new_folder
 from bert_jax.interop.model_card import model_card
-from bert_jax.pretrained import load
 from tests.saved import LONGEST, save_finetuned, wordpiece
 
 FACTS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import pretrained
 from bert_jax.errors import UserError
+from bert_jax.inference import pretrained
 from tests.saved import LONGEST, PIECES, save, sentencepiece, wordpiece
 from tests.tiny import Sequence, batch_of
 

@@ -14,11 +14,11 @@ from flax import nnx
 
 from bert_jax.config import Config
 from bert_jax.model.heads import BertForPreTraining
+from bert_jax.report import report
+from bert_jax.report.report import _points, _short, _ticks, record_start, write_examples, write_report
 from bert_jax.tasks import pretraining
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.training import report
 from bert_jax.training.mesh import shardings
-from bert_jax.training.report import _points, _short, _ticks, record_start, write_examples, write_report
 from bert_jax.training.step import abstract_model
 from tests.fakes import FakeTokenizer, MemoryStore
 from tests.tiny import CLS, MASK, MODEL, SEP, Sequence, batch_of, mesh_of, random_batch

@@ -8,16 +8,16 @@ import pytest
 
 from bert_jax import plan
 from bert_jax.config import Config
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches, batch_shapes
-from bert_jax.data.config import DataConfig
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.scaling import search as search_lib
 from bert_jax.scaling import topology
 from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
 from bert_jax.scaling.compile import Compiled, Memory, _exceeded, compile_step
-from bert_jax.scaling.flops import peak_flops, training_flops
 from bert_jax.training.config import MeshConfig
+from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import make_mesh
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MODEL

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.sentences import split_sentences
+from bert_jax.corpus.sentences import split_sentences
 
 
 def test_abbreviations_and_quotes():

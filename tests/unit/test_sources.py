@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bert_jax.data.config import DataConfig
-from bert_jax.data.sources import Digests, MissingInput, files, open_sources, read_text
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources, read_text
 from bert_jax.errors import UserError
 
 TEXT = "One.\nTwo.\n\nThree.\n"
@@ -279,7 +279,7 @@ def test_two_stars_do_not_work_in_buckets():
 
 
 def test_tfds_chunks_follow_the_size_of_records(letters, monkeypatch):
-    monkeypatch.setattr("bert_jax.data.sources.tfds.CHUNK_BYTES", 1)
+    monkeypatch.setattr("bert_jax.corpus.sources.tfds.CHUNK_BYTES", 1)
     source = open_sources(DataConfig(source=f"tfds:{letters}::title"))[0]
     found = list(source.chunks())
     assert len(found) == 10

@@ -8,9 +8,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data.config import DataConfig
-from bert_jax.data.sources import read_text
-from bert_jax.data.tokenizer import (
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sources import read_text
+from bert_jax.corpus.tokenizer import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
     load_tokenizer,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bert_jax.data.workers import Workers
+from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_output_of_the_function_does_not_disturb():
 
 def test_workers_end_with_their_parent():
     script = (
-        "from bert_jax.data.workers import Workers; import time; w = Workers(2);"
+        "from bert_jax.corpus.workers import Workers; import time; w = Workers(2);"
         "print(*(p.pid for p in w._processes), flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -14,12 +14,12 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from bert_jax.data.config import DataConfig
-from bert_jax.data.index import IndexWriter, storable
-from bert_jax.data.sentences import split_sentences
-from bert_jax.data.sources import Chunk, Source
-from bert_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from bert_jax.data.workers import Workers
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import IndexWriter, storable
+from bert_jax.corpus.sentences import split_sentences
+from bert_jax.corpus.sources import Chunk, Source
+from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
 SPLITS = ("train", "heldout")

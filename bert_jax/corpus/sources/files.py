@@ -23,7 +23,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
-CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "corpus" / "*.txt.xz")
+CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents go on in a second one, so that memory stays bounded
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {

@@ -19,7 +19,7 @@ from etils import epath
 from flax import nnx
 
 from bert_jax.config import Config, from_dict
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import PLAINLY, Compute, Encoder

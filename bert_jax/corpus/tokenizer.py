@@ -18,8 +18,8 @@ import tokenizers
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
-from bert_jax.data.config import DataConfig
-from bert_jax.data.sources.files import MissingInput
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

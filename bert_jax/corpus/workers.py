@@ -23,7 +23,7 @@ class Workers:
     """
 
     def __init__(self, count: int):
-        command = [sys.executable, "-c", "from bert_jax.data.workers import serve; serve()"]
+        command = [sys.executable, "-c", "from bert_jax.corpus.workers import serve; serve()"]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         env["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
         pipe = subprocess.PIPE

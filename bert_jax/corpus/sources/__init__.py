@@ -8,9 +8,16 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from bert_jax.data.config import DataConfig
-from bert_jax.data.sources.files import CORPUS_GLOB, Digests, FileSource, JsonlBlock, MissingInput, TextBlock
-from bert_jax.data.sources.tfds import TfdsSource
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sources.files import (
+    CORPUS_GLOB,
+    Digests,
+    FileSource,
+    JsonlBlock,
+    MissingInput,
+    TextBlock,
+)
+from bert_jax.corpus.sources.tfds import TfdsSource
 from bert_jax.errors import UserError
 
 __all__ = ["Chunk", "Digests", "MissingInput", "Source", "open_sources", "read_text"]

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from bert_jax.data.sources.files import CHUNK_BYTES, Digests, MissingInput, paragraphs_of
+from bert_jax.corpus.sources.files import CHUNK_BYTES, Digests, MissingInput, paragraphs_of
 from bert_jax.errors import UserError
 
 

@@ -30,13 +30,13 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from bert_jax import __version__
-from bert_jax.data import dataset_builder
-from bert_jax.data.config import DataConfig
-from bert_jax.data.dataset_builder import SHARD_NAME, UNIGRAM_COUNTS, id_dtype
-from bert_jax.data.index import Index
-from bert_jax.data.sources import Digests, MissingInput, Source, open_sources
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
-from bert_jax.data.workers import Workers
+from bert_jax.corpus import writer as dataset_builder
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import Index
+from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
+from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
+from bert_jax.corpus.workers import Workers
+from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS, id_dtype
 from bert_jax.errors import UserError
 
 FORMAT = 1  # of the directory; another number, another dataset

@@ -14,10 +14,10 @@ from etils import epath
 from flax import nnx
 
 from bert_jax.config import from_dict
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.inference.pretrained import TOKENS
 from bert_jax.model.encoder import PLAINLY
-from bert_jax.pretrained import TOKENS
 from bert_jax.tasks.config import TASKS, TaskRun
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
