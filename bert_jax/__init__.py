@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bert_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bert_jax.inference.finetuned import Finetuned, load_finetuned
     from bert_jax.inference.pretrained import Pretrained, load
@@ -14,7 +16,6 @@ HOMES = {
     "load_finetuned": "inference.finetuned",
 }
 __all__ = ["Finetuned", "Pretrained", "load", "load_finetuned"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,6 @@ import psutil
 from array_record.python import array_record_data_source
 from etils import epath
 
-from bert_jax import __version__
 from bert_jax.corpus import writer as dataset_builder
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.index import Index
@@ -38,6 +37,7 @@ from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer,
 from bert_jax.corpus.workers import Workers
 from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS, id_dtype
 from bert_jax.errors import UserError
+from bert_jax.version import __version__
 
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"

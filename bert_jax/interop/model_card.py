@@ -9,15 +9,15 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from bert_jax import __version__
 from bert_jax.config import Config, find_config
 from bert_jax.interop.heads import HEADS, PRETRAINING
-from bert_jax.tasks.config import TaskRun
+from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.version import __version__
 
 
 def model_card(
     source: pathlib.Path,
-    config: Config | TaskRun,
+    config: Config | FinetuneConfig,
     task: str,
     facts: Mapping[str, Any],
     meta: Mapping[str, Any],
@@ -41,7 +41,7 @@ def model_card(
     lines += [f"BERT, written by bert_jax {__version__} after step {step}.", ""]
     if task != PRETRAINING:
         lines += ["## Task", "", _about(task, facts), ""]
-    data = config.data.train if isinstance(config, TaskRun) else config.data.source
+    data = config.data.train if isinstance(config, FinetuneConfig) else config.data.source
     lines += ["## Data", "", f"`{data or 'imported'}`, sha256 `{meta.get('data_digest', 'not known')}`", ""]
     if imported := meta.get("imported"):
         untrained = ", ".join(imported["initialised"]) or "none"
@@ -66,11 +66,11 @@ def _about(task: str, facts: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _command(config: Config | TaskRun) -> str:
+def _command(config: Config | FinetuneConfig) -> str:
     """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
     values, note = config.flat(), ""
     module, name = "pretrain", "bert_base"
-    if isinstance(config, TaskRun):
+    if isinstance(config, FinetuneConfig):
         module, name = "finetune", "finetune/classification"
         note = f"# until train.num_epochs had made {config.train.num_steps} steps\n"
         del values["optimizer.warmup_steps"]  # what train.warmup_share came to

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from bert_jax.training.metrics import read_rows
+from bert_jax.files import read_rows
 
 log = logging.getLogger("bert_jax")
 

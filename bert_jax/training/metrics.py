@@ -15,6 +15,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from bert_jax.files import read_rows, write_rows
+
 log = logging.getLogger("bert_jax")
 COUNTS = {"tokens", "attended", "predictions", "stop_requested"}  # of a step: sums, no metrics of a row
 
@@ -35,18 +37,15 @@ class MetricsFile:
         if jax.process_index():
             return
         rows = [row for row in read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
-        text = "".join(json.dumps(row) + "\n" for row in rows) if resumed_at else ""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_rows(path, rows if resumed_at else [])
         # Objects of a bucket cannot be appended to: there all rows are written again.
-        self._text = text if "://" in str(path) else None
+        self._text = path.read_text() if "://" in str(path) else None
         self._events = _Events(workdir / "tensorboard", resumed_at)
 
     def write(self, row: dict[str, Any]) -> None:
         if jax.process_index():
             return
-        line = json.dumps(row) + "\n"
+        line = json.dumps(row, ensure_ascii=False) + "\n"
         if self._text is not None:
             self._text += line
             self._path.write_text(self._text)
@@ -91,17 +90,6 @@ class _Events:
     def _give_up(self, error: Exception) -> None:
         self._writer = None
         log.warning("no more TensorBoard events: %s; metrics.jsonl goes on", error)
-
-
-def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl` file, none if there is none."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break  # the line that a kill cut short
-    return rows
 
 
 class Recorder:

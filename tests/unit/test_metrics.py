@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import io
 import json
 import logging
 import time
@@ -246,8 +248,14 @@ class Bucket:
     def exists(self):
         return self.name in self.objects
 
-    def read_text(self):
+    def read_text(self, encoding="utf-8"):  # noqa: ARG002
         return self.objects[self.name]
+
+    def open(self, mode):
+        assert mode == "wb"
+        file = io.BytesIO()
+        file.close = lambda: self.write_text(file.getvalue().decode())
+        return contextlib.closing(file)
 
     def write_text(self, text):
         self.objects[self.name] = text
