@@ -15,59 +15,7 @@ import ml_collections
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
-from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """What the loop can train: sections with the network, the optimizer and so on, and `data` of some kind.
-
-    `init_from` names a checkpoint (a run's folder or one of its steps) whose weights a new run starts from.
-    """
-
-    model: ModelConfig = ModelConfig()
-    data: Any = None  # has at least `global_batch_size` and `max_seq_length`
-    optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
-    init_from: str = ""
-
-    def _check_accumulation(self) -> None:
-        if self.data.global_batch_size % self.train.gradient_accumulation_steps:
-            raise UserError(
-                f"data.global_batch_size={self.data.global_batch_size} is not divisible by "
-                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps}; "
-                "change one of them."
-            )
-
-    def phases(self) -> tuple["Phase", ...]:
-        """The stretches of the run, in order; one for now."""
-        return (Phase(self, 0, self.train.num_steps),)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def identity(self) -> dict[str, Any]:
-        """The part of `flat` that decides what is learned.
-
-        Everything else (mesh, logging, remat, workers) may change when a run resumes.
-        """
-        run_time = {
-            f"{name}.{field.name}"
-            for name, kind in sections(type(self)).items()
-            for field in dataclasses.fields(kind)
-            if field.metadata.get("run_time")
-        }
-        return {key: value for key, value in self.flat().items() if key not in run_time}
-
-    def flat(self) -> dict[str, Any]:
-        """Every value, as {section.field: value}."""
-        flat: dict[str, Any] = {"init_from": self.init_from}
-        for section in sections(type(self)):
-            values = dataclasses.asdict(getattr(self, section))
-            flat |= {f"{section}.{name}": value for name, value in values.items()}
-        return flat
+from bert_jax.training.config import RunConfig, TrainConfig, sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +25,7 @@ class Config(RunConfig):
     data: DataConfig = DataConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         if self.data.max_seq_length > self.model.max_position_embeddings:
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than "
@@ -88,22 +37,20 @@ class Config(RunConfig):
                 "model.type_vocab_size=1 cannot tell two sentences apart; "
                 "use 2 or data.second_objective=none."
             )
-        self._check_accumulation()
+        for name, instead in FINETUNING_ONLY.items():
+            if getattr(self.train, name) != getattr(TrainConfig, name):
+                raise UserError(
+                    f"train.{name}={getattr(self.train, name)} is a setting of fine-tuning; use {instead}."
+                )
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """Steps `first_step` to `last_step` (exclusive) of a run, trained with one config."""
-
-    config: RunConfig
-    first_step: int
-    last_step: int
-
-
-def sections(kind: Any) -> dict[str, Any]:
-    """The sections of a kind of config: the classes of its fields that are dataclasses themselves."""
-    fields = dataclasses.fields(kind)
-    return {field.name: field.type for field in fields if dataclasses.is_dataclass(field.type)}
+# Settings of `train` that count examples, and what pretraining has in their place.
+FINETUNING_ONLY = {
+    "num_epochs": "train.num_steps",
+    "warmup_share": "optimizer.warmup_steps",
+    "evaluations_per_epoch": "train.eval_every and train.checkpoint_every",
+    "num_seeds": "one run for each train.seed",
+}
 
 
 def default_config() -> ml_collections.ConfigDict:

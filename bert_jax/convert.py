@@ -26,7 +26,7 @@ from bert_jax.files import new_folder
 from bert_jax.interop import huggingface
 from bert_jax.interop.heads import HEADS, PRETRAINING
 from bert_jax.model.config import ACTIVATIONS
-from bert_jax.tasks.config import TaskConfig, TaskData, TaskRun
+from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.step import TrainState
@@ -87,7 +87,7 @@ def convert(
     log.info("%s parameters, params_digest %s", f"{count:,}", digest)
 
 
-def config_of(read: huggingface.Source) -> Config | TaskRun:
+def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
     """The config of a checkpoint with what was read: of pretraining, or fine-tuned."""
     if read.task == PRETRAINING:
         pairs = "next_sentence" if read.model.type_vocab_size > 1 else "none"
@@ -96,7 +96,7 @@ def config_of(read: huggingface.Source) -> Config | TaskRun:
         )
     second = "text_pair" if read.facts.get("pairs") else ""
     data = TaskData(text_pair=second, max_seq_length=read.max_length)
-    return TaskRun(model=read.model, task=TaskConfig(read.task), data=data)
+    return FinetuneConfig(model=read.model, task=TaskConfig(read.task), data=data)
 
 
 def tell(read: huggingface.Source, by_task: str, by_act: str) -> None:

@@ -13,7 +13,7 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
 from bert_jax.interop.heads import HEADS, num_labels
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.tasks.config import TaskConfig, TaskData, TaskRun
+from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.step import TrainState, abstract_model, with_shardings
 from tests.tiny import MODEL, mesh_of
@@ -45,7 +45,7 @@ def save(folder, tokenizer, **axes):
 def save_finetuned(folder, tokenizer, task, facts, **data):
     """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network."""
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    config = TaskRun(model=model, task=TaskConfig(task), data=TaskData(max_seq_length=LONGEST, **data))
+    config = FinetuneConfig(model=model, task=TaskConfig(task), data=TaskData(max_seq_length=LONGEST, **data))
     build = HEADS[task].build(model, num_labels(task, facts))
     return _save(folder, tokenizer, config, build, {"task.json": json.dumps(facts).encode()}, {})
 

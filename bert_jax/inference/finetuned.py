@@ -18,7 +18,7 @@ from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference.pretrained import TOKENS
 from bert_jax.model.encoder import PLAINLY
-from bert_jax.tasks.config import TASKS, TaskRun
+from bert_jax.tasks.config import TASKS, FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
@@ -42,7 +42,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
         raise UserError(
             f"checkpoint {folder} is of pretraining; fine-tune it first: make finetune INIT_FROM={checkpoint}"
         )
-    config = from_dict(meta["config"], TaskRun)
+    config = from_dict(meta["config"], FinetuneConfig)
     if config.task.name not in tasks:
         raise UserError(
             f"checkpoint {folder} was fine-tuned for {config.task.name}, not for {' or '.join(tasks)}; give "
@@ -69,7 +69,7 @@ class Finetuned:
 
     def __init__(
         self,
-        config: TaskRun,
+        config: FinetuneConfig,
         task: Downstream,
         tokenizer: Tokenizer,
         structure: nnx.GraphDef,

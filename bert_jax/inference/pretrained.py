@@ -24,7 +24,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import PLAINLY, Compute, Encoder
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.tasks.config import TaskRun
+from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
@@ -63,8 +63,8 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
         raise UserError(f"dtype={dtype!r} is unknown; use float32 or bfloat16.")
     folder, meta = open_checkpoint(checkpoint)
     fine_tuned = "task" in meta["config"]
-    config: Config | TaskRun
-    config = from_dict(meta["config"], TaskRun) if fine_tuned else from_dict(meta["config"], Config)
+    config: Config | FinetuneConfig
+    config = from_dict(meta["config"], FinetuneConfig) if fine_tuned else from_dict(meta["config"], Config)
     network = Headless if fine_tuned else BertForPreTraining
     structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, Compute(jnp.dtype(dtype))))
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
@@ -110,7 +110,7 @@ class Pretrained:
 
     def __init__(
         self,
-        config: Config | TaskRun,
+        config: Config | FinetuneConfig,
         tokenizer: Tokenizer,
         structure: nnx.GraphDef,
         params: Any,
@@ -225,7 +225,7 @@ class Pretrained:
             yield numbers, hidden[: len(numbers)], batch["sequence_ids"][: len(numbers)].sum(axis=1)
 
     def _check_heads(self, use: str) -> None:
-        if isinstance(self.config, TaskRun):
+        if isinstance(self.config, FinetuneConfig):
             raise UserError(
                 f"{use} needs the heads of pretraining, and this checkpoint was fine-tuned for "
                 f"{self.config.task.name}; load the one it started from, {self.config.init_from}."
@@ -233,7 +233,7 @@ class Pretrained:
 
     def _why_no_pairs(self) -> str:
         """The setting that leaves the network single texts only, or nothing."""
-        if isinstance(self.config, TaskRun):
+        if isinstance(self.config, FinetuneConfig):
             return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
         return "data.second_objective=none" if self.config.data.second_objective == "none" else ""
 

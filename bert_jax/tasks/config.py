@@ -1,16 +1,16 @@
-"""The config of fine-tuning, as its file has it and as a run is trained: sections `task`, `data`, `train`."""
+"""The config of fine-tuning: the sections `task`, `data` and `train`, and the run that they become."""
 
 import dataclasses
 import math
+from typing import Self
 
 import ml_collections
 
-from bert_jax.config import RunConfig
-from bert_jax.errors import UserError, check_known, check_least
+from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
-from bert_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+from bert_jax.settings import check, setting
+from bert_jax.training.config import OptimizerConfig, RunConfig, TrainConfig
 
-RUN_TIME = {"run_time": True}  # may change when a run resumes: it does not change what is learned
 CLASSIFIERS = ("logistic_regression", "naive_bayes", "neural_network")  # of scikit-learn
 TASKS = ("classification", "regression", "question_answering", "token_classification")
 
@@ -23,31 +23,32 @@ class TaskConfig:
         UserError: for a value that is not known or out of range.
     """
 
-    name: str = "classification"  # classification | regression | question_answering | token_classification
+    name: str = setting("classification", known=TASKS)
     metric: str = ""  # of the held-out examples, that chooses the best checkpoint; "": the task's own
-    patience: int = 0  # evaluations without a better one, then training ends; 0: never
+    patience: int = setting(0, least=0)  # evaluations without a better one, then training ends; 0: never
     random_weights: bool = False  # take network and vocabulary of init_from, but not what it has learned
+    # Of the network while it is fine-tuned; `model` holds them afterwards, as part of the identity.
+    hidden_dropout: float = setting(0.1, least=0, below=1, run_time=True)
+    attention_dropout: float = setting(0.0, least=0, below=1, run_time=True)
     # Classifiers on frozen features, to compare with: some of logistic_regression,naive_bayes,neural_network
-    frozen: str = dataclasses.field(default="", metadata=RUN_TIME)
-    pooling: str = dataclasses.field(default="mean", metadata=RUN_TIME)  # of frozen features: mean | cls
-    layer: int = dataclasses.field(default=-1, metadata=RUN_TIME)  # of them: 0 the embeddings, -1 the last
+    frozen: str = setting("", run_time=True)
+    pooling: str = setting("mean", known=("mean", "cls"), run_time=True)  # of frozen features
+    layer: int = setting(-1, run_time=True)  # of frozen features: 0 the embeddings, -1 the last layer
     # Of question answering.
-    max_question_tokens: int = 64  # longer questions are cut
-    doc_stride: int = 128  # tokens from one window over a long paragraph to the next
-    decoding: str = dataclasses.field(default="best_span", metadata=RUN_TIME)  # best_span | argmax
-    max_answer_tokens: int = dataclasses.field(default=30, metadata=RUN_TIME)  # of best_span
-    null_threshold: float = dataclasses.field(default=0.0, metadata=RUN_TIME)  # SQuAD 2.0: score of no answer
+    max_question_tokens: int = setting(64, least=1)  # longer questions are truncated
+    doc_stride: int = setting(128, least=1)  # tokens from one window over a long paragraph to the next
+    decoding: str = setting("best_span", known=("best_span", "argmax"), run_time=True)
+    max_answer_tokens: int = setting(30, least=1, run_time=True)  # of best_span
+    null_threshold: float = setting(0.0, run_time=True)  # SQuAD 2.0: score of no answer
 
     def __post_init__(self):
-        check_known("task", self, name=TASKS, decoding=("best_span", "argmax"), pooling=("mean", "cls"))
+        check("task", self)
         for classifier in self.classifiers:
             if classifier not in CLASSIFIERS:
                 raise UserError(
                     f"task.frozen={self.frozen!r}: {classifier!r} is unknown; use some of "
                     f"{', '.join(CLASSIFIERS)}, with commas between."
                 )
-        check_least("task", self, 0, "patience")
-        check_least("task", self, 1, "max_question_tokens", "doc_stride", "max_answer_tokens")
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -67,10 +68,10 @@ class TaskData:
     train: str = ""
     eval: str = ""  # chooses the best checkpoint; "": a share of `train`, by a hash of the text
     test: str = ""  # read once, at the end, by the best checkpoint; "": none, or a share of `train`
-    eval_fraction: float = 0.1
-    test_fraction: float = 0.0
-    num_folds: int = 1  # cross-validation: so many runs, each tested by another share of `train`
-    fold: int = -1  # of them: this one alone; -1: all, one after the other
+    eval_fraction: float = setting(0.1, least=0, below=1)
+    test_fraction: float = setting(0.0, least=0, below=1)
+    num_folds: int = setting(1, least=1)  # cross-validation: so many runs, each tested by another share
+    fold: int = setting(-1, least=-1)  # of them: this one alone; -1: all, one after the other
     # Columns, by name; by number from 0 where the file has no header.
     text: str = "text"
     text_pair: str = ""  # "": single texts
@@ -78,21 +79,15 @@ class TaskData:
     header: bool = True
     labels: str = ""  # all of them, as A,B,C: the order of the classes; "": those of `train`, sorted
 
-    max_seq_length: int = 128  # T, tokens of a row; longer texts are cut
-    global_batch_size: int = 32  # B, rows of a step over all devices
-    max_sequences_per_row: int = 1  # S; more than one packs several sequences into a row
+    max_seq_length: int = setting(128, least=8)  # T, tokens of a row; longer texts are truncated
+    global_batch_size: int = setting(32, least=1)  # B, rows of a step over all devices
+    max_sequences_per_row: int = setting(1, least=1)  # S; more than one packs several sequences into a row
 
-    input_workers: int = dataclasses.field(default=1, metadata=RUN_TIME)  # threads that build batches ahead
-    prefetch_batches: int = dataclasses.field(default=4, metadata=RUN_TIME)
+    input_workers: int = setting(1, least=1, run_time=True)  # threads that build batches ahead
+    prefetch_batches: int = setting(4, least=1, run_time=True)
 
     def __post_init__(self):
-        check_least("data", self, 8, "max_seq_length")
-        check_least("data", self, -1, "fold")
-        check_least("data", self, 1, "global_batch_size", "max_sequences_per_row", "num_folds",
-                    "input_workers", "prefetch_batches")  # fmt: skip
-        for name in ("eval_fraction", "test_fraction"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"data.{name}={getattr(self, name)} must be a share below 1.")
+        check("data", self)
         if len(set(self.class_names)) < len(self.class_names):
             raise UserError(f"data.labels={self.labels!r} names a class twice.")
         if self.fold >= self.num_folds:
@@ -121,65 +116,26 @@ class TaskData:
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneTrain:
-    """For how long and how: what a run's `TrainConfig` is made from once the examples are counted.
+class FinetuneConfig(RunConfig):
+    """A config of fine-tuning, as its file has it and, after `for_run`, as it is trained and saved.
 
-    Raises:
-        UserError: if a number is out of range.
+    `init_from` names the checkpoint that it starts from, which decides `model`: no config file sets that.
     """
-
-    num_epochs: float = 3.0  # how often every example is seen; 0: only task.frozen is trained
-    warmup_share: float = 0.1  # of all steps
-    evaluations_per_epoch: int = 1  # each with a checkpoint, of which the best and the newest stay
-    seed: int = 0
-    num_seeds: int = 1  # runs with seed, seed + 1, …, and their mean and spread
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.0
-    log_every: int = dataclasses.field(default=10, metadata=RUN_TIME)
-    gradient_accumulation_steps: int = dataclasses.field(default=1, metadata=RUN_TIME)
-    prng: str = "threefry"
-    activation_dtype: str = "auto"
-    remat: str = dataclasses.field(default="none", metadata=RUN_TIME)
-
-    def __post_init__(self):
-        if not 0.0 <= self.num_epochs < math.inf:
-            raise UserError(f"train.num_epochs={self.num_epochs} must not be negative.")
-        if not 0.0 <= self.warmup_share < 1.0:
-            raise UserError(f"train.warmup_share={self.warmup_share} must be a share below 1.")
-        check_least("train", self, 1, "evaluations_per_epoch", "num_seeds")
-
-    def resolved(self, rows_per_epoch: int, global_batch_size: int, seed: int) -> tuple[TrainConfig, int]:
-        """The `TrainConfig` of the run with this seed, and its warm-up steps."""
-        steps = max(1, round(self.num_epochs * rows_per_epoch / global_batch_size))
-        between = max(1, round(rows_per_epoch / global_batch_size / self.evaluations_per_epoch))
-        train = TrainConfig(
-            num_steps=steps,
-            seed=seed,
-            prng=self.prng,
-            activation_dtype=self.activation_dtype,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            log_every=self.log_every,
-            eval_every=min(between, steps),
-            checkpoint_every=min(between, steps),
-            keep_last=1,
-            remat=self.remat,
-            spike_z_score=0.0,  # losses of a few examples, most of them learned, do jump
-        )
-        return train, round(self.warmup_share * steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
-    """What a config file of fine-tuning holds. `init_from` names the checkpoint that it starts from."""
 
     task: TaskConfig = TaskConfig()
     data: TaskData = TaskData()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, warmup_steps=0)
-    train: FinetuneTrain = FinetuneTrain()
-    mesh: MeshConfig = MeshConfig()
-    init_from: str = ""
+    train: TrainConfig = TrainConfig(
+        num_epochs=3.0,
+        warmup_share=0.1,
+        evaluations_per_epoch=1,
+        log_every=10,
+        keep_last=1,
+        spike_z_score=0.0,  # losses of a few examples, most of them learned, do jump
+    )
 
-    def __post_init__(self):
+    def check_file(self) -> None:
+        """Raises UserError for what a config file must not say, although a run that has begun holds it."""
         if self.optimizer.warmup_steps:
             raise UserError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: fine-tuning warms up over a share of "
@@ -188,40 +144,46 @@ class FinetuneConfig:
         if not self.train.num_epochs and not self.task.frozen:
             raise UserError("train.num_epochs=0 and task.frozen='' leave nothing to do; set one of them.")
 
-    def resolved(self, model: ModelConfig, rows_per_epoch: int, seed: int) -> "TaskRun":
-        """The run with this seed, from a checkpoint of this network, over so many rows an epoch."""
-        train, warmup_steps = self.train.resolved(rows_per_epoch, self.data.global_batch_size, seed)
-        return TaskRun(
-            model=dataclasses.replace(
-                model,
-                hidden_dropout=self.train.hidden_dropout,
-                attention_dropout=self.train.attention_dropout,
-            ),
-            task=self.task,
-            data=self.data,
-            optimizer=dataclasses.replace(self.optimizer, warmup_steps=warmup_steps),
-            train=train,
-            mesh=self.mesh,
-            init_from=self.init_from,
-        )
+    def for_run(self, model: ModelConfig, rows_per_epoch: int, seed: int) -> Self:
+        """The run with one seed, now that network and examples are known: epochs become steps.
 
+        Args:
+            model: of the checkpoint that it starts from.
+            rows_per_epoch: rows of `data.max_seq_length` tokens that hold every example once.
+            seed: `train.seed`, or one of the following.
 
-@dataclasses.dataclass(frozen=True)
-class TaskRun(RunConfig):
-    """A fine-tuning run with one seed, as it is trained and as its checkpoints hold it."""
-
-    task: TaskConfig = TaskConfig()
-    data: TaskData = TaskData()
-
-    def __post_init__(self):
-        if self.data.max_seq_length > self.model.max_position_embeddings:
+        Raises:
+            UserError: if rows are longer than the network's positions.
+        """
+        if self.data.max_seq_length > model.max_position_embeddings:
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than the "
-                f"{self.model.max_position_embeddings} positions of {self.init_from}; shorten it."
+                f"{model.max_position_embeddings} positions of {self.init_from}; shorten it."
             )
-        self._check_accumulation()
+        train, optimizer = self.train, self.optimizer
+        if train.num_epochs:
+            steps = max(1, round(train.num_epochs * rows_per_epoch / self.data.global_batch_size))
+            train = dataclasses.replace(train, num_steps=steps)
+        if train.evaluations_per_epoch:
+            # Evenly spread, so that none comes right before the one after the last step.
+            count = max(1, round(train.num_epochs * train.evaluations_per_epoch))
+            every = math.ceil(train.num_steps / count)
+            train = dataclasses.replace(train, eval_every=every, checkpoint_every=every)
+        if train.warmup_share:
+            optimizer = dataclasses.replace(
+                optimizer, warmup_steps=round(train.warmup_share * train.num_steps)
+            )
+        dropout = {name: getattr(self.task, name) for name in ("hidden_dropout", "attention_dropout")}
+        return dataclasses.replace(
+            self,
+            model=dataclasses.replace(model, **dropout),
+            optimizer=optimizer,
+            train=dataclasses.replace(train, seed=seed),
+        )
 
 
 def default_config() -> ml_collections.ConfigDict:
     """Every field with its default: what a config file of fine-tuning starts from."""
-    return ml_collections.ConfigDict(dataclasses.asdict(FinetuneConfig()))
+    values = FinetuneConfig().to_dict()
+    del values["model"]  # init_from's
+    return ml_collections.ConfigDict(values)

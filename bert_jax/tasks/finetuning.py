@@ -10,18 +10,18 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from bert_jax.config import Phase
 from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.batches import iterate
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.tasks import records
 from bert_jax.tasks.classification import Classification, Regression
-from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData, TaskRun
+from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
 from bert_jax.tasks.downstream import Downstream, Encoded, Rows
 from bert_jax.tasks.question_answering import QuestionAnswering
 from bert_jax.tasks.token_classification import TokenClassification
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
+from bert_jax.training.config import Phase
 from bert_jax.training.fingerprints import combined_digest
 
 TOKENIZER, TASK = "tokenizer", "task.json"  # in a checkpoint: its vocabulary, and what the task remembers
@@ -56,7 +56,7 @@ class Base(NamedTuple):
                 "init_from is missing: the checkpoint to start from, e.g. --config.init_from=runs/bert_tiny."
             )
         folder, meta = open_checkpoint(init_from, "init_from")
-        model = ModelConfig(**meta["config"]["model"])
+        model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
         tokenizer = load_tokenizer(folder / TOKENIZER)
         if tokenizer.vocab_size != model.vocab_size:
             raise UserError(
@@ -172,6 +172,7 @@ class Prepared(NamedTuple):
         Raises:
             UserError: for a metric or input that cannot be used.
         """
+        config.check_file()
         task = make_task(config.task, config.data)
         splits = read_splits(task, config.data)
         if config.task.metric not in ("", "loss", *task.metrics):
@@ -182,9 +183,9 @@ class Prepared(NamedTuple):
         laid = [Laid(task, part, base.tokenizer, config.data) for part in (splits.train, splits.eval)]
         return cls(config, base, task, splits, *laid)
 
-    def run(self, seed: int) -> TaskRun:
+    def run(self, seed: int) -> FinetuneConfig:
         """The run with one seed: epochs are steps now that the rows are counted."""
-        return self.config.resolved(self.base.model, self.train.rows.num_rows, seed)
+        return self.config.for_run(self.base.model, self.train.rows.num_rows, seed)
 
 
 class Finetuning:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.config import Config, Phase
+from bert_jax.config import Config
 from bert_jax.corpus.dataset import PreparedDataset
 from bert_jax.corpus.tokenizer import WORD_START, Tokenizer
 from bert_jax.data.batches import Batches, iterate
@@ -23,6 +23,7 @@ from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.losses import Term, accuracy, cross_entropy
 from bert_jax.model.partition import DATA, FSDP, axis_size
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
+from bert_jax.training.config import Phase
 
 Batch = dict[str, jax.Array]
 log = logging.getLogger("bert_jax")

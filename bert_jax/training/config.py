@@ -1,16 +1,12 @@
-"""How the weights are updated and for how long: the `optimizer`, `train` and `mesh` sections."""
+"""How weights are updated, and for how long: `optimizer`, `train`, `mesh`, and what all configs share."""
 
 import dataclasses
-import math
 import re
+from typing import Any
 
-from bert_jax.errors import UserError, check_known, check_least
-
-RUN_TIME = {"run_time": True}  # may change when a run resumes: it does not change what is learned
-
-
-def _run_time(default):
-    return dataclasses.field(default=default, metadata=RUN_TIME)
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.settings import check, names, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,34 +17,21 @@ class OptimizerConfig:
         UserError: for an unknown optimizer or schedule, or a number out of range.
     """
 
-    name: str = "adamw"  # adamw | lamb
-    learning_rate: float = 1e-4  # the peak
-    schedule: str = "linear"  # after the warm-up: linear | cosine | rsqrt | constant
-    warmup_steps: int = 10_000
-    final_learning_rate: float = 0.0  # of linear and cosine
-    weight_decay: float = 0.01  # not on LayerNorm and biases
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-6
-    clip_norm: float = 1.0  # of the global gradient; 0 turns clipping off
-    layer_decay: float = 1.0  # every layer's learning rate, as a share of that of the layer above
+    name: str = setting("adamw", known=("adamw", "lamb"))
+    learning_rate: float = setting(1e-4, above=0)  # the peak
+    # After the warm-up.
+    schedule: str = setting("linear", known=("linear", "cosine", "rsqrt", "constant"))
+    warmup_steps: int = setting(10_000, least=0)
+    final_learning_rate: float = setting(0.0, least=0)  # of linear and cosine
+    weight_decay: float = setting(0.01, least=0)  # not on LayerNorm and biases
+    beta1: float = setting(0.9, least=0, below=1)
+    beta2: float = setting(0.999, least=0, below=1)
+    epsilon: float = setting(1e-6, above=0)
+    clip_norm: float = setting(1.0, least=0)  # of the global gradient; 0 turns clipping off
+    layer_decay: float = setting(1.0, above=0, most=1)  # a layer's rate over that of the layer above
 
     def __post_init__(self):
-        schedules = ("linear", "cosine", "rsqrt", "constant")
-        check_known("optimizer", self, name=("adamw", "lamb"), schedule=schedules)
-        for name, fits, bounds in (  # written so that "not a number" does not fit
-            ("learning_rate", 0.0 < self.learning_rate < math.inf, "be positive"),
-            ("final_learning_rate", 0.0 <= self.final_learning_rate < math.inf, "not be negative"),
-            ("warmup_steps", self.warmup_steps >= 0, "not be negative"),
-            ("weight_decay", 0.0 <= self.weight_decay < math.inf, "not be negative"),
-            ("beta1", 0.0 <= self.beta1 < 1.0, "be in [0, 1)"),
-            ("beta2", 0.0 <= self.beta2 < 1.0, "be in [0, 1)"),
-            ("epsilon", 0.0 < self.epsilon < math.inf, "be positive"),
-            ("clip_norm", 0.0 <= self.clip_norm < math.inf, "not be negative"),
-            ("layer_decay", 0.0 < self.layer_decay <= 1.0, "be above 0 and at most 1"),
-        ):
-            if not fits:
-                raise UserError(f"optimizer.{name}={getattr(self, name)} must {bounds}.")
+        check("optimizer", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,46 +42,114 @@ class TrainConfig:
         UserError: if a number is out of range.
     """
 
-    num_steps: int = 1_000_000
-    seed: int = 0
+    num_steps: int = setting(1_000_000, least=1)
+    # Of fine-tuning, where the examples are counted first: they decide num_steps, warmup_steps (of the
+    # optimizer), eval_every and checkpoint_every. 0 leaves those as they are.
+    num_epochs: float = setting(0.0, least=0, run_time=True)  # num_steps is part of the identity instead
+    warmup_share: float = setting(0.0, least=0, below=1, run_time=True)  # of all steps; likewise warmup_steps
+    evaluations_per_epoch: int = setting(0, least=0)  # each with a checkpoint; decides when patience ends
+    num_seeds: int = setting(1, least=1, run_time=True)  # runs with seed, seed + 1, …: their mean and spread
+    seed: int = setting(0, least=0, below=2**32)
     unigram_bias: bool = False  # start the masked-LM bias at log frequencies: short runs need not learn them
-    prng: str = "threefry"  # rbg is faster on TPU, but dropout then depends on the mesh
-    activation_dtype: str = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
-    max_bad_steps: int = 3  # so many in a row with a loss or gradient that is not finite: roll back
-    spike_z_score: float = 20.0  # roll back if the loss stands out by so many robust deviations; 0: never
-    skip_margin: int = 0  # steps before the bad ones that are left out with them
-    max_rollbacks: int = _run_time(5)  # then training stops
-    gradient_accumulation_steps: int = _run_time(1)
-    log_every: int = _run_time(100)
-    eval_every: int = _run_time(10_000)
-    eval_batches: int = _run_time(32)
-    checkpoint_every: int = _run_time(10_000)
-    profile_steps: str = _run_time("")  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
-    keep_last: int = _run_time(3)  # checkpoints
-    keep_every: int = _run_time(0)  # also keep those of every n-th step for ever; 0: none
-    attention: str = _run_time("auto")  # auto: fused (splash) on TPU where it can be | plain
-    remat: str = _run_time("none")  # none | dots (keep matmul outputs) | full (recompute everything)
+    prng: str = setting(
+        "threefry", known=("threefry", "rbg")
+    )  # rbg: faster on TPU, dropout depends on the mesh
+    # auto: bfloat16 on TPU and GPU, float32 on CPU
+    activation_dtype: str = setting("auto", known=("auto", "float32", "bfloat16"))
+    max_bad_steps: int = setting(3, least=1)  # in a row with a loss or gradient that is not finite: roll back
+    spike_z_score: float = setting(20.0, least=0)  # roll back at so many robust deviations; 0: never
+    skip_margin: int = setting(0, least=0)  # steps before the bad ones that are left out with them
+    max_rollbacks: int = setting(5, least=0, run_time=True)  # then training stops
+    gradient_accumulation_steps: int = setting(1, least=1, run_time=True)
+    log_every: int = setting(100, least=1, run_time=True)
+    eval_every: int = setting(10_000, least=1, run_time=True)
+    eval_batches: int = setting(32, least=1, run_time=True)
+    checkpoint_every: int = setting(10_000, least=1, run_time=True)
+    profile_steps: str = setting("", run_time=True)  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
+    keep_last: int = setting(3, least=1, run_time=True)  # checkpoints
+    keep_every: int = setting(0, least=0, run_time=True)  # also keep those of every n-th step; 0: none
+    # auto: fused (splash) on TPU where it can be
+    attention: str = setting("auto", known=("auto", "plain"), run_time=True)
+    # dots keeps the outputs of products, full recomputes everything
+    remat: str = setting("none", known=("none", "dots", "full"), run_time=True)
 
     def __post_init__(self):
-        check_least("train", self, 1, "num_steps", "gradient_accumulation_steps", "log_every", "eval_every",
-                    "eval_batches", "checkpoint_every", "keep_last", "max_bad_steps")  # fmt: skip
-        for name in ("keep_every", "spike_z_score", "skip_margin", "max_rollbacks"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"train.{name}={getattr(self, name)} must not be negative; 0 means none.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"train.seed={self.seed} must be at least 0 and below 2**32.")
+        check("train", self)
         if self.profile_steps and not re.fullmatch(r"\d+:\d+", self.profile_steps):
             raise UserError(f"train.profile_steps={self.profile_steps!r} is not FIRST:LAST, e.g. 10:15.")
         if self.profile_steps and int.__ge__(*map(int, self.profile_steps.split(":"))):
             raise UserError(f"train.profile_steps={self.profile_steps!r} ends before it begins; e.g. 10:15.")
-        check_known("train", self, prng=("threefry", "rbg"), activation_dtype=("auto", "float32", "bfloat16"),
-                    attention=("auto", "plain"), remat=("none", "dots", "full"))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis of the mesh; -1 for "the rest"."""
 
-    data: int = _run_time(-1)
-    fsdp: int = _run_time(1)
-    tensor: int = _run_time(1)
+    data: int = setting(-1, run_time=True)
+    fsdp: int = setting(1, run_time=True)
+    tensor: int = setting(1, run_time=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What the loop can train: sections with the network, the optimizer and so on, and `data` of some kind.
+
+    `init_from` names a checkpoint (a run's folder or one of its steps) whose weights a new run starts from.
+    """
+
+    model: ModelConfig = ModelConfig()
+    data: Any = None  # has at least `global_batch_size` and `max_seq_length`
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    init_from: str = ""
+
+    def __post_init__(self):
+        if self.data.global_batch_size % self.train.gradient_accumulation_steps:
+            raise UserError(
+                f"data.global_batch_size={self.data.global_batch_size} is not divisible by "
+                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps}; "
+                "change one of them."
+            )
+
+    def phases(self) -> tuple["Phase", ...]:
+        """The stretches of the run, in order; one for now."""
+        return (Phase(self, 0, self.train.num_steps),)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The part of `flat` that decides what is learned.
+
+        Everything else (mesh, logging, remat, workers) may change when a run resumes.
+        """
+        run_time = {
+            f"{section}.{name}"
+            for section, kind in sections(type(self)).items()
+            for name in names(kind, "run_time")
+        }
+        return {key: value for key, value in self.flat().items() if key not in run_time}
+
+    def flat(self) -> dict[str, Any]:
+        """Every value, as {section.field: value}."""
+        flat: dict[str, Any] = {"init_from": self.init_from}
+        for section in sections(type(self)):
+            values = dataclasses.asdict(getattr(self, section))
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps `first_step` to `last_step` (exclusive) of a run, trained with one config."""
+
+    config: RunConfig
+    first_step: int
+    last_step: int
+
+
+def sections(kind: Any) -> dict[str, Any]:
+    """The sections of a kind of config: the classes of its fields that are dataclasses themselves."""
+    fields = dataclasses.fields(kind)
+    return {field.name: field.type for field in fields if dataclasses.is_dataclass(field.type)}

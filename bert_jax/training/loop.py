@@ -15,12 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bert_jax.config import Phase, RunConfig
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
 from bert_jax.report.report import record_start, write_examples, write_report
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.config import Phase, RunConfig
 from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.hosts import START_AGAIN, together

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from bert_jax import __version__
-from bert_jax.config import RunConfig
 from bert_jax.errors import UserError
+from bert_jax.training.config import RunConfig
+from bert_jax.version import __version__
 
 log = logging.getLogger("bert_jax")
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")

@@ -34,7 +34,7 @@ def finetune(folder, name, *words, config="finetune/classification", processes=1
         "data.max_seq_length=32", "data.global_batch_size=8", "data.max_sequences_per_row=2",
         "optimizer.learning_rate=1e-2", "task.max_question_tokens=8", "task.random_weights=true",
     )  # fmt: skip
-    overrides = [f"--config.{word}" for word in (*shape, "train.hidden_dropout=0.0", *words)]
+    overrides = [f"--config.{word}" for word in (*shape, "task.hidden_dropout=0.0", *words)]
     where = f"--config={config}", "--config.init_from=base", f"--workdir={name}"
     return command(folder, "finetune", *where, *overrides, processes=processes)
 

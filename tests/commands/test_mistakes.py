@@ -171,7 +171,7 @@ MISTAKES = [
     (f"{PRETRAIN} train.gradient_accumulation_steps=3", "data.global_batch_size=8 ", "steps=3"),
     (f"{PRETRAIN} train.gradient_accumulation_steps=2", "data.global_batch_size=8 ", "multiple of 16"),
     (f"{PRETRAIN} mesh.data=3", "mesh.data=3", "do not fit 8 devices"),
-    (f"{PRETRAIN} data.mask_rate=15", "data.mask_rate=15.0 is not valid: use a share"),
+    (f"{PRETRAIN} data.mask_rate=15", "data.mask_rate=15.0 must be above 0 and below 1"),
     (f"{PRETRAIN} optimizer.name=adam", "optimizer.name='adam' is unknown", "adamw"),
     # text
     (f"{PREPARE} data.source=text:blank", "data.source='text:blank' has no text"),
@@ -179,7 +179,7 @@ MISTAKES = [
     (f"{PREPARE} data.source=text:run", "it is a directory, use text:run/*"),
     (f"{PREPARE} data.source=parquet:text", "data.source='parquet:text' is not a source: use corpus:"),
     (f"{PREPARE} data.source=text:latin1", "latin1: byte 13 is not", "data.invalid_utf8=skip"),
-    (f"{PREPARE} data.invalid_utf8=drop", "data.invalid_utf8='drop' is not valid: use error or skip"),
+    (f"{PREPARE} data.invalid_utf8=drop", "data.invalid_utf8='drop' is unknown; use one of error, skip"),
     (f"{PREPARE} data.source=jsonl:body.jsonl", "body.jsonl, line 2", "(found: body)", "data.text_field"),
     (f"{PREPARE} data.source=jsonl:no.jsonl", "no.jsonl, line 2: not valid JSON", "text:GLOB"),
     (f"{PREPARE} data.source=tfds:imdb_review", "tfds:imdb_review", "did you mean imdb_reviews"),
@@ -190,7 +190,7 @@ MISTAKES = [
     (f"{PREPARE} data.tokenizer=wordpiece:without_specials", "specials' has no piece [PAD], [UNK]"),
     (f"{PREPARE} data.tokenizer=wordpiece:vocab_twice", "vocab_twice': line 7 ('ba')", "comes twice"),
     (f"{PREPARE} data.tokenizer=sentencepiece:no.model", "sentencepiece:no.model' is not a Sentence"),
-    (f"{PREPARE} data.tokenizer=words", "data.tokenizer='words' is not valid: use unigram, bpe"),
+    (f"{PREPARE} data.tokenizer=words", "data.tokenizer='words' is unknown; use unigram, bpe"),
     (f"{PREPARE} model.vocab_size=13", "has 14 pieces, but model.vocab_size=13: set it to 14"),
     (f"{PREPARE} model.vocab_size=9999", "14 pieces, but model.vocab_size=9999: set it to 14"),
     (

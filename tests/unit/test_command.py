@@ -117,7 +117,7 @@ TINY = "--config=bert_tiny"
         ([TINY, "--config.train.num_steps=0"], "train.num_steps=0 must be at least 1."),
         (
             [TINY, "--config.data.mask_rate=2"],
-            "data.mask_rate=2.0 is not valid: use a share between 0 and 1.",
+            "data.mask_rate=2.0 must be above 0 and below 1.",
         ),
         (
             [TINY, "--config.model.hidden_size=100", "--config.model.num_attention_heads=3"],

@@ -11,10 +11,10 @@ from bert_jax.config import (
     default_config,
     find_config,
     from_dict,
-    sections,
 )
 from bert_jax.errors import UserError
 from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.training.config import sections
 
 
 @pytest.mark.parametrize("name", sorted(config_files()))
@@ -186,6 +186,7 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
         *("train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every"),
         *("train.keep_last", "train.keep_every", "train.gradient_accumulation_steps", "train.remat"),
         *("train.max_rollbacks", "train.attention"),
+        *("train.num_epochs", "train.warmup_share", "train.num_seeds"),  # what they decide is part of it
     }
     assert Config().identity()["init_from"] == ""
 

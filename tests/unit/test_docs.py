@@ -3,8 +3,9 @@ import re
 
 import pytest
 
-from bert_jax.config import Config, check_key, find_config, sections
+from bert_jax.config import Config, check_key, find_config
 from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.training.config import sections
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

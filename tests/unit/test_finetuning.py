@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(folder, sections, message):
     [
         ({"optimizer": {"warmup_steps": 10}}, "set train.warmup_share"),
         ({"train": {"num_epochs": 0.0}}, "leave nothing to do"),
-        ({"train": {"num_epochs": -1.0}}, "train.num_epochs=-1.0 must not be negative"),
+        ({"train": {"num_epochs": -1.0}}, "train.num_epochs=-1.0 must be at least 0"),
         ({"train": {"warmup_share": 1.0}}, "train.warmup_share=1.0"),
         ({"task": {"name": "clasification"}}, "task.name='clasification' is unknown; use one of classif"),
         ({"task": {"frozen": "svm"}}, "task.frozen='svm': 'svm' is unknown"),
@@ -199,7 +199,7 @@ def test_mistakes_are_one_line(folder, sections, message):
 )
 def test_a_config_that_cannot_be_is_one_line(sections, message):
     with pytest.raises(UserError, match=message):
-        from_dict(sections, FinetuneConfig)
+        from_dict(sections, FinetuneConfig).check_file()
 
 
 def test_rows_longer_than_the_base_knows_are_refused(folder):

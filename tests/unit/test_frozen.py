@@ -14,7 +14,7 @@ from bert_jax.errors import UserError
 from bert_jax.inference.pretrained import batch_of
 from bert_jax.tasks import frozen
 from bert_jax.tasks.classification import Classification, Example
-from bert_jax.tasks.config import FinetuneConfig, FinetuneTrain, TaskConfig, TaskData
+from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
 from bert_jax.tasks.finetuning import Base, Laid, Splits
 from bert_jax.tasks.token_classification import Sentence, TokenClassification
 from tests.saved import LONGEST, save, save_finetuned, wordpiece
@@ -45,7 +45,7 @@ def config(name="classification", frozen=ALL, seed=0, slots=3, **task):
     return FinetuneConfig(
         task=TaskConfig(name=name, frozen=frozen, **task),
         data=TaskData(train="made-up", max_seq_length=LONGEST, max_sequences_per_row=slots),
-        train=FinetuneTrain(seed=seed),
+        train=dataclasses.replace(FinetuneConfig().train, seed=seed),
     )
 
 
