@@ -43,7 +43,7 @@ from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.program import Program
 
-command.define_config_flags()
+command.define_config_flags(data_dir=True)
 WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step", "checkpoint"], "What to measure.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.")
 
@@ -214,7 +214,7 @@ def checkpoint(config: Config) -> None:
 def _run(module: str, arguments: list[str]) -> tuple[float, float]:
     """Runs a command of ours; returns its wall seconds and the peak MiB of all its processes together."""
     start = time.perf_counter()
-    command_line = [sys.executable, "-m", module, f"--config={command.config_file()}", *arguments]
+    command_line = [sys.executable, "-m", module, f"--config={command.config_typed()}", *arguments]
     process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     with _PeakMemory(psutil.Process(process.pid)) as peak:
         _, errors = process.communicate()

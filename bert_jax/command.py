@@ -1,26 +1,31 @@
-"""What every command shares: flags, the log, and errors as one line instead of a stack trace."""
+"""What commands share: flags, the log, errors as one line, and the set-up of a training command."""
 
 import ast
 import errno
+import hashlib
 import logging
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from bert_jax import config as config_lib
 from bert_jax.errors import UserError
+from bert_jax.training.config import RunConfig, sections
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them
 
 PATHS = {"workdir", "data_dir", "checkpoint", "input", "output"}  # flags that hold one
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
+CONFIG_HELP = "A shipped config's name or a path to a config file; --config.KEY=VALUE overrides a value."
+OVERRIDE = re.compile(r"--(no)?config\.")
 USAGE_ERROR, INTERRUPTED = 2, 130
 DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -29,15 +34,28 @@ DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
 log = logging.getLogger("bert_jax")
 
 
-_kind: Any = config_lib.Config  # of config that this command takes
+class ConfigFlag(NamedTuple):
+    """What --config says."""
+
+    kind: Any  # of config that the command takes
+    typed: str = ""  # as it was typed: bert_tiny, my.py:large
+    path: pathlib.Path | None = None  # of the file
 
 
-def define_config_flags(kind: Any = config_lib.Config) -> None:
-    """Defines --config (a shipped name or a path) with overrides like --config.train.num_steps=1000."""
-    global _kind
-    _kind = kind
-    config_flags.DEFINE_config_file("config", None, "A shipped config's name or a path to a config file.")
-    flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
+_config = ConfigFlag(None)
+
+
+def define_config_flags(kind: Any = config_lib.Config, data_dir: bool = False) -> None:
+    """Has the command take --config, with overrides like --config.train.num_steps=1000.
+
+    Args:
+        kind: of config.
+        data_dir: whether it reads prepared datasets, and takes --data_dir.
+    """
+    global _config
+    _config = ConfigFlag(kind)
+    if data_dir:
+        flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
 
 
 def resolved_config() -> Any:
@@ -46,36 +64,44 @@ def resolved_config() -> Any:
     Raises:
         UserError: when --config is missing or a value is not valid.
     """
-    if flags.FLAGS.config is None:
+    if _config.path is None:
         raise UserError(f"--config is missing; shipped configs: {', '.join(config_lib.config_files())}.")
     values = flags.FLAGS.config.to_dict()
-    if ("task" in values) != ("task" in config_lib.sections(_kind)):
+    if ("task" in values) != ("task" in sections(_config.kind)):
         names = [
             name for name in config_lib.config_files() if name.startswith("finetune/") != ("task" in values)
         ]
         kind, other = ("fine-tuning", "pretraining") if "task" in values else ("pretraining", "fine-tuning")
         raise UserError(
-            f"--config={config_name()} is a config of {kind}, and this command takes one of {other}: "
+            f"--config={config_typed()} is a config of {kind}, and this command takes one of {other}: "
             f"{', '.join(names)}."
         )
-    return config_lib.from_dict(values, _kind)
+    return config_lib.from_dict(values, _config.kind)
 
 
-def config_file() -> pathlib.Path:
-    """The config file of the command line."""
-    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+def config_typed() -> str:
+    """--config as it was typed, to be repeated in messages."""
+    return _config.typed
 
 
 def config_name() -> str:
-    """The name of the command line's config, as runs are named by it: `bert_tiny`, `finetune/glue:mrpc`."""
-    path, colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    names = {str(shipped): name for name, shipped in config_lib.config_files().items()}
-    return names.get(path, pathlib.Path(path).stem) + colon + argument
+    """The config's name for folders: `bert_tiny`, `finetune/glue_mrpc`; of a path its last part."""
+    name, colon, argument = _config.typed.partition(":")
+    return (pathlib.Path(name).stem if name.endswith(".py") else name) + colon.replace(":", "_") + argument
 
 
 def config_docstring() -> str:
-    """What the config of the command line says of itself."""
-    return ast.get_docstring(ast.parse(config_file().read_text())) or ""
+    """The docstring of the config file; "" where another data.source was asked for than that of the file."""
+    if _config.path is None or "data.source" in config_flags.get_override_values(flags.FLAGS["config"]):
+        return ""
+    return ast.get_docstring(ast.parse(_config.path.read_text(encoding="utf-8"))) or ""
+
+
+def folder_flag(name: str) -> pathlib.Path:
+    """A flag that names a folder; raises UserError without it."""
+    if not (value := flags.FLAGS[name].value):
+        raise UserError(f"--{name} is missing: a folder (--help says more).")
+    return pathlib.Path(value)
 
 
 def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
@@ -96,37 +122,72 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        problem = f"{error}; mend that, and the same command goes on: nothing saved is lost."
+        problem = f"{error}; mend that and repeat the command: nothing saved is lost."
     sys.stdout.flush()
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
 
+class Training(NamedTuple):
+    """What a training command is about to do, set up on one process.
+
+    `facts` must be the same on all processes; `work` returns the exit code.
+    """
+
+    config: RunConfig
+    facts: dict[str, str]
+    work: Callable[[], int]
+
+
+def train(set_up: Callable[[], Training]) -> int:
+    """Connects the processes of a training command, checks that all are to do the same, and trains.
+
+    Raises:
+        UserError: on every process, for an error of one, or where config, data, code or versions differ.
+    """
+    import jax  # here, since preparing data needs no accelerator
+
+    from bert_jax.training import hosts
+    from bert_jax.training.workdir import versions
+
+    hosts.connect()
+    if jax.process_index():
+        log.setLevel(logging.WARNING)  # the first process logs
+    try:
+        training = set_up()
+    except UserError as error:
+        hosts.require_same({}, str(error))  # raises it on every process
+        raise
+    config = {f"config.{key}": repr(value) for key, value in training.config.flat().items()}
+    code = {"digest of the code": hosts.code_digest()}
+    hosts.require_same(config | training.facts | code | versions())
+    with hosts.fail_fast():
+        return training.work()
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of a file, as a fact to compare."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def _take_mode(modes: Sequence[str]) -> str:
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         given = f", not {sys.argv[1]!r}" if len(sys.argv) > 1 else ""
-        raise UserError(f"the first word says what to do: {', '.join(modes)}{given}.")
+        raise UserError(f"the first word is one of {', '.join(modes)}{given}.")
     return sys.argv.pop(1)
 
 
 def _parse_flags() -> None:
-    module = sys.modules["__main__"]
     if HELP & set(sys.argv[1:]):
-        print(f"{module.__doc__}\nFlags:")
-        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-            default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-            print(f"  --{flag.name}: {flag.help}{default}")
+        _print_help()
         sys.exit(0)
-    sys.argv[:] = _with_config_path(sys.argv)  # config_flags reads overrides from sys.argv itself
+    sys.argv[:] = [_with_underscores(word) for word in sys.argv]
+    if _config.kind is not None:
+        sys.argv[:] = _take_config(sys.argv)
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
-        message = " ".join(str(error).split())
-        if wrong := re.fullmatch(r"flag (--([\w.]+)=.*?): (.*)", message):
-            kind = flags.FLAGS[wrong[2]].flag_type()
-            remedy = f"; give a value of type {kind}" if kind in ("int", "float", "bool") else ""
-            message = f"{wrong[1]} is not valid: {wrong[3].rstrip('.')}{remedy}."
-        raise UserError(message) from None
+        raise _bad_flag(error) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value (--help lists them).")
     for name in PATHS & set(flags.FLAGS):  # a shell expands `~` at the start of a word only
@@ -134,29 +195,63 @@ def _parse_flags() -> None:
             flags.FLAGS[name].value = os.path.expanduser(value)
 
 
-def _with_config_path(argv: list[str]) -> list[str]:
-    """Replaces a config's name by its path; checks the keys of overrides, which absl would not explain."""
-    result = []
-    for position, word in enumerate(argv):
-        if word.startswith("--"):  # --like-lecture is --like_lecture
-            name, equals, value = word.partition("=")
-            word = name.replace("-", "_").replace("__", "--", 1) + equals + value
-        if word.startswith("--config="):
-            word = f"--config={_config_path(word.removeprefix('--config='))}"
-        elif position and argv[position - 1] == "--config":
-            word = _config_path(word)
-        elif word.startswith("--config."):
-            config_lib.check_key(word.removeprefix("--config.").split("=", 1)[0], _kind)
-        result.append(word)
-    return result
+def _print_help() -> None:
+    print(f"{sys.modules['__main__'].__doc__}\nFlags:")
+    if _config.kind is not None:
+        print(f"  --config: {CONFIG_HELP}\n    shipped: {', '.join(config_lib.config_files())}")
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        print(f"  --{flag.name}: {flag.help}{default}")
 
 
-def _config_path(name: str) -> str:
-    """The path of a config, with the argument for its `get_config` that may follow after a colon."""
-    name, *argument = name.split(":", 1)
-    path = config_lib.find_config(os.path.expanduser(name))
-    config_lib.check_file(path, *argument)
-    return ":".join([str(path), *argument])
+def _with_underscores(word: str) -> str:
+    """--like-lecture is --like_lecture."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+
+
+def _take_config(argv: list[str]) -> list[str]:
+    """Takes --config out of the command line and defines its overrides, wherever these stand.
+
+    Raises:
+        UserError: for a config that is missing or broken, or an override of a key that does not exist.
+    """
+    global _config
+    rest, typed = [], None
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            if (typed := next(words, None)) is None:
+                raise UserError("--config has no value; give a shipped config's name or a path.")
+        elif word.startswith("--config="):
+            typed = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    for word in rest:
+        if OVERRIDE.match(word):
+            config_lib.check_key(OVERRIDE.sub("", word).split("=", 1)[0], _config.kind)
+    known = [name for name in flags.FLAGS if name == "config" or name.startswith("config.")]
+    flags.FLAGS.remove_flag_values(known)  # of another command in this process
+    values, path = ml_collections.ConfigDict(), None
+    if typed is not None:
+        path, values = config_lib.load_config(os.path.expanduser(typed))
+        _config = _config._replace(typed=typed, path=path)
+    elif any(OVERRIDE.match(word) for word in rest):
+        resolved_config()  # says that --config is missing
+    try:
+        config_flags.DEFINE_config_dict("config", values, CONFIG_HELP, sys_argv=rest)
+    except (flags.Error, KeyError, AttributeError) as error:
+        raise _bad_flag(error) from None
+    return rest
+
+
+def _bad_flag(error: Exception) -> UserError:
+    message = " ".join(str(error).split())
+    if wrong := re.fullmatch(r"flag (--([\w.]+)=.*?): (.*)", message):
+        kind = flags.FLAGS[wrong[2]].flag_type()
+        remedy = f"; give a value of type {kind}" if kind in ("int", "float", "bool") else ""
+        message = f"{wrong[1]} is not valid: {wrong[3].rstrip('.')}{remedy}."
+    return UserError(message)
 
 
 def _set_up_log() -> None:
@@ -171,6 +266,6 @@ def _set_up_log() -> None:
 
 
 def _unraisable(ignored: Any) -> None:
-    """Leaves out what TensorStore says, a trace for each array, of writes that end after a failed one."""
+    """Leaves out TensorStore's traces, one for each array, of writes that end after a failed one."""
     if not (isinstance(ignored.exc_value, RuntimeError) and str(ignored.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(ignored)

@@ -1,4 +1,4 @@
-"""Configs: find them by name, override them, check them, and tell what makes a run the run it is.
+"""Configs: find them by name, load them, check them.
 
 A config file is plain Python with `get_config() -> ConfigDict`. Each section holds exactly the fields of
 the dataclass that consumes it, so defaults, types and checks have one home.
@@ -135,14 +135,17 @@ def find_config(name: str) -> pathlib.Path:
     return files[name]
 
 
-def check_file(path: pathlib.Path, *arguments: str) -> None:
-    """Runs a config file: ml_collections would run it too, but bury what is wrong in its own trace.
+def load_config(typed: str) -> tuple[pathlib.Path, ml_collections.ConfigDict]:
+    """Runs the config file of a name or path, once; returns its path and what its `get_config` returns.
 
-    `arguments` are what follows its name on the command line after a colon: one, or none.
+    Args:
+        typed: NAME or PATH.py, with the argument for `get_config` that may follow after a colon.
 
     Raises:
         UserError: with the line, unless the file defines `get_config()` and it returns a ConfigDict.
     """
+    name, *arguments = typed.split(":", 1)
+    path = find_config(name)
     try:
         names = runpy.run_path(str(path))
         config = names["get_config"](*arguments) if "get_config" in names else None
@@ -159,3 +162,4 @@ def check_file(path: pathlib.Path, *arguments: str) -> None:
             f"--config={path} must define get_config() that returns a ConfigDict: change and return what "
             "bert_jax.config.default_config() gives."
         )
+    return path, config

@@ -19,7 +19,7 @@ from absl import flags
 from etils import epath
 
 from bert_jax import command
-from bert_jax.errors import UserError
+from bert_jax.files import write
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.report.report import write_report, write_results
 from bert_jax.tasks import frozen
@@ -28,7 +28,7 @@ from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, Splits
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, keep_compiled, lock, versions
+from bert_jax.training.workdir import check_workdir, keep_compiled, lock
 
 FINE_TUNED = "fine-tuned"
 SPLITS = {"eval": "examples to choose by", "test": "test examples"}
@@ -37,40 +37,13 @@ Scores = dict[str, dict[str, float]]  # of a model: split -> metric -> value
 
 
 def main() -> int:
-    hosts.connect()
-    if jax.process_index():
-        command.log.setLevel(logging.WARNING)  # one of them tells
-    try:
-        config, runs, workdir = set_up()
-    except UserError as error:
-        hosts.require_same({}, str(error))  # raises it on every process
-        raise
-    prepared = next(iter(runs.values()))  # the facts are the same for all
-    facts = {"base": json.dumps(prepared.base.facts()), "data": prepared.splits.digest}
-    facts["code"] = hosts.code_digest()
-    hosts.require_same(facts | versions())
-    scores: dict[str, list[Scores]] = {}
-    for folder, prepared in runs.items():
-        if config.task.classifiers:
-            _, base, task, splits, *_ = prepared
-            for name, found in frozen.train(config, task, splits, base).items():
-                scores.setdefault(name, []).append(found)
-        if config.train.num_epochs:
-            code, judged = fine_tune(prepared, folder)
-            scores.setdefault(FINE_TUNED, []).extend(judged)
-            if code != FINISHED:
-                return code
-    if jax.process_index() == 0:
-        (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        print(table(scores), closing(config, next(iter(runs))), sep="\n")
-    return FINISHED
+    return command.train(set_up)
 
 
-def set_up() -> tuple[FinetuneConfig, dict[epath.Path, Prepared], epath.Path]:
-    """What the command line asks for, checked: the config, the runs by folder, where their scores go."""
+def set_up() -> command.Training:
+    """Checks the command line, reads the examples of all folds and opens the folders of all runs."""
     config: FinetuneConfig = command.resolved_config()
-    name = command.config_name().replace(":", "_")
-    workdir = epath.Path(flags.FLAGS.workdir or f"runs/{name}")
+    workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     base = Base.open(config.init_from)
@@ -88,7 +61,28 @@ def set_up() -> tuple[FinetuneConfig, dict[epath.Path, Prepared], epath.Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
     keep_compiled(workdir)
-    return config, runs, workdir if len(runs) > 1 else next(iter(runs))
+    facts = {"base": json.dumps(base.facts()), "data": next(iter(runs.values())).splits.digest}
+    scores_folder = workdir if len(runs) > 1 else next(iter(runs))
+    return command.Training(config, facts, lambda: train_all(config, runs, scores_folder))
+
+
+def train_all(config: FinetuneConfig, runs: dict[epath.Path, Prepared], scores_folder: epath.Path) -> int:
+    """Trains classifiers on frozen features and the network, for all folds and seeds; prints the scores."""
+    scores: dict[str, list[Scores]] = {}
+    for folder, prepared in runs.items():
+        if config.task.classifiers:
+            _, base, task, splits, *_ = prepared
+            for name, found in frozen.train(config, task, splits, base).items():
+                scores.setdefault(name, []).append(found)
+        if config.train.num_epochs:
+            code, judged = fine_tune(prepared, folder)
+            scores.setdefault(FINE_TUNED, []).extend(judged)
+            if code != FINISHED:
+                return code
+    if jax.process_index() == 0:
+        write(scores_folder / "scores.json", json.dumps(scores, indent=1) + "\n")
+        print(table(scores), closing(config, next(iter(runs))), sep="\n")
+    return FINISHED
 
 
 def folds(config: FinetuneConfig, workdir: epath.Path) -> Iterator[tuple[epath.Path, FinetuneConfig]]:
@@ -115,11 +109,10 @@ def fine_tune(prepared: Prepared, folder: epath.Path) -> tuple[int, list[Scores]
     found: list[Scores] = []
     for seed in seeds(prepared.config):
         own = folder_of(prepared.config, folder, seed)
-        with hosts.fail_fast():
-            code = train(prepared.run(seed), Finetuning(prepared, seed), own)
-            if code != FINISHED:
-                return code, found
-            found.append(judge(own, prepared.splits))
+        code = train(prepared.run(seed), Finetuning(prepared, seed), own)
+        if code != FINISHED:
+            return code, found
+        found.append(judge(own, prepared.splits))
     return FINISHED, found
 
 
@@ -139,7 +132,7 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
             rows = (best.task.row(*pair) for pair in zip(examples, predictions, strict=True))
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             if writes:
-                (workdir / f"predictions_{split}.jsonl").write_text(lines)
+                write(workdir / f"predictions_{split}.jsonl", lines)
     if writes:
         step = best.meta["step"]
         write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})

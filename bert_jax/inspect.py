@@ -91,7 +91,7 @@ def _predictions(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> list[t
 
 
 if __name__ == "__main__":
-    command.define_config_flags()
+    command.define_config_flags(data_dir=True)
     flags.DEFINE_integer("step", 0, "The step whose batch is printed.", lower_bound=0)
     flags.DEFINE_integer("rows", 8, "How many rows of it.", lower_bound=1)
     command.run(main)

@@ -28,7 +28,7 @@ def dataset_for(config: Config, data_dir: epath.PathLike) -> PreparedDataset:
         return prepare(config.data, config.model.vocab_size, data_dir)
     dataset = find(config.data, config.model.vocab_size, data_dir)
     if dataset is None:
-        name = command.config_file().stem
+        name = command.config_typed()
         raise UserError(
             f"--data_dir={data_dir} holds no dataset of this config, and {jax.process_count()} processes "
             f"must not build it at once: first run python -m bert_jax.prepare --config={name} "
@@ -44,6 +44,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.define_config_flags()
+    command.define_config_flags(data_dir=True)
     flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare: on the cores of this machine.")
     command.run(main)

@@ -83,9 +83,9 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
     workdir = open_workdir(workdir, config, task.data_digest)
     with jax.set_mesh(mesh), StopRequest() as stop, logging_redirect_tqdm([log]):
         run = Run(program, task, workdir, stop)
+        run.resume()
         try:
             with fail_fast():
-                run.resume()
                 for phase in config.phases():
                     while run.step < phase.last_step and not run.ended:
                         try:
@@ -313,9 +313,8 @@ class Run:
 
     def close(self) -> None:
         """Waits for what is being written, also when the run ends with an error."""
-        if hasattr(self, "recorder"):
-            self.profiler.close(self.state)
-            self.recorder.close()
+        self.profiler.close(self.state)
+        self.recorder.close()
         self.checkpoints.close()
 
 

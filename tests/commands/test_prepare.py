@@ -47,7 +47,7 @@ def test_bad_input_is_one_line(arguments):
 
 def test_several_processes_do_not_prepare(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 4)
-    monkeypatch.setattr(command, "config_file", lambda: tmp_path / "bert_tiny.py")
+    monkeypatch.setattr(command, "config_typed", lambda: f"{tmp_path}/bert_tiny.py")
     (tmp_path / "text.txt").write_text("Some text. More text.")
     config = Config(data=DataConfig(source=f"text:{tmp_path}/text.txt"))
     with pytest.raises(

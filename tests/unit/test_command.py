@@ -16,7 +16,7 @@ def run(monkeypatch, capsys):
     log = logging.getLogger("bert_jax")
     before = flagsaver.save_flag_values(flags.FLAGS), log.handlers, log.level, log.propagate
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    command.define_config_flags()
+    command.define_config_flags(data_dir="data_dir" not in flags.FLAGS)
 
     def run(*arguments, main=None):
         resolved = []
@@ -45,6 +45,38 @@ def test_shipped_name_with_overrides(run, words):
     assert config.model.hidden_size == 128
 
 
+def test_overrides_may_stand_before_the_config(run):
+    code, _, err, config = run(
+        "--config.train.num_steps=7", "--noconfig.data.lowercase", "--config=bert_tiny"
+    )
+    assert (code, err) == (0, "")
+    assert (config.train.num_steps, config.data.lowercase, config.model.hidden_size) == (7, False, 128)
+
+
+def test_a_config_file_is_run_once_and_takes_its_argument(run, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import pathlib\n"
+        "from bert_jax.config import default_config\n"
+        "def get_config(size):\n"
+        f"    with pathlib.Path({str(tmp_path / 'runs')!r}).open('a') as runs:\n"
+        "        runs.write(size + ' ')\n"
+        "    return default_config()\n"
+    )
+    code, _, err, config = run("--config.train.seed=4", f"--config={file}:large")
+    assert (code, err, config.train.seed) == (0, "", 4)
+    assert (tmp_path / "runs").read_text() == "large "
+    assert (command.config_typed(), command.config_name()) == (f"{file}:large", "mine_large")
+
+
+def test_a_config_explains_the_corpus_that_it_names_and_no_other(run):
+    docstrings = []
+    for override in ([], ["--config.data.source=tfds:wikipdia"]):
+        run("--config=bert_base", *override, main=lambda: docstrings.append(command.config_docstring()))
+    assert docstrings[0].startswith("BERT-base as published")
+    assert docstrings[1] == ""
+
+
 def test_a_tilde_in_a_flag_is_the_home_of_the_user(run, monkeypatch):
     """As in `--workdir=~/runs`, where shells leave it as it is."""
     monkeypatch.setenv("HOME", "/home/ada")
@@ -68,7 +100,7 @@ def test_path_with_overrides(run, tmp_path):
     code, _, err, config = run(f"--config={file}", "--config.train.seed=4")
     assert (code, err) == (0, "")
     assert (config.train.num_steps, config.train.seed) == (33, 4)
-    assert command.config_file() == file
+    assert (command.config_typed(), command.config_name()) == (str(file), "mine")
     assert command.config_docstring() == "My run."
 
 
@@ -79,7 +111,8 @@ TINY = "--config=bert_tiny"
     ("arguments", "message"),
     [
         ([], "--config is missing; shipped configs: bert_base, bert_large,"),
-        (["--config"], "Missing value for flag --config"),
+        (["--config"], "--config has no value; give a shipped config's name or a path."),
+        (["--config.train.num_steps=3"], "--config is missing; shipped configs: bert_base, bert_large,"),
         (
             ["--config=bert_tinny"],
             "--config=bert_tinny: there is no config of this name; did you mean bert_tiny",
@@ -196,4 +229,5 @@ def test_command_as_people_run_it():
     assert (lecture.returncode, lecture.stderr) == (0, "")
     help_ = params("--help")
     assert (help_.returncode, help_.stderr) == (0, "")
-    assert all(word in help_.stdout for word in ("--like_lecture", "--config", "--data_dir", "bert_base"))
+    assert "--data_dir" not in help_.stdout  # which it does not read
+    assert all(word in help_.stdout for word in ("--like_lecture", "--config", "--devices", "bert_base"))

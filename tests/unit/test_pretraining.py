@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config import Config, from_dict
+from bert_jax.data import batches as batches_lib
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.evaluate import due
@@ -132,3 +133,17 @@ def test_training_batches_follow_the_seed_and_go_on_from_any_step():
     whole = batches(0, 0, 5)
     np.testing.assert_array_equal(whole[3:], batches(0, 3, 2))
     assert not np.array_equal(whole, batches(1, 0, 5))
+
+
+def test_going_back_does_not_plan_the_epoch_again(monkeypatch):
+    """As after a bad step, when the same batches are asked for once more, from an earlier step on."""
+    planned = []
+    plan = batches_lib.EpochPlan
+    monkeypatch.setattr(batches_lib, "EpochPlan", lambda *arguments: planned.append(1) or plan(*arguments))
+    task = task_of(random_documents(20), [], num_steps=50)
+    (phase,) = task._config.phases()
+    for first_step in (3, 1, 2):
+        iterator = task.batches(phase, first_step, np.arange(4))
+        next(iterator)
+        iterator.close()
+    assert len(planned) == 1

@@ -36,6 +36,16 @@ def test_a_finite_step_between_starts_the_count_anew():
     after([2.0, NAN, NAN, 2.0, NAN, NAN, 2.0], max_bad_steps=3)
 
 
+def test_bad_steps_on_both_sides_of_steps_left_out_are_not_in_a_row():
+    """Steps 2 and 3 are left out: with 1 and 4 bad, the two newest in a row would begin at step 3."""
+    recovery = after([2.0, NAN], max_bad_steps=2)
+    recovery.skipped()
+    recovery.judge(4, NAN, 1.0)
+    with pytest.raises(BadSteps) as raised:
+        recovery.judge(5, NAN, 1.0)
+    assert (raised.value.first, raised.value.last) == (4, 5)
+
+
 def test_a_loss_that_stands_out_rolls_back_at_once():
     recovery = after(noise(200))
     recovery.judge(200, 5.5, 1.0)  # ten deviations: not enough
