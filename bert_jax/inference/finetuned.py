@@ -17,7 +17,7 @@ from bert_jax.config import from_dict
 from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference.pretrained import TOKENS
-from bert_jax.model.encoder import PLAINLY
+from bert_jax.model.encoder import DEFAULT_COMPUTE
 from bert_jax.tasks.config import TASKS, FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
@@ -51,7 +51,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
     facts = json.loads((folder / TASK).read_text())
     downstream = make_task(config.task, config.data, facts)
     structure, abstract = abstract_model(
-        lambda rngs: downstream.objective().build(config.model, rngs, PLAINLY)
+        lambda rngs: downstream.objective().build(config.model, rngs, DEFAULT_COMPUTE)
     )
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))

@@ -22,7 +22,7 @@ from bert_jax.config import Config, from_dict
 from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import PLAINLY, Compute, Encoder
+from bert_jax.model.encoder import DEFAULT_COMPUTE, Compute, Encoder
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
@@ -75,7 +75,7 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
 class Headless(nnx.Module):
     """The encoder of any checkpoint, under the name that it has there. Arguments as `Encoder`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE):
         self.encoder = Encoder(config, rngs, compute)
 
 

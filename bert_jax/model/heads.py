@@ -6,7 +6,7 @@ from flax import nnx
 
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
-from bert_jax.model.encoder import ACTIVATIONS, PLAINLY, Compute, Encoder, gather_positions
+from bert_jax.model.encoder import ACTIVATIONS, DEFAULT_COMPUTE, Compute, Encoder, gather_positions
 from bert_jax.model.layers import Dense, LayerNorm, dense
 from bert_jax.model.partition import ROWS, TENSOR, constrain
 
@@ -37,7 +37,7 @@ class MaskedLanguageModelHead(nnx.Module):
 class BertForPreTraining(nnx.Module):
     """Encoder with both heads. Arguments as `Encoder`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE):
         self.encoder = Encoder(config, rngs, compute)
         self.masked_lm = MaskedLanguageModelHead(config, rngs)
         self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs)
@@ -59,7 +59,9 @@ class BertForPreTraining(nnx.Module):
 class BertForSequences(nnx.Module):
     """Encoder with a dense layer over the pooled [CLS] states: classes, or one number. As `Encoder`."""
 
-    def __init__(self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+    def __init__(
+        self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE
+    ):
         self.encoder = Encoder(config, rngs, compute)
         self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
 
@@ -73,7 +75,9 @@ class BertForSequences(nnx.Module):
 class BertForTokens(nnx.Module):
     """Encoder with one dense layer over every token's state: labels, or scores of start and end."""
 
-    def __init__(self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = PLAINLY):
+    def __init__(
+        self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE
+    ):
         self.encoder = Encoder(config, rngs, compute)
         self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
 

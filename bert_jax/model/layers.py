@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+PRODUCT = "product"  # how remat policies name the outputs of matrix products
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -46,7 +49,7 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return dense(x, self.kernel[...], self.bias[...], x.dtype)
+        return checkpoint_name(dense(x, self.kernel[...], self.bias[...], x.dtype), PRODUCT)
 
 
 class Embedding(nnx.Module):

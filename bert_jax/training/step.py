@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.model.losses import Term
 from bert_jax.model.objectives import Objective
@@ -31,11 +32,31 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
-    """How networks compute on the devices of a mesh."""
-    name = train.activation_dtype
-    if name == "auto":
-        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    return Compute(jnp.dtype(name), train.remat, train.attention)
+    """Decides how networks compute on the devices of a mesh.
+
+    Raises:
+        UserError: for bfloat16 on a CPU that cannot multiply it.
+    """
+    platform, dtype = mesh.devices.flat[0].platform, train.activation_dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if dtype == "bfloat16" and platform == "cpu" and (problem := _bfloat16_problem()):
+        raise UserError(
+            "train.activation_dtype=bfloat16: this CPU cannot multiply in bfloat16 with this version of JAX "
+            f"({problem}); use float32 or auto."
+        )
+    kernel = "splash" if train.attention == "auto" and platform == "tpu" else "plain"
+    return Compute(jnp.dtype(dtype), train.remat, kernel)
+
+
+def _bfloat16_problem() -> str:
+    """What a batched product of bfloat16 with sums in float32 fails with here; "" if it does not."""
+    x = jnp.ones((2, 4, 4), jnp.bfloat16)
+    try:
+        jax.block_until_ready(jnp.matmul(x, x, preferred_element_type=jnp.float32))
+    except jax.errors.JaxRuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def abstract_model(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Any]:
@@ -129,20 +150,7 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        # Counts are summed as the losses are, in float32, and so in the same collective.
-        none = jnp.zeros(rows, jnp.float32)
-        lengths = sequence_lengths(batch)
-        tokens = jnp.sum(lengths)
-        metrics = {
-            "loss": loss,
-            **means(terms),
-            "grad_norm": grad_norm,
-            "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
-            "tokens": tokens,
-            "attended": jnp.sum(jnp.square(lengths)),
-            "predictions": jnp.sum(batch.get("masked_lm_weights", none)),
-            "stop_requested": jnp.sum(batch.get("stop_requested", none)),
-        }
+        metrics = {"loss": loss, **means(terms), "grad_norm": grad_norm, **_counts(batch)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
@@ -153,6 +161,19 @@ def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
     return jax.jit(
         lambda params, batch: objective.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
     )
+
+
+def _counts(batch: Batch) -> Metrics:
+    """Sums over the batch; in float32 as the losses, and so in the same collective."""
+    lengths = sequence_lengths(batch)
+    tokens, none = jnp.sum(lengths), jnp.zeros(len(lengths), jnp.float32)
+    return {
+        "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
+        "tokens": tokens,
+        "attended": jnp.sum(jnp.square(lengths)),
+        "predictions": jnp.sum(batch.get("masked_lm_weights", none)),
+        "stop_requested": jnp.sum(batch.get("stop_requested", none)),
+    }
 
 
 def sequence_lengths(batch: Batch) -> jax.Array:

@@ -8,6 +8,7 @@ import pytest
 
 from bert_jax.model import attention as attention_lib
 from bert_jax.model.attention import attention
+from bert_jax.model.kernels import splash as splash_lib
 from tests.tiny import mesh_of
 
 # Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
@@ -109,7 +110,7 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
 
     plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0)
-    splash = functools.partial(attention_lib.splash, interpret=True)
+    splash = functools.partial(splash_lib, interpret=True)
     mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
     with mesh, jax.default_matmul_precision("highest"):
         (ours, our_gradients), (theirs, their_gradients) = weighted_sum(splash), weighted_sum(plain)
@@ -121,10 +122,10 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
 @pytest.mark.parametrize(
     ("tokens", "rate", "kind", "fused"),
     [
-        (256, 0.0, "auto", True),
+        (256, 0.0, "splash", True),
         (256, 0.0, "plain", False),
-        (256, 0.1, "auto", False),
-        (200, 0.0, "auto", False),
+        (256, 0.1, "splash", False),
+        (200, 0.0, "splash", False),
     ],
     ids=str,
 )

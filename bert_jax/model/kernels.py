@@ -1,0 +1,72 @@
+"""Fused attention kernels: on TPU JAX's splash kernel, which never holds the T × T scores.
+
+B rows, T tokens, N heads, H head size.
+"""
+
+import functools
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from bert_jax.model.partition import ROWS, TENSOR
+
+LANES = 128  # the kernel's tokens come in blocks of so many
+BLOCK = 512  # tokens of a block, where there are so many
+
+
+def splash_fits(tokens: int) -> bool:
+    """Whether the splash kernel takes rows of so many tokens."""
+    return tokens % LANES == 0
+
+
+def splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    sequence_ids: jax.Array,
+    interpret: bool = False,
+    saved_as: str | None = None,
+) -> jax.Array:
+    """Computes attention block by block with a running softmax, on each device for its rows and heads.
+
+    Args:
+        query, key, value: [B, N, T, H].
+        sequence_ids: int [B, T].
+        interpret: run the kernel's program on any platform, slowly.
+        saved_as: the name by which a remat policy may keep what the backward pass needs of the kernel.
+
+    Returns:
+        [B, N, T, H] in the dtype of `value`.
+
+    Source: Dao et al., "FlashAttention", 2022, as jax.experimental.pallas.ops.tpu.splash_attention has it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    local = functools.partial(_splash_of_device, interpret=interpret, saved_as=saved_as)
+    if mesh.empty:
+        return local(query, key, value, sequence_ids)
+    heads, rows = P(ROWS, TENSOR), P(ROWS)
+    # The compiler cannot cut a kernel: the specs say which part each device has.
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )(query, key, value, sequence_ids)
+
+
+def _splash_of_device(query, key, value, sequence_ids, interpret, saved_as):
+    from jax.experimental.pallas.ops.tpu import splash_attention  # here, since importing it takes a second
+
+    heads, tokens, size = query.shape[1:]
+    block = next(size for size in (BLOCK, 384, 256, LANES) if tokens % size == 0)
+    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((tokens, tokens))] * heads)
+    kernel = splash_attention.make_splash_mha_single_device(
+        mask,
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block, block_kv=block, block_kv_compute=block,
+            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+            block_q_dq=block, block_kv_dq=block,
+        ),
+        interpret=interpret,
+        residual_checkpoint_name=saved_as,
+    )  # fmt: skip
+    scaled = query * (size**-0.5)
+    segments = splash_attention.SegmentIds(sequence_ids, sequence_ids)
+    return jax.vmap(kernel)(scaled, key, value, segments).astype(value.dtype)
