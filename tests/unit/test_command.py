@@ -7,7 +7,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 from bert_jax import command
+from bert_jax.config import Config
 from bert_jax.errors import UserError
+from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.training import hosts
 
 
 @pytest.fixture
@@ -231,3 +234,17 @@ def test_command_as_people_run_it():
     assert (help_.returncode, help_.stderr) == (0, "")
     assert "--data_dir" not in help_.stdout  # which it does not read
     assert all(word in help_.stdout for word in ("--like_lecture", "--config", "--devices", "bert_base"))
+
+
+@pytest.mark.parametrize("config", [Config(), FinetuneConfig()], ids=["pretraining", "fine-tuning"])
+def test_processes_of_a_training_command_compare_their_whole_config(monkeypatch, config):
+    compared, order = {}, []
+    monkeypatch.setattr(hosts, "connect", lambda: order.append("connect"))
+    monkeypatch.setattr(
+        hosts, "require_same", lambda facts: compared.update(facts) or order.append("compare")
+    )
+    set_up = command.Training(config, {"data": "ab"}, lambda: order.append("work") or 75)
+    assert command.train(lambda: order.append("set up") or set_up) == 75
+    assert order == ["connect", "set up", "compare", "work"]
+    assert compared.keys() > {f"config.{key}" for key in config.flat()} | {"data", "jax"}
+    assert compared["config.optimizer.learning_rate"] == repr(config.optimizer.learning_rate)

@@ -13,6 +13,7 @@ from bert_jax.config import (
     from_dict,
 )
 from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training.config import sections
 
@@ -215,3 +216,48 @@ def test_find_config(tmp_path):
         find_config("bert_bass")
     with pytest.raises(UserError, match=r"shipped: .*bert_base"):
         find_config("qqqqqq")
+
+
+def run_of(rows_per_epoch, batch=10, **train):
+    settings = dataclasses.replace(FinetuneConfig().train, **train)
+    data = dataclasses.replace(FinetuneConfig().data, global_batch_size=batch)
+    return FinetuneConfig(train=settings, data=data).for_run(ModelConfig(), rows_per_epoch, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_epoch", "epochs", "per_epoch", "evaluated"),
+    [
+        (104, 3.0, 1, [11, 22, 31]),  # not at 10, 20, 30 and 31
+        (100, 3.0, 1, [10, 20, 30]),
+        (100, 1.0, 4, [3, 6, 9, 10]),
+        (96, 2.0, 1, [10, 19]),
+        (4, 2.0, 3, [1]),
+    ],
+)
+def test_evaluations_of_fine_tuning_are_spread_evenly_and_end_with_the_last_step(
+    rows_per_epoch, epochs, per_epoch, evaluated
+):
+    run = run_of(rows_per_epoch, num_epochs=epochs, evaluations_per_epoch=per_epoch)
+    steps, every = run.train.num_steps, run.train.eval_every
+    assert sorted({*range(every, steps + 1, every), steps}) == evaluated
+    assert run.train.checkpoint_every == every
+
+
+def test_evaluations_of_an_epoch_are_part_of_the_identity():
+    """With patience they decide when training ends."""
+    one, two = (run_of(104, evaluations_per_epoch=count).identity() for count in (1, 2))
+    assert {key for key in one if one[key] != two[key]} == {"train.evaluations_per_epoch"}
+
+
+def test_dropout_of_fine_tuning_is_in_the_network_of_the_run():
+    config = from_dict({"task": {"hidden_dropout": 0.3}}, FinetuneConfig)
+    run = config.for_run(ModelConfig(hidden_dropout=0.0), 100, seed=0)
+    assert run.model.hidden_dropout == 0.3
+    assert run.identity()["model.hidden_dropout"] == 0.3
+
+
+@pytest.mark.parametrize("name", ["num_epochs", "warmup_share", "evaluations_per_epoch", "num_seeds"])
+def test_settings_that_count_examples_are_of_fine_tuning(name):
+    value = 0.5 if name == "warmup_share" else 2.0 if name == "num_epochs" else 2
+    with pytest.raises(UserError, match=f"train.{name}={value} is a setting of fine-tuning; use "):
+        from_dict({"train": {name: value}}, Config)
