@@ -22,18 +22,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
-# What the backward pass keeps of a layer; everything else is computed again.
+# What the backward pass keeps of a layer; it computes everything else again.
 REMAT_POLICIES = {
     # By name: a policy that looks for products does not see into the custom gradient of `dense`.
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-# Where the random numbers of one row part: each use of dropout has its own stream.
+# Each use of dropout in a row has its own stream of random numbers.
 EMBEDDING_DROPOUT, LAYER_DROPOUT = 0, 1
 
 
 class Compute(NamedTuple):
-    """How a network computes, which changes no more than rounding; what it is, is in `ModelConfig`."""
+    """How a network computes: this changes only rounding. What it computes is in `ModelConfig`."""
 
     dtype: Any = jnp.float32  # of the activations; parameters are float32
     remat: str = "none"  # none, or a name of `REMAT_POLICIES`
@@ -44,7 +44,7 @@ DEFAULT_COMPUTE = Compute()
 
 
 class Embeddings(nnx.Module):
-    """Sum of token, segment and position embeddings, normalised."""
+    """Adds token, segment and position embeddings and normalises the sum."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         size, stddev = config.hidden_size, config.initializer_range
@@ -61,10 +61,10 @@ class Embeddings(nnx.Module):
         return self.norm(tokens + self.position(position_ids) + self.segment(token_type_ids))
 
     def token_table(self) -> jax.Array:
-        """The token embeddings [V, D] as they are computed with: words split over `tensor`, else whole.
+        """Returns the token embeddings [V, D] for computing: words split over `tensor`, else whole.
 
-        They are stored split along D, which any mesh divides, whatever the number of words. Over several
-        `tensor` devices rows of zeros are added until the words can be shared out evenly.
+        They are stored split along D, which any mesh divides, whatever the number of words. With several
+        `tensor` devices, rows of zeros pad the table until its rows can be split evenly.
         """
         table = constrain(self.token.embedding[...], None, TENSOR)  # gathered over fsdp, as all weights are
         surplus = -table.shape[0] % axis_size(TENSOR)
@@ -167,15 +167,15 @@ class Encoder(nnx.Module):
         return jnp.concatenate([x[None], outputs]) if all_hidden_states else last
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
-        """tanh of a dense layer over the [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
+        """Applies dense layer and tanh to the [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
         return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
 
 
 def sinusoids(positions: int, features: int, amplitude: float) -> jax.Array:
-    """Sinusoids of Vaswani et al. (2017), section 3.5, [positions, features]: initial values, learned on.
+    """Returns sinusoids [positions, features] (Vaswani et al., 2017, section 3.5) as values to start from.
 
-    One linear map moves every position by the same distance, so attention to neighbours is learned once and
-    not for each position apart.
+    One linear map moves every position by the same distance, so attention to neighbours is learned once, not
+    for each position.
     """
     frequencies = 10_000.0 ** (-jnp.arange(0, features, 2) / features)
     angles = jnp.arange(positions)[:, None] * frequencies
@@ -183,12 +183,12 @@ def sinusoids(positions: int, features: int, amplitude: float) -> jax.Array:
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    """hidden [B, T, D], positions int [B, M] -> [B, M, D]."""
+    """Takes the states at some positions: hidden [B, T, D], positions int [B, M] -> [B, M, D]."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
 def _stacked_layers(config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> EncoderLayer:
-    """One EncoderLayer whose every parameter has a leading axis L, each slice initialised by its own key."""
+    """Builds one EncoderLayer whose parameters have a leading axis L; each slice has a key of its own."""
     keys = jax.random.split(rngs.params(), config.num_hidden_layers)
 
     def layer(key):

@@ -10,7 +10,7 @@ from bert_jax.model.encoder import ACTIVATIONS, DEFAULT_COMPUTE, Compute, Encode
 from bert_jax.model.layers import Dense, LayerNorm, dense
 from bert_jax.model.partition import ROWS, TENSOR, constrain
 
-CLASSIFIER_DROPOUT = 2  # its place among the uses of a row's key, after those of the encoder
+CLASSIFIER_DROPOUT = 2  # the use of a row's key that follows those of the encoder
 
 
 class MaskedLanguageModelHead(nnx.Module):
@@ -25,7 +25,7 @@ class MaskedLanguageModelHead(nnx.Module):
     def __call__(self, hidden: jax.Array, token_table: jax.Array) -> jax.Array:
         """hidden [..., D], token_table [V, D] -> logits [..., V] in the parameters' dtype.
 
-        The table may have more rows than words (see `Embeddings.token_table`): their logits are -inf.
+        Rows that pad the table (see `Embeddings.token_table`) have logits of -inf.
         """
         x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
         surplus = token_table.shape[0] - self.config.vocab_size

@@ -1,4 +1,4 @@
-"""Fingerprints of arrays, taken on the devices that hold them, the same on any mesh."""
+"""Fingerprints of arrays: computed on the devices that hold them, the same on any mesh."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from bert_jax.training.mesh import path_name
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """A fingerprint of every array, by path: 16 hex digits, the same on any mesh, with nothing gathered.
+    """Returns a fingerprint of every array by path: 16 hex digits, the same on any mesh; gathers nothing.
 
-    Every word of an array is scrambled together with its position, and what comes out is summed modulo 2^32;
-    twice, once times an odd number that depends on the position. The order of summation does not matter, and
-    because both are one to one, a change of any one word changes both sums.
+    Scrambles every word of an array together with its position and sums the results modulo 2^32, once as they
+    are and once times an odd number that depends on the position. The order of summation does not matter, and
+    because both maps are one to one, a change of any one word changes both sums.
     """
     return in_hexadecimal(fingerprints(tree))
 
 
 def fingerprints(tree: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """What `digests` gives, as two numbers on the devices, uint32 each: asked for, not waited for."""
+    """Starts to compute what `digests` returns, as two uint32 on the devices, and does not wait for it."""
     one_by_one = jax.default_backend() == "cpu" and jax.device_count() > 1
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -32,17 +32,17 @@ def fingerprints(tree: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
 
 
 def in_hexadecimal(found: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, str]:
-    """`fingerprints` as `digests` writes them; waits for them."""
+    """Waits for `fingerprints` and returns them as `digests` does."""
     return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(found).items()}
 
 
 def params_digest(params: Any) -> str:
-    """One hex digest of all parameters."""
+    """Returns one hex digest of all parameters."""
     return combined_digest(digests(params))
 
 
 def combined_digest(found: dict[str, str]) -> str:
-    """One hex digest of what `digests` returned."""
+    """Returns one hex digest of what `digests` returned."""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

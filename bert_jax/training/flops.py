@@ -1,4 +1,4 @@
-"""What a step costs in floating-point operations, and what devices can do."""
+"""Floating-point operations of a step, and peak rates of devices."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ PEAK_FLOPS = {
 
 
 def training_flops(model: ModelConfig, tokens: Any, attended: Any, predictions: Any) -> Any:
-    """FLOPs of a training step, forward and backward; look-ups and what is not a matrix product are left out.
+    """Counts the FLOPs of a training step, forward and backward, in matrix products.
 
     Args:
         model: the network.
         tokens: real tokens in the batch.
-        attended: over all of them, how many tokens each one attends to: the sum of squares of the lengths.
+        attended: tokens that each token attends to, summed: the sum of squares of the lengths.
         predictions: masked tokens, for each of which the vocabulary's logits are computed; 0 without a head.
 
     Source: Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1; here with the head.
@@ -38,6 +38,6 @@ def training_flops(model: ModelConfig, tokens: Any, attended: Any, predictions: 
 
 
 def peak_flops(devices: list[jax.Device]) -> float | None:
-    """What these devices can do together in FLOP/s; None where that is not known."""
+    """Returns the peak rate of these devices in FLOP/s; None where it is not known."""
     peaks = [PEAK_FLOPS.get(device.device_kind, 0.0) * getattr(device, "num_cores", 1) for device in devices]
     return sum(peaks) if all(peaks) else None

@@ -18,21 +18,21 @@ from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 30  # a process that is silent for so long is lost, and the others stop
-START_AGAIN = 75  # the exit code (sysexits' EX_TEMPFAIL) that launchers answer by starting all again
+HEARTBEAT_SECONDS = 30  # after so long without a sign of a process the others stop
+START_AGAIN = 75  # exit code (sysexits' EX_TEMPFAIL) for which launchers restart all processes
 NO_CLUSTER = "coordinator_address should be defined"  # what jax says where there is nothing to join
 log = logging.getLogger("bert_jax")
 
 
 def define_flags() -> None:
-    """Defines the flags by which a launcher says who a process is; TPU, GKE and Slurm say it themselves."""
+    """Defines the flags by which a launcher numbers processes; TPU, GKE and Slurm number them themselves."""
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, when launched as several.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def connect() -> None:
-    """Joins the processes that flags or the environment tell of; alone if they tell of none.
+    """Joins the processes that flags or the environment name, if any.
 
     Raises:
         UserError: when the flags are incomplete, or the others cannot be reached.
@@ -42,7 +42,7 @@ def connect() -> None:
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < len(names):
         raise UserError(f"{' and '.join(missing)} missing: give all of --{', --'.join(names)}, or none.")
-    # Its handler of SIGTERM would take the place of ours, which works without a cluster too.
+    # Its handler of SIGTERM would replace ours, which works without a cluster too.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
@@ -59,7 +59,7 @@ def require_same(facts: dict[str, str], problem: str | None = None) -> None:
 
     Args:
         facts: what must be the same everywhere, by name.
-        problem: what keeps this process from going on, if anything.
+        problem: the error of this process, if any.
 
     Raises:
         UserError: on every process, for the problem of one, or for facts that differ from those of process 0.
@@ -80,7 +80,7 @@ def require_same(facts: dict[str, str], problem: str | None = None) -> None:
 
 
 def _refusal(message: str) -> UserError:
-    """The error that all processes are about to raise; they part first, or they would think others lost."""
+    """Makes the error that all processes raise; they disconnect first, or each would miss the others."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
     return UserError(message)
@@ -108,7 +108,7 @@ def _leave(error: Exception) -> NoReturn:
     elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         code = START_AGAIN
         log.error(
-            "process %d stops, because another one was lost; all can go on from the newest checkpoint (%s)",
+            "process %d stops because another one was lost; all can resume from the newest checkpoint (%s)",
             jax.process_index(), str(error).splitlines()[0],
         )  # fmt: skip
     else:
@@ -146,7 +146,7 @@ class StopRequest:
 
 
 def _gather(text: str) -> list:
-    """The JSON texts of all processes, parsed."""
+    """Returns the JSON texts of all processes, parsed."""
     if jax.process_count() == 1:
         return [json.loads(text)]
     content = np.frombuffer(text.encode(), np.uint8)
@@ -156,7 +156,7 @@ def _gather(text: str) -> list:
 
 
 def code_digest() -> str:
-    """A digest of the package's code, so that hosts which run different versions notice."""
+    """Returns a digest of the package's code, so that hosts with different versions are refused."""
     package, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())

@@ -20,7 +20,7 @@ from bert_jax.training.evaluate import Evaluator, due
 from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.hosts import START_AGAIN, StopRequest, fail_fast
 from bert_jax.training.mesh import make_mesh, to_global
-from bert_jax.training.metrics import MetricsFile, Recorder
+from bert_jax.training.metrics import Console, MetricsFile, Recorder
 from bert_jax.training.profiler import Profiler
 from bert_jax.training.program import Program
 from bert_jax.training.recovery import BadSteps, Recovery
@@ -156,8 +156,8 @@ class Run:
         devices = _described(self.program.mesh)
         starts = record_start(self.workdir, self.step, devices)
         self.recorder = Recorder(
-            self.file, self.program.config.train.log_every, self.step, self.last_step, self.program.schedule,
-            starts, meta.get("window"), self.program.ideal_seconds,
+            self.file, Console(self.step, self.last_step), self.program.config.train.log_every,
+            self.program.schedule, starts, meta.get("window"), self.program.ideal_seconds,
         )  # fmt: skip
         data = self.program.config.data
         log.info(

@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl` and TensorBoard events for programs, a bar or lines for people."""
+"""Metrics of a run: `metrics.jsonl` and TensorBoard events for programs, a bar or log lines for people."""
 
 import json
 import logging
@@ -22,12 +22,12 @@ COUNTS = {"tokens", "attended", "predictions", "stop_requested"}  # of a step: s
 
 
 class MetricsFile:
-    """`metrics.jsonl`, one JSON object a line, each with its `step`; the same numbers as TensorBoard events.
+    """Writes `metrics.jsonl`, a JSON object with its `step` a line, and the same as TensorBoard events.
 
     Only the first process writes.
 
     Args:
-        workdir: where they lie.
+        workdir: of the run.
         resumed_at: rows after this step, half-written lines and the closing row of a finished run are cut
             off, so that a resumed run ends with the same file as an undisturbed one.
     """
@@ -56,10 +56,10 @@ class MetricsFile:
 
 
 class _Events:
-    """The rows as TensorBoard events, written at once.
+    """Writes rows as TensorBoard events, at once.
 
-    tensorboardX's SummaryWriter hands them to a thread, which a full disk kills; its queue then blocks the
-    training for ever. Here a failure costs the events and nothing else.
+    tensorboardX's SummaryWriter uses a thread, which a full disk kills; its queue then blocks training for
+    ever. Here a failure costs the events and nothing else.
     """
 
     def __init__(self, folder: epath.Path, resumed_at: int):
@@ -92,41 +92,15 @@ class _Events:
         log.warning("no more TensorBoard events: %s; metrics.jsonl goes on", error)
 
 
-class Recorder:
-    """Averages the steps of a window into a row, one step late so that the devices never wait for the host.
-
-    On a terminal a bar shows the newest row; elsewhere each row is a line. `window` is what has been added
-    up since the last row: it belongs into a checkpoint, so that a resumed run writes the same averages.
+class Console:
+    """Shows progress: a bar on a terminal, else a log line for each row.
 
     Args:
-        file: where the rows go.
-        log_every: steps.
         first_step, last_step: of the run, from here on.
-        schedule: step -> learning rate.
-        starts: when and how often the run was started, as in `starts.jsonl`.
-        window: of the checkpoint that the run goes on from.
-        ideal_seconds: what steps with so many tokens, attended tokens and predictions would take at the
-            devices' peak rate; None where that is not known.
     """
 
-    def __init__(
-        self,
-        file: MetricsFile,
-        log_every: int,
-        first_step: int,
-        last_step: int,
-        schedule: Callable[[int], Any],
-        starts: list[dict[str, Any]],
-        window: dict[str, Any] | None = None,
-        ideal_seconds: Callable[..., float] | None = None,
-    ):
-        self._file, self._log_every, self._last_step, self._schedule = file, log_every, last_step, schedule
-        self._starts, self._ideal_seconds = starts, ideal_seconds
-        empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
-        self.window: dict[str, Any] = empty | (window or {})
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._forget_times()
-        self._mark = time.perf_counter()
+    def __init__(self, first_step: int, last_step: int):
+        self.last_step = last_step
         self._bar = tqdm.tqdm(
             total=last_step,
             initial=first_step,
@@ -135,12 +109,64 @@ class Recorder:
             disable=not sys.stderr.isatty() or jax.process_index() > 0,
         )
 
+    def show_step(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def show_row(self, row: dict[str, Any], seconds_per_step: float) -> None:
+        """Shows losses, accuracies, learning rate and speed of a row, and how long the rest will take."""
+        shown = {name: f"{row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate"))}
+        speed, step = row["tokens_per_second"], row["step"]
+        if self._bar.disable:
+            line = " ".join(f"{name} {value}" for name, value in shown.items())
+            left = _duration((self.last_step - step) * seconds_per_step)
+            log.info("step %d/%d %s tokens/s %.0f left %s", step, self.last_step, line, speed, left)
+        else:
+            self._bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
+
     def close(self) -> None:
-        """Ends the bar."""
         self._bar.close()
 
+
+class Recorder:
+    """Averages the steps of a window into a row, one step late so that the devices never wait for the host.
+
+    Args:
+        file, console: where the rows go.
+        log_every: steps of a window.
+        schedule: step -> learning rate.
+        starts: rows of `starts.jsonl`: when and how often the run was started.
+        window: of the checkpoint that the run resumes from.
+        ideal_seconds: seconds that steps with so many tokens, attended tokens and predictions would take at
+            the devices' peak rate; None where that is not known.
+
+    Attributes:
+        window: sums since the last row. Checkpoints keep it, so that a resumed run writes the same averages.
+    """
+
+    def __init__(
+        self,
+        file: MetricsFile,
+        console: Console,
+        log_every: int,
+        schedule: Callable[[int], Any],
+        starts: list[dict[str, Any]],
+        window: dict[str, Any] | None = None,
+        ideal_seconds: Callable[..., float] | None = None,
+    ):
+        self._file, self._console, self._log_every, self._schedule = file, console, log_every, schedule
+        self._starts, self._ideal_seconds = starts, ideal_seconds
+        empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
+        self.window: dict[str, Any] = empty | (window or {})
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._reset_times()
+        self._mark = time.perf_counter()
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._console.close()
+
     def start_clock(self) -> None:
-        """Time from here on is training time (evaluation and saving are not)."""
+        """Counts time from here on as training time (evaluation and saving are not)."""
         self._mark = time.perf_counter()
 
     def waited(self, seconds: float) -> None:
@@ -148,36 +174,36 @@ class Recorder:
         self._waited += seconds
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
-        """Takes the metrics of `step` (not yet computed, perhaps); returns those of the step before."""
+        """Takes the metrics of `step`, which may not be computed yet; returns those of the step before."""
         previous, self._pending = self._pending, (step, metrics)
-        return self._work_up(previous)
+        return self._finish(previous)
 
     def flush(self) -> dict[str, float] | None:
-        """Works up everything that was added; returns the metrics of the last step."""
+        """Waits for the last step and returns its metrics."""
         previous, self._pending = self._pending, None
-        return self._work_up(previous)
+        return self._finish(previous)
 
-    def _work_up(self, entry: tuple[int, dict[str, jax.Array]] | None) -> dict[str, float] | None:
+    def _finish(self, entry: tuple[int, dict[str, jax.Array]] | None) -> dict[str, float] | None:
         values = None
         if entry is not None:
             step, arrays = entry
             values = {name: float(value) for name, value in jax.device_get(arrays).items()}
-            self._bar.update(step - self._bar.n)
-            self._sum_up(values)
+            self._console.show_step(step)
+            self._add_to_window(values)
         now = time.perf_counter()
         self._busy += now - self._mark
         self.window["useful_seconds"] += now - self._mark
         self._mark = now
-        if entry is not None and (step % self._log_every == 0 or step == self._last_step):
+        if entry is not None and (step % self._log_every == 0 or step == self._console.last_step):
             self._write_row(step)
         return None if values is None else {"step": step, **values}
 
-    def _sum_up(self, values: dict[str, float]) -> None:
+    def _add_to_window(self, values: dict[str, float]) -> None:
         for name in self._timed:
             self._timed[name] += values[name]
         self._timed_steps += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self.window["bad_steps"] += 1  # nothing was learned from it: it would only spoil the averages
+            self.window["bad_steps"] += 1  # its update was not applied: it would only spoil the averages
             return
         self.window["steps"] += 1
         for name, value in values.items():
@@ -189,32 +215,25 @@ class Recorder:
         row |= {name: total / self.window["steps"] for name, total in self.window["sums"].items()}
         if self.window["bad_steps"]:
             row["bad_steps"] = self.window["bad_steps"]
+        busy = max(self._busy, 1e-9)
         if self._ideal_seconds:
-            row["mfu"] = round(self._ideal_seconds(**self._timed) / max(self._busy, 1e-9), 4)
-        speed = self._timed["tokens"] / max(self._busy, 1e-9)
+            row["mfu"] = round(self._ideal_seconds(**self._timed) / busy, 4)
         lasted = max(time.time() - self._starts[0]["time"], 1e-9)
         row |= {
             "learning_rate": float(self._schedule(step - 1)),
-            "tokens_per_second": round(speed, 1),
-            "data_wait_fraction": round(self._waited / max(self._busy, 1e-9), 4),
+            "tokens_per_second": round(self._timed["tokens"] / busy, 1),
+            "data_wait_fraction": round(self._waited / busy, 4),
             "goodput": round(self.window["useful_seconds"] / lasted, 4),
             "lost_seconds": round(lasted - self.window["useful_seconds"], 1),
             "restarts": len(self._starts) - 1,
             "time": round(time.time(), 3),
         }
         self._file.write(row)
-        seconds_left = (self._last_step - step) * self._busy / max(self._timed_steps, 1)
-        shown = {name: f"{row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate"))}
-        if self._bar.disable:
-            line = " ".join(f"{name} {value}" for name, value in shown.items())
-            left = _duration(seconds_left)
-            log.info("step %d/%d %s tokens/s %.0f left %s", step, self._last_step, line, speed, left)
-        else:
-            self._bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
+        self._console.show_row(row, self._busy / max(self._timed_steps, 1))
         self.window |= {"steps": 0, "sums": {}, "bad_steps": 0}
-        self._forget_times()
+        self._reset_times()
 
-    def _forget_times(self) -> None:
+    def _reset_times(self) -> None:
         self._busy = self._waited = self._timed_steps = 0.0
         self._timed = {"tokens": 0.0, "attended": 0.0, "predictions": 0.0}
 

@@ -1,10 +1,10 @@
-"""What to do about steps that go wrong: when to roll back, and which steps are then left out.
+"""Recovery from bad steps: when to roll back, and which steps are then left out.
 
-A step is bad if its loss or gradient is not finite (its update was not applied) or if its loss stands out
-from those before it. The run goes back to a checkpoint from before, trains up to the bad steps again, and
-goes on behind them with other batches: those of the steps that follow (Chowdhery et al., 2022, section 5.1,
-restart and skip likewise). All is a function of losses that every host has seen and every checkpoint keeps,
-so hosts agree without talking, and a run that is killed meanwhile ends the same.
+A step is bad if its loss or gradient is not finite (then its update was not applied) or if its loss is far
+above those before it. The run goes back to a checkpoint from before, trains up to the bad steps again, and
+continues with the batches of the steps after them (as Chowdhery et al., 2022, section 5.1). All decisions
+are a function of losses that every host has seen and every checkpoint holds, so hosts decide alike without
+communication, and a run that is killed meanwhile ends the same.
 """
 
 import collections
@@ -21,7 +21,7 @@ LEAST_SPREAD = 0.005  # of the median: losses that hardly vary make no spike of 
 
 
 class BadSteps(Exception):
-    """Steps `first` to `last` went wrong in a way that asks for rolling back; the message says how."""
+    """Steps `first` to `last` are bad and the run must roll back; the message says why."""
 
     def __init__(self, first: int, last: int, reason: str):
         super().__init__(reason)
@@ -29,7 +29,7 @@ class BadSteps(Exception):
 
 
 class Recovery:
-    """Judges every step, and knows which steps are left out."""
+    """Judges every step and holds the steps that are left out."""
 
     def __init__(self, config: TrainConfig):
         self._config = config
@@ -41,14 +41,14 @@ class Recovery:
         return {"losses": list(self._losses), "bad_steps": self._bad_steps, "skips": self.skips}
 
     def rewind(self, saved: dict[str, Any] | None) -> None:
-        """Takes what a checkpoint says of the steps before it; what is left out since then stays left out."""
+        """Restores the records of a checkpoint; steps that were left out since then stay left out."""
         saved = saved or {"losses": [], "bad_steps": 0, "skips": []}
         self._losses = collections.deque(saved["losses"], HISTORY)
         self._bad_steps = saved["bad_steps"]
         self.skips = self.skips or [list(skip) for skip in saved["skips"]]
 
     def judge(self, step: int, loss: float, grad_norm: float) -> None:
-        """Takes note of what a step gave.
+        """Records the loss and gradient norm of a step.
 
         Raises:
             BadSteps: when it is time to roll back.
@@ -66,7 +66,7 @@ class Recovery:
         self._losses.append(loss)
 
     def _z_score(self, loss: float) -> float:
-        """How far a loss lies above the recent ones, in robust standard deviations."""
+        """Returns how far a loss lies above the recent ones, in robust standard deviations."""
         if len(self._losses) < LEAST_HISTORY:
             return 0.0
         median = statistics.median(self._losses)
@@ -74,7 +74,7 @@ class Recovery:
         return (loss - median) / max(SPREAD_OF_MAD * deviation, LEAST_SPREAD * abs(median), 1e-12)
 
     def leave_out(self, bad: BadSteps) -> int:
-        """Decides which steps to leave out for these bad ones; returns the first of them.
+        """Leaves out these bad steps, with `train.skip_margin` steps before them; returns the first.
 
         Raises:
             UserError: when the run was rolled back too often already.
@@ -95,9 +95,9 @@ class Recovery:
         self._bad_steps = 0
 
     def skip_at(self, step: int) -> list[Any] | None:
-        """The stretch of left-out steps, as [first, end, reason], that `step` is in."""
+        """Returns the range of left-out steps, as [first, end, reason], that `step` is in, if any."""
         return next((skip for skip in reversed(self.skips) if skip[0] <= step < skip[1]), None)
 
     def next_skip(self, step: int, last_step: int) -> int:
-        """The first step after `step` that is left out, or `last_step`."""
+        """Returns the first step after `step` that is left out, or `last_step`."""
         return min([last_step, *(skip[0] for skip in self.skips if skip[0] > step)])

@@ -1,18 +1,18 @@
-"""Which checkpoint of a run is the best, and when it is time to stop looking for a better one."""
+"""Selects the best checkpoint of a run, and ends training when no better one comes."""
 
 import math
 from typing import Any
 
 
 class Selection:
-    """Judges evaluations by one metric, and equal ones by their loss; the first of the best is kept.
+    """Compares evaluations by one metric, and equal ones by their loss; keeps the first of the best.
 
-    A few hundred examples often give the same accuracy twice, and the loss still tells which is better. For
-    `patience` such a one does not count as better.
+    A few hundred examples often give the same accuracy twice, and then the loss decides. For `patience` that
+    does not count as better.
 
     Args:
-        metric: of a row of held-out metrics, without `eval_`; "" judges nothing. Of losses less is better.
-        patience: evaluations without a better one, after which it is enough; 0 for never.
+        metric: of a row of held-out metrics, without `eval_`; "" selects nothing. Losses are minimised.
+        patience: evaluations without a better one, after which training ends; 0 for never.
     """
 
     def __init__(self, metric: str, patience: int):
@@ -21,11 +21,11 @@ class Selection:
         self.rewind(None)
 
     def rewind(self, saved: dict[str, Any] | None) -> None:
-        """Goes back to what `to_save` gave; to the start with None."""
+        """Restores what `to_save` returned; None restores the start."""
         self._state = saved or {"best_step": None, "best": None, "loss": None, "since": 0}
 
     def judge(self, row: dict[str, Any]) -> None:
-        """Takes note of a row of held-out metrics."""
+        """Compares a row of held-out metrics with the best so far."""
         value, loss = row.get(self._key), row.get("eval_loss")
         if value is None:
             return
@@ -42,7 +42,7 @@ class Selection:
 
     @property
     def enough(self) -> bool:
-        """Whether training longer is not worth it."""
+        """Whether `patience` is used up."""
         return 0 < self._patience <= self._state["since"]
 
     def to_save(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that an update changes; `step` is the number of the next: batch and learning rate follow it."""
+    """What an update changes. `step` is the number of the next step, which decides batch and learning rate."""
 
     step: jax.Array
     params: Any
@@ -60,13 +60,13 @@ def _bfloat16_problem() -> str:
 
 
 def abstract_model(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Any]:
-    """A module's structure, and its parameters as a nested dict of ShapeDtypeStructs; computes nothing."""
+    """Returns a module's structure, and its parameters as nested ShapeDtypeStructs; computes nothing."""
     structure, params = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
     return structure, nnx.to_pure_dict(params)
 
 
 def abstract_state(abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state as ShapeDtypeStructs that know their sharding: what to compile for and to restore into."""
+    """Returns the state as ShapeDtypeStructs with shardings: what to compile for and to restore into."""
 
     def init(params):
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
@@ -75,7 +75,7 @@ def abstract_state(abstract_params: Any, optimizer: optax.GradientTransformation
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Arrays or ShapeDtypeStructs of parameters or a state -> ShapeDtypeStructs that know where they lie."""
+    """Turns arrays or ShapeDtypeStructs of parameters or a state into ShapeDtypeStructs with shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -84,7 +84,7 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def init_params(build: Callable[[nnx.Rngs], nnx.Module], abstract: TrainState, seed: int) -> Any:
-    """Random parameters, made where they will lie: no host or device holds them whole."""
+    """Makes random parameters on the devices that hold them: no host or device holds them whole."""
 
     def init(key):
         return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(params=key)))[1])
@@ -94,7 +94,7 @@ def init_params(build: Callable[[nnx.Rngs], nnx.Module], abstract: TrainState, s
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """The state before the first update of given parameters."""
+    """Makes the state before the first update from parameters."""
     sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     fresh = jax.jit(
         lambda p: (jnp.zeros((), jnp.int32), optimizer.init(p)),
@@ -157,7 +157,7 @@ def make_train_step(
 
 
 def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
-    """The jitted evaluation (params, batch) -> (terms, outputs), both whole on every process."""
+    """Builds the jitted evaluation (params, batch) -> (terms, outputs), both replicated."""
     return jax.jit(
         lambda params, batch: objective.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
     )
@@ -177,18 +177,18 @@ def _counts(batch: Batch) -> Metrics:
 
 
 def sequence_lengths(batch: Batch) -> jax.Array:
-    """Tokens of every sequence: float32 [B, S], 0 where there is none."""
+    """Counts the tokens of every sequence: float32 [B, S], 0 where there is none."""
     numbers = 1 + jnp.arange(batch["cls_positions"].shape[1])
     return jnp.sum(batch["sequence_ids"][..., None] == numbers, axis=1, dtype=jnp.float32)
 
 
 def means(terms: dict[str, Term]) -> Metrics:
-    """sum / weight of every term; 0 where the weight is 0."""
+    """Divides each term's sum by its weight; 0 where the weight is 0."""
     return {name: total / jnp.maximum(weight, 1.0) for name, (total, weight) in terms.items()}
 
 
 def _accumulated(compute: Callable, inputs: Any, steps: int) -> Any:
-    """The sum of `compute(*micro)` over `steps` micro-batches of `inputs`' rows, one in memory at a time."""
+    """Sums `compute(*micro)` over `steps` micro-batches of the rows of `inputs`, one in memory at a time."""
     if steps == 1:
         return compute(*inputs)
     # Row r goes to micro-batch r % steps: every device keeps rows of its own in each of them.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from bert_jax.training.metrics import MetricsFile, Recorder, _duration
+from bert_jax.training.metrics import Console, MetricsFile, Recorder, _duration
 
 TIMINGS = {"tokens_per_second", "data_wait_fraction", "time", "goodput", "lost_seconds", "restarts"}
 STARTS = [{"step": 0, "time": 0.0}, {"step": 3, "time": 50.0}]
@@ -71,7 +71,7 @@ def test_not_a_number_survives(path):
 
 def recorder_of(path, resumed_at=0, window=None):
     file = MetricsFile(path.parent, resumed_at)
-    return Recorder(file, 3, 0, 8, lambda step: 0.1 * step, STARTS, window)
+    return Recorder(file, Console(0, 8), 3, lambda step: 0.1 * step, STARTS, window)
 
 
 def without_timings(rows):
@@ -122,7 +122,7 @@ def test_mfu_is_the_time_at_peak_over_the_time_taken(path):
         return 0.3
 
     file = MetricsFile(path.parent, 0)
-    recorder = Recorder(file, 3, 0, 3, lambda _: 0.0, STARTS, ideal_seconds=ideal_seconds)
+    recorder = Recorder(file, Console(0, 3), 3, lambda _: 0.0, STARTS, ideal_seconds=ideal_seconds)
     time.sleep(0.1)
     for step in (1, 2, 3):
         recorder.add(step, metrics(1.0))
