@@ -167,7 +167,7 @@ class Encoder(nnx.Module):
         return jnp.concatenate([x[None], outputs]) if all_hidden_states else last
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
-        """Applies dense layer and tanh to the [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
+        """Applies dense layer and tanh to [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
         return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
 
 

@@ -24,7 +24,7 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What an update changes. `step` is the number of the next step, which decides batch and learning rate."""
+    """What an update changes. `step` numbers the next step and so decides its batch and learning rate."""
 
     step: jax.Array
     params: Any
