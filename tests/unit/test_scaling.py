@@ -6,14 +6,13 @@ import types
 import jax
 import pytest
 
-from bert_jax import plan
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches, batch_shapes
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
-from bert_jax.scaling import topology
 from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
 from bert_jax.scaling.compile import Compiled, Memory, _exceeded, compile_step
 from bert_jax.training.config import MeshConfig
@@ -204,7 +203,7 @@ def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
 
 
 def test_an_answer_for_people():
-    text = plan.describe(compiled_of())
+    text = described.describe(compiled_of())
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
     assert "  total                             6.00" in text
@@ -214,7 +213,7 @@ def test_an_answer_for_people():
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_to_change():
-    *_, verdict, advice = plan.describe(compiled_of(total=20)).splitlines()
+    *_, verdict, advice = described.describe(compiled_of(total=20)).splitlines()
     assert verdict == "verdict: does not fit"
     assert advice.startswith("4.00 GiB too much on every device. Try --config.train.remat=dots")
     assert "--config.train.gradient_accumulation_steps=2" in advice
@@ -227,7 +226,7 @@ def test_the_step_of_this_machine_is_planned_too():
     That of the token table has two parts, of look-ups and logits, which this compiler sums apart.
     """
     compiled = compile_step(CONFIG, jax.devices())
-    parameters = sum(leaf.size for leaf in plan._params(CONFIG)) + 64 * 16
+    parameters = sum(leaf.size for leaf in described._params(CONFIG)) + 64 * 16
     sent = sum(c.bytes for c in compiled.collectives if c.kind == "all-reduce" and c.axes == "data")
     assert compiled.memory.fits
     assert sent == pytest.approx(4 * parameters, rel=0.02)
