@@ -1,9 +1,11 @@
 """FLOPs, what is read out of HLO, what is said of memory, and the search; no TPU compiler needed."""
 
 import dataclasses
+import math
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from bert_jax.config import Config
@@ -254,6 +256,55 @@ def test_the_search_finds_the_largest_batch(monkeypatch, limit, expected):
     rows = best.compiled.config.data.global_batch_size // 8
     assert (rows, best.compiled.config.train.remat) == expected
     assert len(tried) <= 12
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize("count", [4, 8])
+def test_every_mesh_of_the_search_fits_the_slices(monkeypatch, slices, count):
+    """`data` spans the slices, so parameters are split inside one slice only."""
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_device_mesh", lay_out)
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_hybrid_device_mesh", lay_out_slices)
+    devices = [types.SimpleNamespace(platform="tpu", slice_index=n * slices // count) for n in range(count)]
+    meshes = search_lib._meshes(CONFIG, devices)
+    assert [mesh.fsdp for mesh in meshes] == ([1, count // slices] if slices < count else [1])
+    for mesh in meshes:
+        assert make_mesh(mesh, devices).shape["data"] % slices == 0
+
+
+def lay_out(shape, *_, **__):
+    return np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+
+
+def lay_out_slices(inner, outer, *_, **__):
+    return lay_out(tuple(np.multiply(inner, outer)))
+
+
+@pytest.mark.parametrize(("hidden_size", "fsdp"), [(96, 32), (768, 64), (80, 16), (7, 1)])
+def test_parameters_are_split_over_what_divides_the_hidden_size(hidden_size, fsdp):
+    devices = [types.SimpleNamespace(platform="cpu")] * 256
+    config = types.SimpleNamespace(model=types.SimpleNamespace(hidden_size=hidden_size))
+    assert search_lib._meshes(config, devices)[-1].fsdp == fsdp
+
+
+def test_the_search_goes_on_after_a_refused_mesh(monkeypatch):
+    """A mesh that cannot be compiled costs a line; only when all are refused is it an error."""
+
+    def fake(config, _):
+        if config.mesh.fsdp == 2:
+            raise UserError("mesh.fsdp=2 is not possible here.")
+        return compiled_of(config=config)
+
+    monkeypatch.setattr(search_lib, "compile_step", fake)
+    monkeypatch.setattr(search_lib, "MOST_ROWS", 8)
+    lines = []
+    monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig(fsdp=2), MeshConfig()])
+    best = search_lib.search(CONFIG, jax.devices(), lines.append)
+    assert best is not None
+    assert "mesh.fsdp=1 " in best.overrides
+    assert lines[0] == "mesh.fsdp=2 is refused: mesh.fsdp=2 is not possible here."
+    monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig(fsdp=2)])
+    with pytest.raises(UserError, match=r"mesh\.fsdp=2 is not possible here"):
+        search_lib.search(CONFIG, jax.devices(), lines.append)
 
 
 def test_no_libtpu_is_one_line(monkeypatch):
