@@ -8,14 +8,13 @@ Memory of a device and what devices send each other are exact; times are estimat
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
 from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.scaling.compile import compile_step
-from bert_jax.scaling.described import comparison, describe, write
+from bert_jax.scaling.described import comparison, describe, write_summary
 from bert_jax.scaling.search import search
 from bert_jax.scaling.topology import topology_devices
 
@@ -36,11 +35,11 @@ def main() -> None:
         compiled = compile_step(config, devices)
     print(describe(compiled, flags.FLAGS.price))
     if flags.FLAGS.compare:
-        train = dataclasses.replace(config.train, attention="plain")
-        plain = compile_step(dataclasses.replace(config, train=train), devices)
-        print(comparison(compiled, plain))
+        train = dataclasses.replace(compiled.config.train, attention="plain")
+        plain = compile_step(dataclasses.replace(compiled.config, train=train), devices)
+        print(f"\n{comparison(compiled, plain)}")
     if flags.FLAGS.output:
-        write(compiled, pathlib.Path(flags.FLAGS.output))
+        write_summary(compiled, flags.FLAGS.output)
 
 
 if __name__ == "__main__":

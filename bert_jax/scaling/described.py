@@ -1,97 +1,101 @@
-"""A plan in words: what a compiled training step takes, as people and as tests read it."""
+"""Describes what a compiled training step takes: in words for a reader, as JSON for tests."""
 
 import json
-import pathlib
+import textwrap
+from typing import Any
 
 import jax
 
+from bert_jax import files
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.scaling.collectives import SLICES
-from bert_jax.scaling.compile import Compiled
+from bert_jax.report.text_table import text_table
+from bert_jax.scaling.collectives import SLICES, Collective
+from bert_jax.scaling.compile import Compiled, Memory
 from bert_jax.scaling.topology import GIB
 from bert_jax.training.flops import peak_flops
 from bert_jax.training.step import abstract_model
 
+INDENT = "  "
+
 
 def describe(compiled: Compiled, price: float | None = None) -> str:
-    """The whole answer, as people read it; its last line but advice is the verdict."""
+    """The whole answer for a reader; the verdict is its last line, or the last but one before advice.
+
+    Args:
+        price: of a device-hour, in any currency; None leaves the cost out.
+    """
     config, mesh, memory = compiled.config, compiled.mesh, compiled.memory
     data, shape = config.data, dict(mesh.shape)
     rows = data.global_batch_size // (shape["data"] * shape["fsdp"])
-    parameters = sum(leaf.size for leaf in _params(config))
-    axes = " × ".join(f"{axis} {size}" for axis, size in shape.items())
-    lines = [
-        f"mesh        {axes}",
-        f"batch       {data.global_batch_size:,} rows of {data.max_seq_length} tokens, {rows} on a device",
-        f"remat       {config.train.remat}",
-        f"parameters  {parameters:,}",
-        f"FLOPs       {compiled.flops:.3g} a step, {compiled.flops / compiled.tokens:.3g} a token",
-        f"compiled    in {compiled.seconds:.0f} s",
-        "",
-        "memory of a device, GiB",
-        *_memory(compiled),
+    facts = [
+        ("mesh", " × ".join(f"{axis} {size}" for axis, size in shape.items())),
+        ("batch", f"{data.global_batch_size:,} rows of {data.max_seq_length} tokens, {rows} on a device"),
+        ("remat", config.train.remat),
+        ("parameters", f"{sum(leaf.size for leaf in _params(config)):,}"),
+        ("FLOPs", f"{compiled.flops:.3g} a step, {compiled.flops / compiled.tokens:.3g} a token"),
+        ("compiled", f"in {compiled.seconds:.0f} s"),
     ]
-    if memory.fits:
-        lines += ["", "sent between devices in a step, MiB of whole arrays", *_sent(compiled)]
-        attention = "are in memory" if compiled.scores else "are nowhere in memory"
-        lines += ["", f"attention   scores of all pairs of tokens {attention}"]
-        lines += _times(compiled, price)
-        return "\n".join([*lines, "", "verdict: fits"])
-    over = (memory.total - memory.capacity) / GIB
-    return "\n".join(
-        [*lines, "", "verdict: does not fit", f"{over:.2f} GiB too much on every device. {advice(compiled)}"]
-    )
+    parts = [text_table(facts, left=2), f"memory of a device, GiB\n{_memory(memory)}"]
+    if not memory.fits:
+        over = (memory.total - memory.capacity) / GIB
+        verdict = f"verdict: does not fit\n{over:.2f} GiB too much on every device. {advice(compiled)}"
+        return "\n\n".join([*parts, verdict])
+    parts += [
+        f"sent between devices in a step, MiB of whole arrays\n{_sent(compiled.collectives)}",
+        f"attention scores of all pairs of tokens {'are' if compiled.scores else 'are not'} in memory",
+        *_times(compiled, price),
+        "verdict: fits",
+    ]
+    return "\n\n".join(parts)
 
 
 def _params(config: Config) -> list[jax.ShapeDtypeStruct]:
     return jax.tree.leaves(abstract_model(lambda rngs: BertForPreTraining(config.model, rngs))[1])
 
 
-def _memory(compiled: Compiled) -> list[str]:
-    memory = compiled.memory
-    rows = {
+def _memory(memory: Memory) -> str:
+    sizes = {
         "parameters, optimizer, batch": memory.arguments,
         "activations, gradients": memory.temporaries,
         "total": memory.total,
         "capacity": memory.capacity,
     }
-    return [f"  {name:<30}{size / GIB:>8.2f}" for name, size in rows.items() if size is not None]
+    rows = [(name, f"{size / GIB:.2f}") for name, size in sizes.items() if size is not None]
+    return textwrap.indent(text_table(rows), INDENT)
 
 
-def _sent(compiled: Compiled) -> list[str]:
-    """A line for each kind of collective; what is less than a thousandth of all is left out."""
-    total = sum(found.bytes for found in compiled.collectives)
-    lines = [
-        f"  {found.kind:<20}{found.axes:<14}{found.dtype:<6}{found.bytes / 2**20:>10.1f}"
-        for found in compiled.collectives
+def _sent(collectives: list[Collective]) -> str:
+    """A line for each kind of collective; less than a thousandth of all bytes is left out."""
+    total = sum(found.bytes for found in collectives)
+    rows = [
+        (found.kind, found.axes, found.dtype, f"{found.bytes / 2**20:.1f}")
+        for found in collectives
         if found.bytes * 1000 >= total
     ]
-    return lines or ["  nothing"]
+    return textwrap.indent(text_table(rows, left=3) or "nothing", INDENT)
 
 
 def _times(compiled: Compiled, price: float | None) -> list[str]:
+    """Estimates of time and cost as one paragraph; none where the compiler estimates no cycles."""
     if (seconds := compiled.step_seconds()) is None:
         return []
     computing, sending = seconds
     step, peak = max(seconds), peak_flops(compiled.mesh.devices.ravel().tolist())
-    steps = compiled.config.train.num_steps
+    speed, steps = compiled.tokens / step, compiled.config.train.num_steps
     hours = steps * step / 3600
-    speed, parts = compiled.tokens / step, f"computing {1000 * computing:.0f}, sending {1000 * sending:.0f}"
-    between_slices = any(found.axes == SLICES for found in compiled.collectives)
-    lines = [
-        "",
-        "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap",
-        *(["and without what is sent between slices"] if between_slices else []),
-        f"  step          {1000 * step:.0f} ms ({parts})",
-        f"  tokens/s      {speed:,.0f}, {speed / compiled.devices:,.0f} a device",
-    ]
-    if peak:
-        lines.append(f"  MFU           {compiled.flops / step / peak:.0%}")
     cost = f", {price * hours * compiled.devices:,.0f} at {price:g} a device-hour" if price else ""
-    lines.append(f"  {steps:,} steps  {hours:,.1f} h, {hours * compiled.devices:,.0f} device-hours{cost}")
-    return lines
+    rows = [
+        ("step", f"{1000 * step:.0f} ms (computing {1000 * computing:.0f}, sending {1000 * sending:.0f})"),
+        ("tokens/s", f"{speed:,.0f}, {speed / compiled.devices:,.0f} a device"),
+        *([("MFU", f"{compiled.flops / step / peak:.0%}")] if peak else []),
+        (f"{steps:,} steps", f"{hours:,.1f} h, {hours * compiled.devices:,.0f} device-hours{cost}"),
+    ]
+    title = "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap"
+    if any(found.axes == SLICES for found in compiled.collectives):
+        title += "\nand without what is sent between slices"
+    return [f"{title}\n{textwrap.indent(text_table(rows, left=2), INDENT)}"]
 
 
 def advice(compiled: Compiled) -> str:
@@ -115,16 +119,17 @@ def advice(compiled: Compiled) -> str:
 
 
 def comparison(compiled: Compiled, plain: Compiled) -> str:
-    """The step with plain attention beside the fused one."""
+    """One line about the step with plain attention beside the fused one."""
     fused, other = compiled.memory.total / GIB, plain.memory.total / GIB
+    scores = "are" if plain.scores or not plain.memory.fits else "are not"
+    fits = "fits" if plain.memory.fits else "does not fit"
     return (
-        f"\nwith plain attention: {other:.2f} GiB a device instead of {fused:.2f}; scores "
-        f"{'are in memory' if plain.scores or not plain.memory.fits else 'are nowhere'}; "
-        f"{'fits' if plain.memory.fits else 'does not fit'}"
+        f"with plain attention: {other:.2f} GiB a device instead of {fused:.2f}; "
+        f"scores {scores} in memory; {fits}"
     )
 
 
-def summary(compiled: Compiled) -> dict:
+def summary(compiled: Compiled) -> dict[str, Any]:
     """What should not change unnoticed: shardings, memory and collectives; no times."""
     return {
         "mesh": dict(compiled.mesh.shape),
@@ -141,8 +146,13 @@ def summary(compiled: Compiled) -> dict:
     }
 
 
-def write(compiled: Compiled, path: pathlib.Path) -> None:
+def write_summary(compiled: Compiled, path: str) -> None:
+    """Writes the summary as JSON.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     try:
-        path.write_text(json.dumps(summary(compiled), indent=1) + "\n")
+        files.write(path, json.dumps(summary(compiled), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output={path} cannot be written: {error.strerror}; give another.") from None

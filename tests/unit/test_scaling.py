@@ -208,9 +208,9 @@ def test_an_answer_for_people():
     text = described.describe(compiled_of())
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
-    assert "  total                             6.00" in text
-    assert "  all-reduce          data          f32        420.0" in text
-    assert "scores of all pairs of tokens are nowhere in memory" in text
+    assert "  total                          6.00\n" in text
+    assert "  all-reduce  data  f32  420.0\n" in text
+    assert "attention scores of all pairs of tokens are not in memory" in text
     assert text.endswith("verdict: fits")
 
 
