@@ -5,10 +5,10 @@ python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
 python -m bert_jax.params --config=bert_base --like-lecture
 """
 
+import collections
 import math
 
 import jax
-import numpy as np
 from absl import flags
 from jax.sharding import AbstractMesh
 
@@ -16,26 +16,13 @@ from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.model.partition import AXES
+from bert_jax.model.partition import AXES, path_name, rule_of
 from bert_jax.report.text_table import text_table
-from bert_jax.training.mesh import check_model, mesh_shape, path_name, shardings
+from bert_jax.training.mesh import check_model, mesh_shape, shardings
 from bert_jax.training.step import abstract_model
 
 BYTES_PER_PARAMETER = 12  # float32: the parameter and the two moments of Adam
 LECTURE_VOCABULARY = 30_000
-
-# What a person asks for -> the paths that belong to it. Every parameter belongs to exactly one group.
-GROUPS: dict[str, str | tuple[str, ...]] = {
-    "token embeddings": "encoder/embeddings/token",
-    "segment embeddings": "encoder/embeddings/segment",
-    "position embeddings": "encoder/embeddings/position",
-    "embeddings' LayerNorm": "encoder/embeddings/norm",
-    "attention": "encoder/layers/attention",  # with attention_norm
-    "feed-forward": ("encoder/layers/intermediate", "encoder/layers/output"),  # with output_norm
-    "pooler": "encoder/pooler",
-    "masked-LM head": "masked_lm",
-    "next-sentence head": "next_sentence",
-}
 
 
 def main() -> int:
@@ -72,13 +59,12 @@ def sharding_table(config: Config, devices: int) -> str:
 
 
 def counts(model: ModelConfig) -> dict[str, int]:
-    """Parameters of each group of `GROUPS`; of all layers together for those of a layer."""
+    """Parameters of each group of `partition.RULES`; attention and feed-forward are those of all layers."""
     _, params = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
-    result = dict.fromkeys(GROUPS, 0)
+    result: collections.Counter[str] = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        (group,) = [name for name, prefix in GROUPS.items() if path_name(path).startswith(prefix)]
-        result[group] += int(np.prod(leaf.shape))
-    return result
+        result[rule_of(path_name(path)).group] += math.prod(leaf.shape)
+    return dict(result)
 
 
 def table(model: ModelConfig) -> str:
