@@ -40,9 +40,9 @@ from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints
-from bert_jax.training.loop import Run, StopRequest
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.program import Program
 
 command.define_config_flags()
 WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step", "checkpoint"], "What to measure.")
@@ -154,22 +154,23 @@ def step(config: Config) -> None:
     dataset = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
     task = Pretraining(config, dataset)
     mesh = make_mesh(config.mesh)
-    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), StopRequest() as stop:
-        run = Run(config, task, pathlib.Path(folder), mesh, stop)
-        batch = to_global(mesh, next(iter(task.batches(config.phases()[0], 0, run.rows))))
-        compiled = run.compile(batch)
+    program = Program(config, task.objective, mesh)
+    with jax.set_mesh(mesh):
+        batch = to_global(mesh, next(iter(task.batches(config.phases()[0], 0, program.rows))))
+        state = program.initial_state(program.random_params())
+        compiled = program.train_step.lower(state, batch, program.key).compile()
         tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())
 
         def measure() -> float:
+            nonlocal state
             start = time.perf_counter()
-            run.state, metrics = compiled(run.state, batch, run.key)
-            jax.block_until_ready((run.state, metrics))
+            state, metrics = compiled(state, batch, program.key)
+            jax.block_until_ready((state, metrics))
             return time.perf_counter() - start
 
         measure()
         seconds = [measure() for _ in range(4 * REPEATS.value)]
         memory = compiled.memory_analysis()
-        run.close()
     median = statistics.median(seconds)
     row = [
         f"{config.data.global_batch_size}×{config.data.max_seq_length}",

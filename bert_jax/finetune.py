@@ -43,12 +43,12 @@ def main() -> int:
     try:
         config, runs, workdir = set_up()
     except UserError as error:
-        hosts.agree({}, str(error))  # raises it on every process
+        hosts.require_same({}, str(error))  # raises it on every process
         raise
     prepared = next(iter(runs.values()))  # the facts are the same for all
     facts = {"base": json.dumps(prepared.base.facts()), "data": prepared.splits.digest}
     facts["code"] = hosts.code_digest()
-    hosts.agree(facts | versions())
+    hosts.require_same(facts | versions())
     scores: dict[str, list[Scores]] = {}
     for folder, prepared in runs.items():
         if config.task.classifiers:
@@ -115,7 +115,7 @@ def fine_tune(prepared: Prepared, folder: epath.Path) -> tuple[int, list[Scores]
     found: list[Scores] = []
     for seed in seeds(prepared.config):
         own = folder_of(prepared.config, folder, seed)
-        with hosts.together():
+        with hosts.fail_fast():
             code = train(prepared.run(seed), Finetuning(prepared, seed), own)
             if code != FINISHED:
                 return code, found

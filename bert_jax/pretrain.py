@@ -35,15 +35,15 @@ def main() -> int:
     try:
         config, workdir, dataset = set_up()
     except UserError as error:
-        hosts.agree({}, str(error))  # raises it on every process
+        hosts.require_same({}, str(error))  # raises it on every process
         raise
     facts = {f"config.{key}": repr(value) for key, value in config.flat().items()}
     facts |= {
         name: hashlib.sha256(content).hexdigest() for name, content in dataset.tokenizer_files().items()
     }
     facts |= {"dataset_sha256": dataset.sha256, "digest of the code": hosts.code_digest()}
-    hosts.agree(facts | versions())
-    with hosts.together():
+    hosts.require_same(facts | versions())
+    with hosts.fail_fast():
         code = train(config, Pretraining(config, dataset), workdir)
     if code == FINISHED and jax.process_index() == 0:
         print(closing(workdir))

@@ -11,7 +11,7 @@ from flax import nnx
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.tasks.pretraining import PretrainingObjective
+from bert_jax.model.objectives import PretrainingObjective
 from bert_jax.training import step as step_lib
 from bert_jax.training.config import MeshConfig, OptimizerConfig
 from bert_jax.training.mesh import make_mesh

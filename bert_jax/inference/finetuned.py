@@ -50,7 +50,9 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
         )
     facts = json.loads((folder / TASK).read_text())
     downstream = make_task(config.task, config.data, facts)
-    structure, abstract = abstract_model(lambda rngs: downstream.build(config.model, rngs, PLAINLY))
+    structure, abstract = abstract_model(
+        lambda rngs: downstream.objective().build(config.model, rngs, PLAINLY)
+    )
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
     return Finetuned(config, downstream, load_tokenizer(folder / TOKENIZER), structure, params, meta)
@@ -78,7 +80,7 @@ class Finetuned:
     ):
         self.config, self.task, self.tokenizer = config, task, tokenizer
         self.params, self.meta = params, meta
-        self._step = make_evaluation_step(structure, task)
+        self._step = make_evaluation_step(structure, task.objective())
         self._mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:

@@ -12,13 +12,14 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.config import Config
 from bert_jax.data.batches import batch_shapes
 from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.objectives import PretrainingObjective
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
-from bert_jax.tasks.pretraining import PretrainingObjective
 from bert_jax.training import step as step_lib
 from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import BATCH, check_batch, check_model, count_slices, make_mesh, path_name
-from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.schedules import make_schedule
 
 KERNEL_RATE = 0.4  # of the peak: what the attention kernel, which has no estimate, is taken to reach
 

@@ -4,21 +4,15 @@ import abc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 import sklearn.metrics
-from flax import nnx
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import Compute
-from bert_jax.model.heads import BertForSequences
-from bert_jax.model.losses import Term, accuracy, cross_entropy, squared_error
+from bert_jax.model.objectives import SequenceClassification, SequenceRegression
 from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
 from bert_jax.tasks.records import read_records, text_column
 
 
@@ -30,7 +24,7 @@ class Example(NamedTuple):
 
 
 class _Sequences(Downstream):
-    """What classification and regression share: one loss of each sequence, whose name is the objective's.
+    """What classification and regression share: one label for each sequence.
 
     Args:
         data: names of the columns.
@@ -92,9 +86,6 @@ class _Sequences(Downstream):
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """The `labels` [N] that the network is to give; any where an example has none."""
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        return {self.objective[0]: jnp.sum(batch["sequence_weights"])}
-
     def row(self, example: Example, prediction: Any) -> dict[str, Any]:
         texts = {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
         return texts | ({"label": example.label} if example.label is not None else {}) | prediction
@@ -104,7 +95,6 @@ class Classification(_Sequences):
     """Single-label classification (Devlin et al., 2019, section 4.1)."""
 
     metrics: tuple[str, ...] = ("accuracy", "f1", "macro_f1", "matthews")
-    objective: tuple[str, ...] = ("class_loss",)
 
     @property
     def labels(self) -> list[str]:
@@ -145,16 +135,8 @@ class Classification(_Sequences):
         number = {label: index for index, label in enumerate(self.labels)}
         return {"labels": np.array([number.get(example.label, 0) for example in examples], np.int32)}
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
-        return BertForSequences(config, len(self.labels), rngs, compute)
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        logits = model(batch)
-        return self.losses(logits, batch), {"probabilities": jax.nn.softmax(logits)}
-
-    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
-        answers = outputs, batch["labels"], batch["sequence_weights"]
-        return {"class_loss": cross_entropy(*answers), "accuracy": accuracy(*answers)}
+    def objective(self) -> SequenceClassification:
+        return SequenceClassification(len(self.labels))
 
     def decode(self, outputs: Outputs, _encoded: Encoded, _examples: Sequence[Any]) -> Predictions:
         """{"prediction": the most probable class, "probabilities": by class}."""
@@ -201,7 +183,6 @@ class Regression(_Sequences):
     """One number for a text or a pair, learned by squared error on standardised targets."""
 
     metrics: tuple[str, ...] = ("spearman", "pearson")
-    objective: tuple[str, ...] = ("squared_error",)
 
     def learn(self, examples: Sequence[Example]) -> None:
         """Takes mean and spread of the numbers from the training examples.
@@ -235,15 +216,8 @@ class Regression(_Sequences):
         labels = np.array([example.label or 0.0 for example in examples])
         return {"labels": ((labels - self.facts["mean"]) / self.facts["deviation"]).astype(np.float32)}
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
-        return BertForSequences(config, 1, rngs, compute)
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        outputs = model(batch)
-        return self.losses(outputs, batch), {"values": outputs[..., 0]}
-
-    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
-        return {"squared_error": squared_error(outputs[..., 0], batch["labels"], batch["sequence_weights"])}
+    def objective(self) -> SequenceRegression:
+        return SequenceRegression()
 
     def decode(self, outputs: Outputs, _encoded: Encoded, _examples: Sequence[Any]) -> Predictions:
         """{"prediction": number in the units of the data}."""

@@ -5,18 +5,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
-from flax import nnx
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batches import assemble, per_sequence
 from bert_jax.data.packing import PackedRows
-from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import Compute
-from bert_jax.model.losses import Term
+from bert_jax.model.objectives import Objective
 
-Batch = dict[str, jax.Array]
 Outputs = dict[str, list[np.ndarray]]  # by name, of each of the N sequences: [tokens with specials, …] or […]
 Predictions = list[dict[str, Any]]  # JSON, one for each example
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
@@ -51,7 +46,6 @@ class Downstream(Protocol):
     """
 
     metrics: tuple[str, ...]
-    objective: tuple[str, ...]
     per_token: bool
     facts: dict[str, Any]
     too_long: str = "examples are longer than data.max_seq_length"
@@ -86,21 +80,8 @@ class Downstream(Protocol):
 
     def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_seq_length: int) -> Encoded: ...
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module: ...
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """The total weight of each term of the objective, known before anything is computed."""
-        ...
-
-    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
-        """Losses and scores of what the network gives, [B, S, …] or [B, T, …]."""
-        ...
-
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]:
-        return self.losses(model(batch, dropout_keys), batch)
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        """Terms without dropout, and the outputs that `decode` reads, [B, S, …] or [B, T, …]."""
+    def objective(self) -> Objective:
+        """What is minimised, once `facts` are complete."""
         ...
 
     def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Any]) -> Predictions: ...
@@ -145,7 +126,10 @@ class Rows:
         return Placement(real[row], slot, number, *lengths)
 
     def batch(self, rows: np.ndarray, seed: int, epoch: int) -> dict[str, np.ndarray]:
-        """The batch of rows [R]: inputs, `cls_positions`, `sequence_weights` [R, S], and all targets."""
+        """The batch of rows [R]: inputs, `cls_positions`, `sequence_weights` [R, S], and all targets.
+
+        `token_weights` [R, T] is 1 where a token has one of the `labels`. Weights are float32.
+        """
         encoded, placed = self._encoded, self.sequences(rows, seed, epoch)
         shape = len(rows), *self._shape
         count = placed.length_a + placed.length_b
@@ -153,6 +137,8 @@ class Rows:
         where = np.arange(count.sum()) + np.repeat(self._starts[placed.number] - (ends - count), count)
         targets = {name: values[where] for name, values in encoded.token_targets.items()}
         batch = assemble(placed, encoded.tokens[where], shape, self._tokenizer, targets)
+        if "labels" in targets:
+            batch["token_weights"] = (batch["labels"] >= 0).astype(np.float32)
         batch["sequence_weights"] = per_sequence(placed, np.ones(len(placed.number)), shape, np.float32)
         for name, values in encoded.sequence_targets.items():
             batch[name] = per_sequence(placed, values[placed.number], shape, values.dtype.type)

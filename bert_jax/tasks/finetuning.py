@@ -1,9 +1,10 @@
 """Fine-tuning as a task of the loop: a downstream task, its examples, and the checkpoint it starts from."""
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from bert_jax.tasks.question_answering import QuestionAnswering
 from bert_jax.tasks.token_classification import TokenClassification
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import Phase
+from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.fingerprints import combined_digest
 
 TOKENIZER, TASK = "tokenizer", "task.json"  # in a checkpoint: its vocabulary, and what the task remembers
@@ -201,8 +203,10 @@ class Finetuning:
         facts = task.facts | {"base": base.facts()}
         self.files = {f"{TOKENIZER}/{name}": file for name, file in base.tokenizer.files().items()}
         self.files[TASK] = (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
-        self.objective, self.build = task.objective, task.build
-        self.weights, self.terms, self.evaluate = task.weights, task.terms, task.evaluate
+        self.objective = task.objective()
+        size = run.data.global_batch_size
+        batches = functools.partial(self._eval.batches, size)
+        self.evaluators = (HeldOut("eval", run.train.eval_every, batches, self._scores),)
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """The encoder of the base under a random head; with `task.random_weights` all is random."""
@@ -220,15 +224,7 @@ class Finetuning:
         batches = TrainingBatches(self._train.rows, data.global_batch_size, seed)
         return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
 
-    def evaluations(
-        self,
-        final: bool,  # noqa: ARG002
-    ) -> dict[str, Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]]]:
-        """All held-out examples, at every evaluation."""
-        size = self._run.data.global_batch_size
-        return {"eval": lambda rows: self._eval.batches(size, rows)}
-
-    def scores(self, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    def _scores(self, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
         """The task's metrics of the held-out examples."""
         predictions = self._eval.predictions(outputs, self._run.data.global_batch_size)
         return self._task.score(predictions, self._eval.examples)

@@ -6,19 +6,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import Compute
-from bert_jax.model.heads import BertForTokens
-from bert_jax.model.losses import Term, cross_entropy
+from bert_jax.model.objectives import SpanExtraction
 from bert_jax.tasks.config import TaskConfig, TaskData
-from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
 from bert_jax.tasks.squad import Question, exact_match_and_f1, read_squad
 
 ASKING = ("what", "who", "when", "where", "which", "why", "how")
@@ -54,7 +48,6 @@ class QuestionAnswering(Downstream):
         task: windows and decoding.
     """
 
-    objective: tuple[str, ...] = ("span_loss",)
     per_token = True
     too_long = "questions are longer than task.max_question_tokens"
     metrics: tuple[str, ...]
@@ -161,30 +154,8 @@ class QuestionAnswering(Downstream):
             "span_weights": learned[encoded.example].astype(np.float32),
         }
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
-        return BertForTokens(config, 2, rngs, compute)
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        return {"span_loss": jnp.sum(_weights(batch))}
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        logits = model(batch)
-        return self.losses(logits, batch), {"start": logits[..., 0], "end": logits[..., 1]}
-
-    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
-        """The mean of the losses of start and end, each a softmax over the tokens of its own sequence."""
-        slots = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
-        own = batch["sequence_ids"][:, None, :] == slots[:, None]  # [B, S, T]
-        weights = _weights(batch)
-        loss, right = jnp.zeros(()), weights > 0
-        for side, name in enumerate(("start_positions", "end_positions")):
-            # Not -inf: a slot that holds no sequence has no other token, and its loss must be a number.
-            scores = jnp.where(own, outputs[:, None, :, side], jnp.finfo(outputs.dtype).min)
-            positions = batch["cls_positions"] + batch[name]
-            loss += cross_entropy(scores, positions, weights)[0] / 2
-            right &= jnp.argmax(scores, axis=-1) == positions
-        total = jnp.sum(weights)
-        return {"span_loss": (loss, total), "span_accuracy": (jnp.sum(right * weights), total)}
+    def objective(self) -> SpanExtraction:
+        return SpanExtraction()
 
     def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Question]) -> Predictions:
         """{"prediction": text of the paragraph, "start", "end": its characters, "score": sum of logits}.
@@ -259,10 +230,6 @@ class QuestionAnswering(Downstream):
     def row(self, example: Question, prediction: Any) -> dict[str, Any]:
         known = {"id": example.id, "question": example.text, "answers": [a.text for a in example.answers]}
         return {name: value for name, value in known.items() if value} | prediction
-
-
-def _weights(batch: Batch) -> jax.Array:
-    return batch["sequence_weights"] * batch["span_weights"]
 
 
 def windows(tokens: np.ndarray, room: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,21 +4,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import sklearn.metrics
-from flax import nnx
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import Compute
-from bert_jax.model.heads import BertForTokens
-from bert_jax.model.losses import Term, accuracy, cross_entropy
+from bert_jax.model import objectives
 from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import SPECIALS, Batch, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
 from bert_jax.tasks.records import Record, read_records, read_text, text_column
 
 RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz|\.zst)?$")  # other sources are columns
@@ -61,7 +55,6 @@ class TokenClassification(Downstream):
     """
 
     metrics: tuple[str, ...] = ("f1", "precision", "recall", "token_accuracy")
-    objective: tuple[str, ...] = ("token_loss",)
     per_token = True
     too_long = "words are longer than data.max_seq_length"
 
@@ -183,24 +176,8 @@ class TokenClassification(Downstream):
             number.get(tag, 0) for sentence in examples for tag in sentence.tags or [""] * len(sentence.words)
         ]
 
-    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
-        return BertForTokens(config, len(self.labels), rngs, compute)
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        return {"token_loss": jnp.sum(_weights(batch))}
-
-    def losses(self, outputs: jax.Array, batch: Batch) -> dict[str, Term]:
-        answers = outputs, batch["labels"], _weights(batch)
-        return {"token_loss": cross_entropy(*answers), "token_accuracy": accuracy(*answers)}
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        """The outputs are the best label of each token, int32 [B, T], and its probability, float32 [B, T]."""
-        logits = model(batch)
-        best = {
-            "label": jnp.argmax(logits, axis=-1).astype(jnp.int32),
-            "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
-        }
-        return self.losses(logits, batch), best
+    def objective(self) -> objectives.TokenClassification:
+        return objectives.TokenClassification(len(self.labels))
 
     def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Sentence]) -> Predictions:
         """{"prediction": a tag for each word, "probabilities": theirs, "entities": …}.
@@ -294,10 +271,6 @@ def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np
             used = 0
         last, used = number, used + length
     return np.array(starts, np.int64)
-
-
-def _weights(batch: Batch) -> jax.Array:
-    return (batch["labels"] >= 0).astype(jnp.float32)
 
 
 def _tags(predictions: Sequence[Any], examples: Sequence[Any]) -> tuple[list[list[str]], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, and how they agree."""
+"""Several processes that train one model: how they connect, compare what they run, stop and fail."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -53,8 +54,8 @@ def connect() -> None:
         raise UserError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
 
 
-def agree(facts: dict[str, str], problem: str | None = None) -> None:
-    """Makes sure that all processes are about to do the same; every one of them must call it.
+def require_same(facts: dict[str, str], problem: str | None = None) -> None:
+    """Checks that all processes are about to do the same; every one of them must call it.
 
     Args:
         facts: what must be the same everywhere, by name.
@@ -86,10 +87,10 @@ def _refusal(message: str) -> UserError:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What is inside needs all processes: an error ends this one at once, and so the others notice.
+def fail_fast() -> Iterator[None]:
+    """Ends this process at once for an error inside the block, so that the others notice.
 
-    It could not even close its files in peace, since that may wait for the others, for ever.
+    Even closing its files could wait for the others, for ever.
     """
     try:
         yield
@@ -115,6 +116,33 @@ def _leave(error: Exception) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
+
+
+class StopRequest:
+    """While entered, SIGTERM and Ctrl-C ask for a stop; a second Ctrl-C ends the process.
+
+    Attributes:
+        requested: the signal's number, None before it comes.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {
+            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        log.info("%s: saving a checkpoint, then stopping", signal.Signals(number).name)
+        self.requested = number
 
 
 def _gather(text: str) -> list:

@@ -90,6 +90,10 @@ class Recovery:
         self.skips.append([first, bad.last + 1, str(bad)])
         return first
 
+    def skipped(self) -> None:
+        """Notes that steps were left out: bad steps on both sides of them are not in a row."""
+        self._bad_steps = 0
+
     def skip_at(self, step: int) -> list[Any] | None:
         """The stretch of left-out steps, as [first, end, reason], that `step` is in."""
         return next((skip for skip in reversed(self.skips) if skip[0] <= step < skip[1]), None)

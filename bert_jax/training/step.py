@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,26 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.model.encoder import Compute
 from bert_jax.model.losses import Term
+from bert_jax.model.objectives import Objective
 from bert_jax.training.config import TrainConfig
 from bert_jax.training.mesh import shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-class Task(Protocol):
-    """What the loop knows of an objective; `bert_jax.tasks.pretraining` is the first."""
-
-    @property
-    def objective(self) -> tuple[str, ...]: ...
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]: ...
-
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> dict[str, Term]: ...
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        """Terms without dropout, and outputs [B, …] for what is no sum: predictions to be scored."""
-        ...
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -99,28 +85,28 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, abstract: T
 
 def make_train_step(
     structure: nnx.GraphDef,
-    task: Task,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], Any],
     abstract: TrainState,
     accumulation_steps: int = 1,
 ) -> Any:
-    """The jitted update (state, batch, key) -> (state, metrics); `state` is donated.
+    """Builds the jitted update (state, batch, key) -> (state, metrics), which donates `state`.
 
-    The loss is the sum over the task's objective of each term's mean over the whole global batch. Dropout of
-    a row depends on (key, step, row) alone, and sums are divided by weights of the whole batch, so
-    accumulation and sharding change nothing but rounding.
+    The loss is the sum over `objective.losses` of each term's mean over the whole global batch. Dropout of a
+    row depends on (key, step, row) alone, and sums are divided by weights of the whole batch, so accumulation
+    and sharding change only rounding.
 
-    The learning rate is `schedule(step)`, of the step's number as the batch is. If loss or gradient is not
-    finite, parameters and optimizer stay as they are, and only the step counts on.
+    The learning rate is `schedule(step)`. If the loss or a gradient is not finite, parameters and optimizer
+    stay as they are, and only `step` advances.
 
-    `batch` may hold `stop_requested`, float32 [B], 1 in the rows of a host that was asked to stop: their sum
-    is a metric, and so all hosts learn of it at the same step.
+    `batch` may hold `stop_requested`, float32 [B], 1 in the rows of a host that was asked to stop. Its sum is
+    a metric, so all hosts see the request at the same step.
     """
 
     def loss_of(params, batch, dropout_keys, weights):
-        terms = task.terms(nnx.merge(structure, params), batch, dropout_keys)
-        loss = sum(terms[name][0] / jnp.maximum(weights[name], 1.0) for name in task.objective)
+        terms = objective.terms(nnx.merge(structure, params), batch, dropout_keys)
+        loss = sum(terms[name][0] / jnp.maximum(weights[name], 1.0) for name in weights)
         return loss, terms
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -132,7 +118,8 @@ def make_train_step(
         rows = jax.tree.leaves(batch)[0].shape[0]
         step_key = jax.random.fold_in(key, state.step)
         row_keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
-        compute = functools.partial(gradient_of, state.params, weights=task.weights(batch))
+        weights = {name: jnp.sum(batch[array]) for name, array in objective.losses.items()}
+        compute = functools.partial(gradient_of, state.params, weights=weights)
         (loss, terms), gradients = _accumulated(compute, (batch, row_keys), accumulation_steps)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         rate = -schedule(state.step)
@@ -161,10 +148,10 @@ def make_train_step(
     return train_step
 
 
-def make_evaluation_step(structure: nnx.GraphDef, task: Task) -> Any:
+def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
     """The jitted evaluation (params, batch) -> (terms, outputs), both whole on every process."""
     return jax.jit(
-        lambda params, batch: task.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
+        lambda params, batch: objective.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
     )
 
 

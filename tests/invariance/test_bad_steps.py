@@ -10,7 +10,7 @@ from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
-from bert_jax.tasks.pretraining import PretrainingObjective
+from bert_jax.model.objectives import PretrainingObjective
 from bert_jax.training.config import OptimizerConfig, TrainConfig
 from bert_jax.training.loop import train
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents

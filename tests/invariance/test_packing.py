@@ -56,7 +56,7 @@ def test_packed_is_unpacked(model, batches):
     def run(params, batch):
         def loss_of(params):
             terms = means(task.terms(nnx.merge(structure, params), batch, None))
-            return sum(terms[name] for name in task.objective), terms
+            return sum(terms[name] for name in task.losses), terms
 
         logits = nnx.merge(structure, params)(batch)
         return *logits, *jax.value_and_grad(loss_of, has_aux=True)(params)

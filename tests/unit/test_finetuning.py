@@ -112,7 +112,7 @@ def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weig
     run, finetuning = found.run(seed=0), Finetuning(found, seed=0)
 
     def build(rngs):
-        return finetuning.build(run.model, rngs, Compute())
+        return finetuning.objective.build(run.model, rngs, Compute())
 
     _, abstract = step_lib.abstract_model(build)
     state = step_lib.abstract_state(abstract, make_optimizer(run.optimizer), mesh_of())
@@ -211,8 +211,8 @@ def test_rows_longer_than_the_base_knows_are_refused(folder):
 def test_scores_are_of_the_held_out_examples_in_their_order(folder):
     """Outputs that are right for every sequence give a score of 1, though rows hold them in another order."""
     finetuning = Finetuning(prepared(folder), seed=0)
-    (batches,) = finetuning.evaluations(final=False).values()
-    outputs = [{"probabilities": np.eye(2)[batch["labels"]]} for batch in batches(np.arange(4))]
-    assert finetuning.scores(outputs)["accuracy"] == 1.0
+    (evaluator,) = finetuning.evaluators
+    outputs = [{"probabilities": np.eye(2)[batch["labels"]]} for batch in evaluator.batches(np.arange(4))]
+    assert evaluator.scores(outputs)["accuracy"] == 1.0
     wrong = [{"probabilities": 1.0 - jax.device_get(output["probabilities"])} for output in outputs]
-    assert finetuning.scores(wrong)["accuracy"] == 0.0
+    assert evaluator.scores(wrong)["accuracy"] == 0.0

@@ -12,21 +12,21 @@ def everyone_says(monkeypatch, *others):
 
 
 def test_alone_there_is_nobody_to_disagree_with():
-    hosts.agree({"dataset_sha256": "ab"})
+    hosts.require_same({"dataset_sha256": "ab"})
     with pytest.raises(UserError, match=r"^no such file$"):
-        hosts.agree({}, "no such file")
+        hosts.require_same({}, "no such file")
 
 
 def test_the_same_everywhere(monkeypatch):
     everyone_says(monkeypatch, [None, {"jax": "1"}], [None, {"jax": "1"}])
-    hosts.agree({"jax": "1"})
+    hosts.require_same({"jax": "1"})
 
 
 def test_what_differs_is_told_everywhere_with_both_values(monkeypatch):
     theirs = {"jax": "1", "config.train.seed": "7", "dataset_sha256": "cd"}
     everyone_says(monkeypatch, [None, {"jax": "1", "dataset_sha256": "ab"}], [None, theirs])
     with pytest.raises(UserError) as raised:
-        hosts.agree({"jax": "1", "dataset_sha256": "ab"})
+        hosts.require_same({"jax": "1", "dataset_sha256": "ab"})
     assert str(raised.value) == (
         "process 2 is not like process 0: config.train.seed is '7' there and None on process 0; "
         "dataset_sha256 is 'cd' there and 'ab' on process 0."
@@ -36,7 +36,7 @@ def test_what_differs_is_told_everywhere_with_both_values(monkeypatch):
 def test_a_problem_of_one_is_told_by_all(monkeypatch):
     everyone_says(monkeypatch, ["--data_dir=x holds no dataset", {}])
     with pytest.raises(UserError, match="process 1: --data_dir=x holds no dataset"):
-        hosts.agree({"jax": "1"})
+        hosts.require_same({"jax": "1"})
 
 
 def test_the_digest_of_the_code_is_the_same_twice():

@@ -8,7 +8,8 @@ import pytest
 
 from bert_jax.training.config import OptimizerConfig
 from bert_jax.training.mesh import path_name
-from bert_jax.training.optimizer import make_optimizer, make_schedule
+from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.schedules import make_schedule
 from tests.tiny import Training, mesh_of
 
 

@@ -9,6 +9,7 @@ import pytest
 from bert_jax.config import Config, from_dict
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.evaluate import due
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 
 VOCABULARY = 100
@@ -63,7 +64,9 @@ def test_evaluation_looks_at_mask_tokens_apart():
         "next_sentence_labels": np.array([[1]]),
         "next_sentence_weights": np.array([[1.0]]),
     }
-    terms, _ = task_of([[49, 49]], [[20, 20]]).evaluate(FixedLogits(), jax.tree.map(jnp.asarray, batch))
+    terms, _ = task_of([[49, 49]], [[20, 20]]).objective.evaluate(
+        FixedLogits(), jax.tree.map(jnp.asarray, batch)
+    )
     other = np.log(99 + np.exp(2.0))  # -log p of any token but number 6
     expected = {
         "mlm_loss": (4 * other - 2 * 2.0, 4),
@@ -79,8 +82,9 @@ def test_evaluation_looks_at_mask_tokens_apart():
 
 
 def held_out_batches(task, final=False, rows=(0, 1, 2, 3)):
-    rows = np.array(rows)
-    return {name: list(batches(rows)) for name, batches in task.evaluations(final).items()}
+    return {
+        each.name: list(each.batches(np.array(rows))) for each in due(task.evaluators, 10_000, last=final)
+    }
 
 
 def test_held_out_batches_are_the_same_at_every_evaluation_and_for_every_seed():

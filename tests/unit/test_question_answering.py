@@ -350,12 +350,13 @@ def test_losses_and_accuracy_are_over_the_tokens_of_each_sequence():
         ([0, 0, 0], (0, 0), (0, 0)),
     ):
         batch["span_weights"] = np.array([weights], np.float32)
-        terms = task_of().terms(lambda *_: logits, batch, None)
+        objective = task_of().objective()
+        terms = objective.terms(lambda *_: logits, batch, None)
         np.testing.assert_allclose(terms["span_loss"], loss, rtol=1e-6)
         np.testing.assert_array_equal(terms["span_accuracy"], accuracy)
-        np.testing.assert_array_equal(task_of().weights(batch)["span_loss"], loss[1])
+        np.testing.assert_array_equal(batch[objective.losses["span_loss"]].sum(), loss[1])
     assert terms.keys() == {"span_loss", "span_accuracy"}
-    assert task_of().objective == ("span_loss",)
+    assert objective.losses.keys() == {"span_loss"}
 
 
 def packed_questions():
@@ -372,12 +373,12 @@ def test_sequences_that_share_a_row_have_the_losses_and_logits_that_they_have_al
     task = task_of(doc_stride=6, max_question_tokens=3)
     encoded = task.encode(packed_questions(), TOKENIZER, 20)
     config = dataclasses.replace(tiny.MODEL, num_hidden_layers=1, initializer_range=0.5)
-    structure, params = nnx.split(task.build(config, nnx.Rngs(0), Compute()))
+    structure, params = nnx.split(task.objective().build(config, nnx.Rngs(0), Compute()))
 
     @jax.jit
     def gradient_and_evaluation(params, batch):
         def loss(params):
-            terms, outputs = task.evaluate(nnx.merge(structure, params), batch)
+            terms, outputs = task.objective().evaluate(nnx.merge(structure, params), batch)
             return terms["span_loss"][0], (terms, outputs)
 
         return jax.grad(loss, has_aux=True)(params)

@@ -354,11 +354,12 @@ def test_of_many_types_there_is_no_table_of_confusion():
 
 def evaluate(batch):
     config = dataclasses.replace(MODEL, vocab_size=wordpiece().vocab_size)
-    model = task().build(config, nnx.Rngs(0), Compute())
+    objective = task().objective()
+    model = objective.build(config, nnx.Rngs(0), Compute())
 
     @jax.jit
     def compiled(batch):
-        return *task().evaluate(model, batch), model(batch), task().terms(model, batch, None)
+        return *objective.evaluate(model, batch), model(batch), objective.terms(model, batch, None)
 
     terms, outputs, logits, training_terms = compiled(batch)
     assert jax.tree.all(jax.tree.map(np.array_equal, terms, training_terms))  # there is no dropout
@@ -378,7 +379,8 @@ def some_rows(slots):
 def test_packed_sequences_are_learned_as_if_each_had_a_row_of_its_own():
     (many, alone), (few, packed) = some_rows(1), some_rows(4)
     assert few < many <= 8
-    assert task().weights(packed)["token_loss"] == task().weights(alone)["token_loss"] == 45.0
+    name = task().objective().losses["token_loss"]
+    assert packed[name].sum() == alone[name].sum() == 45.0
     terms, expected = evaluate(packed)[0], evaluate(alone)[0]
     for name in ("token_loss", "token_accuracy"):
         np.testing.assert_allclose(terms[name], expected[name], rtol=1e-6)

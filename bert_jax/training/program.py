@@ -1,0 +1,111 @@
+"""What the steps of a run are compiled from: one object for training, planning and measuring."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bert_jax.model.objectives import Objective
+from bert_jax.training import step as step_lib
+from bert_jax.training.config import RunConfig
+from bert_jax.training.flops import peak_flops, training_flops
+from bert_jax.training.mesh import BATCH, check_batch, check_model, process_rows
+from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.schedules import make_schedule
+
+PRNGS = {"threefry": "threefry2x32", "rbg": "rbg"}
+
+
+class Program:
+    """The compiled side of a run: network, optimizer, schedule and steps on a mesh. It computes nothing yet.
+
+    Args:
+        config: sizes, optimizer and how to compute.
+        objective: what is minimised.
+        mesh: of devices that may be absent (see `bert_jax.scaling`); it must be in use (`jax.set_mesh`)
+            wherever a step is compiled or run.
+
+    Attributes:
+        structure: the network without its parameters.
+        abstract: the state as ShapeDtypeStructs with shardings.
+        schedule: step -> learning rate.
+        train_step: jitted (state, batch, key) -> (state, metrics).
+        evaluation_step: jitted (params, batch) -> (terms, outputs).
+
+    Raises:
+        UserError: for a mesh that cannot share out the network or the batch.
+    """
+
+    def __init__(self, config: RunConfig, objective: Objective, mesh: Mesh):
+        check_model(mesh.shape, config.model)
+        check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
+        self.config, self.objective, self.mesh = config, objective, mesh
+        self._compute = step_lib.compute_of(config.train, mesh)
+        self.optimizer = make_optimizer(config.optimizer)
+        self.schedule = make_schedule(config.optimizer, config.phases()[-1].last_step)
+        self.structure, abstract_params = step_lib.abstract_model(self.build)
+        self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)
+        self.train_step = step_lib.make_train_step(
+            self.structure,
+            objective,
+            self.optimizer,
+            self.schedule,
+            self.abstract,
+            config.train.gradient_accumulation_steps,
+        )
+        self.evaluation_step = step_lib.make_evaluation_step(self.structure, objective)
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the network with random parameters."""
+        return self.objective.build(self.config.model, rngs, self._compute)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of the global batch that this process's devices hold: int [rows], ascending."""
+        return process_rows(self.mesh, self.config.data.global_batch_size)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    def random_params(self) -> Any:
+        """Makes random parameters, by `train.seed`, where they will lie."""
+        return step_lib.init_params(self.build, self.abstract, self.config.train.seed)
+
+    def initial_state(self, params: Any) -> step_lib.TrainState:
+        """The state before the first update of given parameters."""
+        return step_lib.init_state(params, self.optimizer, self.abstract)
+
+    @functools.cached_property
+    def key(self) -> jax.Array:
+        """The key that dropout is drawn from, on all devices."""
+        make = functools.partial(jax.random.key, self.config.train.seed, impl=PRNGS[self.config.train.prng])
+        return jax.jit(make, out_shardings=NamedSharding(self.mesh, P()))()
+
+    @property
+    def abstract_key(self) -> jax.ShapeDtypeStruct:
+        """`key` without its value."""
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=PRNGS[self.config.train.prng]))
+        return jax.ShapeDtypeStruct((), key.dtype, sharding=NamedSharding(self.mesh, P()))
+
+    def abstract_batch(self, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict[str, Any]:
+        """A batch of these shapes and dtypes, with what the loop adds to it, as ShapeDtypeStructs."""
+        stop = {"stop_requested": ((self.config.data.global_batch_size,), np.float32)}
+        sharding = NamedSharding(self.mesh, BATCH)
+        return {
+            name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in (shapes | stop).items()
+        }
+
+    @property
+    def ideal_seconds(self) -> Callable[..., float] | None:
+        """Seconds that so many `tokens`, `attended` tokens and `predictions` take at the devices' peak rate.
+
+        None where that rate is not known.
+        """
+        peak = peak_flops(self.mesh.devices.ravel().tolist())
+        return (lambda **counts: training_flops(self.config.model, **counts) / peak) if peak else None
