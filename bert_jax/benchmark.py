@@ -10,7 +10,6 @@ Nothing else should run on the machine meanwhile.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import platform
@@ -35,13 +34,11 @@ from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
 from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
-from bert_jax.model.heads import BertForPreTraining
 from bert_jax.report.text_table import text_table
+from bert_jax.scaling.compile import program_without_data
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.mesh import make_mesh, to_global
-from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.program import Program
 
 command.define_config_flags()
@@ -186,12 +183,8 @@ def step(config: Config) -> None:
 
 def checkpoint(config: Config) -> None:
     """How long a save keeps training waiting, how long until the checkpoint counts, and to restore it."""
-    mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer)
-    build = functools.partial(BertForPreTraining, config.model)
-    _, abstract_params = step_lib.abstract_model(build)
-    abstract = step_lib.abstract_state(abstract_params, optimizer, mesh)
-    state = step_lib.init_state(step_lib.init_params(build, abstract, 0), optimizer, abstract)
+    program = program_without_data(config, make_mesh(config.mesh))
+    abstract, state = program.abstract, program.initial_state(program.random_params())
     blocked, saved, restored = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         checkpoints = Checkpoints(folder, {}, 1, 0)

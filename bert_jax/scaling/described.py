@@ -2,20 +2,16 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from bert_jax import files
-from bert_jax.config import Config
 from bert_jax.errors import UserError
-from bert_jax.model.heads import BertForPreTraining
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.collectives import SLICES, Collective
 from bert_jax.scaling.compile import Compiled, Memory
 from bert_jax.scaling.topology import GIB
 from bert_jax.training.flops import peak_flops
-from bert_jax.training.step import abstract_model
 
 INDENT = "  "
 
@@ -33,7 +29,7 @@ def describe(compiled: Compiled, price: float | None = None) -> str:
         ("mesh", " × ".join(f"{axis} {size}" for axis, size in shape.items())),
         ("batch", f"{data.global_batch_size:,} rows of {data.max_seq_length} tokens, {rows} on a device"),
         ("remat", config.train.remat),
-        ("parameters", f"{sum(leaf.size for leaf in _params(config)):,}"),
+        ("parameters", f"{compiled.parameters:,}"),
         ("FLOPs", f"{compiled.flops:.3g} a step, {compiled.flops / compiled.tokens:.3g} a token"),
         ("compiled", f"in {compiled.seconds:.0f} s"),
     ]
@@ -51,10 +47,6 @@ def describe(compiled: Compiled, price: float | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _params(config: Config) -> list[jax.ShapeDtypeStruct]:
-    return jax.tree.leaves(abstract_model(lambda rngs: BertForPreTraining(config.model, rngs))[1])
-
-
 def _memory(memory: Memory) -> str:
     sizes = {
         "parameters, optimizer, batch": memory.arguments,
@@ -66,7 +58,7 @@ def _memory(memory: Memory) -> str:
     return textwrap.indent(text_table(rows), INDENT)
 
 
-def _sent(collectives: list[Collective]) -> str:
+def _sent(collectives: Sequence[Collective]) -> str:
     """A line for each kind of collective; less than a thousandth of all bytes is left out."""
     total = sum(found.bytes for found in collectives)
     rows = [

@@ -201,13 +201,14 @@ def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
     mesh = make_mesh(config.mesh, jax.devices())
     memory = Memory(2 << 30, (total - 2) << 30, total << 30, capacity << 30)
     sent = [Collective("all-reduce", "data", "f32", 420 << 20, 24)]
-    return Compiled(config, mesh, 1.0, memory, sent, False, {}, None)._replace(**changes)
+    return Compiled(config, mesh, 1_234_567, {}, 1.0, memory, sent)._replace(**changes)
 
 
 def test_an_answer_for_people():
     text = described.describe(compiled_of())
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
+    assert "parameters  1,234,567" in text
     assert "  total                          6.00\n" in text
     assert "  all-reduce  data  f32  420.0\n" in text
     assert "attention scores of all pairs of tokens are not in memory" in text
@@ -228,10 +229,9 @@ def test_the_step_of_this_machine_is_planned_too():
     That of the token table has two parts, of look-ups and logits, which this compiler sums apart.
     """
     compiled = compile_step(CONFIG, jax.devices())
-    parameters = sum(leaf.size for leaf in described._params(CONFIG)) + 64 * 16
     sent = sum(c.bytes for c in compiled.collectives if c.kind == "all-reduce" and c.axes == "data")
     assert compiled.memory.fits
-    assert sent == pytest.approx(4 * parameters, rel=0.02)
+    assert sent == pytest.approx(4 * (compiled.parameters + 64 * 16), rel=0.02)
     assert compiled.scores  # the plain attention of CPUs
     assert compiled.shardings["encoder/layers/intermediate/kernel"] == "(None, 'fsdp', 'tensor')"
 
