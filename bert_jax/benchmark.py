@@ -10,7 +10,6 @@ Nothing else should run on the machine meanwhile.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import platform
@@ -35,12 +34,11 @@ from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
 from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.report.text_table import text_table
+from bert_jax.scaling.compile import program_without_data
 from bert_jax.tasks.pretraining import Pretraining
-from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.mesh import make_mesh, to_global
-from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.program import Program
 
 command.define_config_flags(data_dir=True)
@@ -72,7 +70,7 @@ def prepare(config: Config) -> None:
             pathlib.Path(folder, f"{copies}.txt").write_text("\n\n".join(copy))
         trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
-        print(f"{'tokenizer':<16}{'MB/s and core':>14}{'spread':>16}{'peak MiB, 1×':>14}{'10×':>8}")
+        rows = []
         sizes = {f"sentencepiece:{model}": config.model.vocab_size, "wordpiece:bert_uncased": 30522}
         for name, vocab_size in sizes.items():
             rates, peaks = [], {}
@@ -87,8 +85,9 @@ def prepare(config: Config) -> None:
                     ]
                     seconds[copies], peaks[copies] = _run("bert_jax.prepare", arguments)
                 rates.append(9 * megabytes / (seconds[10] - seconds[1]) / (os.cpu_count() or 1))
-            kind = name.split(":")[0]
-            print(f"{kind:<16}{_median(rates):>14}{_spread(rates):>16}{peaks[1]:>14.0f}{peaks[10]:>8.0f}")
+            memory = (f"{peaks[copies]:.0f}" for copies in (1, 10))
+            rows.append([name.split(":")[0], _median(rates), _spread(rates), *memory])
+    print(text_table(rows, ["tokenizer", "MB/s and core", "spread", "peak MiB, 1×", "10×"]))
 
 
 def inputs(config: Config) -> None:
@@ -99,7 +98,7 @@ def inputs(config: Config) -> None:
         "T=512 packed": {"max_seq_length": 512, "max_sequences_per_row": 16, "masking": "whole_word"},
     }
     store = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
-    print(f"{'batches':<16}{'M real tokens/s':>16}{'spread':>16}{'fill':>8}{'NotNext':>9}")
+    rows = []
     for name, shape in shapes.items():
         data = dataclasses.replace(config.data, **shape, global_batch_size=256, mask_rate=0.15)
         batches = Batches(store.split("train"), data, store.tokenizer, config.train.seed)
@@ -112,8 +111,9 @@ def inputs(config: Config) -> None:
             return tokens / (time.perf_counter() - start) / 1e6
 
         rates = _repeated(measure)
-        shares = f"{facts['fill']:>8.2%}{facts['not_next_share']:>9.1%}"
-        print(f"{name:<16}{_median(rates):>16}{_spread(rates):>16}{shares}")
+        shares = f"{facts['fill']:.2%}", f"{facts['not_next_share']:.1%}"
+        rows.append([name, _median(rates), _spread(rates), *shares])
+    print(text_table(rows, ["batches", "M real tokens/s", "spread", "fill", "NotNext"]))
     _plan_of_an_epoch()
 
 
@@ -169,25 +169,22 @@ def step(config: Config) -> None:
         seconds = [measure() for _ in range(4 * REPEATS.value)]
         memory = compiled.memory_analysis()
     median = statistics.median(seconds)
-    print(
-        f"{'rows × tokens':<16}{'ms':>10}{'spread':>18}{'real tokens/s':>16}"
-        f"{'arguments MiB':>15}{'temporaries MiB':>17}"
-    )
-    print(
-        f"{config.data.global_batch_size}×{config.data.max_seq_length:<12}{median * 1e3:>10.1f}"
-        f"{_spread([s * 1e3 for s in seconds]):>18}{tokens / median:>16,.0f}"
-        f"{memory.argument_size_in_bytes / 2**20:>15.1f}{memory.temp_size_in_bytes / 2**20:>17.1f}"
-    )
+    row = [
+        f"{config.data.global_batch_size}×{config.data.max_seq_length}",
+        f"{median * 1e3:.1f}",
+        _spread([s * 1e3 for s in seconds]),
+        f"{tokens / median:,.0f}",
+        f"{memory.argument_size_in_bytes / 2**20:.1f}",
+        f"{memory.temp_size_in_bytes / 2**20:.1f}",
+    ]
+    header = ["rows × tokens", "ms", "spread", "real tokens/s", "arguments MiB", "temporaries MiB"]
+    print(text_table([row], header))
 
 
 def checkpoint(config: Config) -> None:
     """How long a save keeps training waiting, how long until the checkpoint counts, and to restore it."""
-    mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer)
-    build = functools.partial(BertForPreTraining, config.model)
-    _, abstract_params = step_lib.abstract_model(build)
-    abstract = step_lib.abstract_state(abstract_params, optimizer, mesh)
-    state = step_lib.init_state(step_lib.init_params(build, abstract, 0), optimizer, abstract)
+    program = program_without_data(config, make_mesh(config.mesh))
+    abstract, state = program.abstract, program.initial_state(program.random_params())
     blocked, saved, restored = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         checkpoints = Checkpoints(folder, {}, 1, 0)
@@ -206,9 +203,9 @@ def checkpoint(config: Config) -> None:
     print(
         f"checkpoint of {size:,.0f} MiB; the first save, which compiles the fingerprints: {blocked[0]:.2f} s"
     )
-    print(f"{'':<24}{'seconds':>10}{'spread':>18}")
-    for name, seconds in (("save blocks", blocked), ("save is complete", saved), ("restore", restored)):
-        print(f"{name:<24}{_median(seconds[1:]):>10}{_spread(seconds[1:]):>18}")
+    measured = {"save blocks": blocked, "save is complete": saved, "restore": restored}
+    rows = [[name, _median(seconds[1:]), _spread(seconds[1:])] for name, seconds in measured.items()]
+    print(text_table(rows, ["checkpoint", "seconds", "spread"]))
 
 
 def _run(module: str, arguments: list[str]) -> tuple[float, float]:

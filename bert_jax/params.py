@@ -5,10 +5,10 @@ python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
 python -m bert_jax.params --config=bert_base --like-lecture
 """
 
+import collections
 import math
 
 import jax
-import numpy as np
 from absl import flags
 from jax.sharding import AbstractMesh
 
@@ -16,25 +16,13 @@ from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.model.partition import AXES
-from bert_jax.training.mesh import check_model, mesh_shape, path_name, shardings
+from bert_jax.model.partition import AXES, path_name, rule_of
+from bert_jax.report.text_table import text_table
+from bert_jax.training.mesh import check_model, mesh_shape, shardings
 from bert_jax.training.step import abstract_model
 
 BYTES_PER_PARAMETER = 12  # float32: the parameter and the two moments of Adam
 LECTURE_VOCABULARY = 30_000
-
-# What a person asks for -> the paths that belong to it. Every parameter belongs to exactly one group.
-GROUPS: dict[str, str | tuple[str, ...]] = {
-    "token embeddings": "encoder/embeddings/token",
-    "segment embeddings": "encoder/embeddings/segment",
-    "position embeddings": "encoder/embeddings/position",
-    "embeddings' LayerNorm": "encoder/embeddings/norm",
-    "attention": "encoder/layers/attention",  # with attention_norm
-    "feed-forward": ("encoder/layers/intermediate", "encoder/layers/output"),  # with output_norm
-    "pooler": "encoder/pooler",
-    "masked-LM head": "masked_lm",
-    "next-sentence head": "next_sentence",
-}
 
 
 def main() -> int:
@@ -57,57 +45,56 @@ def sharding_table(config: Config, devices: int) -> str:
     mesh = AbstractMesh(mesh_shape(config.mesh, devices), AXES)
     check_model(mesh.shape, config.model)
     _, params = abstract_model(lambda rngs: BertForPreTraining(config.model, rngs))
-    lines, total = [f"{'array':<40}{'shape':<20}{'split over':<16}{'MiB a device':>14}"], 0.0
     arrays = jax.tree_util.tree_leaves_with_path(params)
+    rows, total = [], 0.0
     for (path, leaf), sharding in zip(arrays, jax.tree.leaves(shardings(mesh, params)), strict=True):
         mebibytes = math.prod(sharding.shard_shape(leaf.shape)) * BYTES_PER_PARAMETER / 2**20
         shape = " × ".join(f"{size:,}" for size in leaf.shape)
         axes = ("+".join((axis,) if isinstance(axis, str) else axis or "·") for axis in sharding.spec)
-        name = path_name(path).removeprefix("encoder/")
-        lines.append(f"{name:<40}{shape:<20}{' '.join(axes):<16}{mebibytes:>14,.2f}")
+        rows.append([path_name(path).removeprefix("encoder/"), shape, " ".join(axes), f"{mebibytes:,.2f}"])
         total += mebibytes
     axes_of_mesh = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    lines.append(f"{f'all, on each of {devices} devices ({axes_of_mesh})':<76}{total:>14,.1f}")
-    return "\n".join(lines)
+    rows.append([f"all, on each of {devices} devices", "", axes_of_mesh, f"{total:,.2f}"])
+    return text_table(rows, ["array", "shape", "split over", "MiB a device"], left=3)
 
 
 def counts(model: ModelConfig) -> dict[str, int]:
-    """Parameters of each group of `GROUPS`; of all layers together for those of a layer."""
+    """Parameters of each group of `partition.RULES`; attention and feed-forward are those of all layers."""
     _, params = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
-    result = dict.fromkeys(GROUPS, 0)
+    result: collections.Counter[str] = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        (group,) = [name for name, prefix in GROUPS.items() if path_name(path).startswith(prefix)]
-        result[group] += int(np.prod(leaf.shape))
-    return result
+        result[rule_of(path_name(path)).group] += math.prod(leaf.shape)
+    return dict(result)
 
 
 def table(model: ModelConfig) -> str:
-    """The table that the command prints."""
+    """The table that the command prints; an empty line comes before what sums up the lines above."""
+
+    def row(part: str, note: str, parameters: int) -> list[str]:
+        return [part, note, f"{parameters:,}", f"{parameters * BYTES_PER_PARAMETER / 2**20:,.1f}"]
+
     count, layers = counts(model), model.num_hidden_layers
-    rule: tuple[str, int, str] = ("", 0, "")
+    positions = f"{model.max_position_embeddings} positions"
     rows = [
-        ("token embeddings", count["token embeddings"], f"{model.vocab_size:,} × {model.hidden_size}"),
-        ("segment embeddings", count["segment embeddings"], ""),
-        ("position embeddings", count["position embeddings"], f"{model.max_position_embeddings} positions"),
-        ("embeddings' LayerNorm", count["embeddings' LayerNorm"], ""),
-        ("attention, each layer", count["attention"] // layers, "with its LayerNorm"),
-        ("feed-forward, each layer", count["feed-forward"] // layers, "with its LayerNorm"),
-        (f"{layers} layers", count["attention"] + count["feed-forward"], ""),
-        ("pooler", count["pooler"], ""),
-        rule,
-        ("encoder with pooler", sum(count[name] for name in GROUPS if not name.endswith("head")), ""),
-        ("masked-LM head", count["masked-LM head"], "its matrix is the token embeddings"),
-        ("next-sentence head", count["next-sentence head"], ""),
-        rule,
-        ("with both pretraining heads", sum(count.values()), ""),
+        row("token embeddings", f"{model.vocab_size:,} × {model.hidden_size}", count["token embeddings"]),
+        row("segment embeddings", "", count["segment embeddings"]),
+        row("position embeddings", positions, count["position embeddings"]),
+        row("embeddings' LayerNorm", "", count["embeddings' LayerNorm"]),
+        row("attention, each layer", "with its LayerNorm", count["attention"] // layers),
+        row("feed-forward, each layer", "with its LayerNorm", count["feed-forward"] // layers),
+        row(f"{layers} layers", "", count["attention"] + count["feed-forward"]),
+        row("pooler", "", count["pooler"]),
+        [],
+        row("encoder with pooler", "", sum(count[name] for name in count if not name.endswith("head"))),
+        row("masked-LM head", "its matrix is the token embeddings", count["masked-LM head"]),
+        row("next-sentence head", "", count["next-sentence head"]),
+        [],
+        row("with both pretraining heads", "", sum(count.values())),
     ]
-    lines = [f"{'':<34}{'parameters':>14}{'in training':>16}"]
-    for name, parameters, note in rows:
-        mebibytes = parameters * BYTES_PER_PARAMETER / 2**20
-        line = f"{name:<34}{parameters:>14,}{mebibytes:>12,.1f} MiB  {note}".rstrip()
-        lines.append(line if name else "-" * 64)
-    lines.append(f"in training: float32 parameters and Adam's two moments, {BYTES_PER_PARAMETER} bytes each")
-    return "\n".join(lines)
+    return (
+        text_table(rows, ["part", "", "parameters", "MiB in training"], left=2)
+        + f"\nin training: float32 parameters and Adam's two moments, {BYTES_PER_PARAMETER} bytes each"
+    )
 
 
 def lecture(model: ModelConfig) -> str:

@@ -2,24 +2,22 @@
 
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from bert_jax.config import Config
 from bert_jax.data.batches import batch_shapes
-from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.objectives import PretrainingObjective
+from bert_jax.model.partition import path_name
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
-from bert_jax.training import step as step_lib
 from bert_jax.training.flops import peak_flops, training_flops
-from bert_jax.training.mesh import BATCH, check_batch, check_model, count_slices, make_mesh, path_name
-from bert_jax.training.optimizer import make_optimizer
-from bert_jax.training.schedules import make_schedule
+from bert_jax.training.mesh import count_slices, make_mesh
+from bert_jax.training.program import Program
 
 KERNEL_RATE = 0.4  # of the peak: what the attention kernel, which has no estimate, is taken to reach
 
@@ -42,12 +40,14 @@ class Compiled(NamedTuple):
 
     config: Config
     mesh: Mesh
+    parameters: int
+    shardings: dict[str, str]  # parameter -> axes of its dimensions
     seconds: float  # to compile
     memory: Memory
-    collectives: list[Collective]
-    scores: bool  # whether T × T attention scores are in memory
-    shardings: dict[str, str]  # parameter -> axes of its dimensions
-    cycles: int | None  # of a step, where the compiler estimates them
+    # Not known of a program that does not fit:
+    collectives: Sequence[Collective] = ()
+    scores: bool = False  # whether T × T attention scores are in memory
+    cycles: int | None = None  # of a step, where the compiler estimates them
 
     @property
     def devices(self) -> int:
@@ -85,8 +85,13 @@ class Compiled(NamedTuple):
         return self.cycles / chip.clock + kernel, sent / chip.link
 
 
+def program_without_data(config: Config, mesh: Mesh) -> Program:
+    """What `pretrain` compiles; the steps of training need none of the data that its objective is made of."""
+    return Program(config, PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32)), mesh)
+
+
 def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:
-    """Compiles the step that trains, nothing but its batch and state being abstract.
+    """Compiles the step that `pretrain` runs, for a state and a batch without values.
 
     A program that does not fit is an answer: its memory is what the compiler would need.
 
@@ -94,50 +99,39 @@ def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:
         UserError: for a mesh that does not fit the devices, the network or the batch.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_model(mesh.shape, config.model)
-    check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
-    optimizer = make_optimizer(config.optimizer)
-    compute = step_lib.compute_of(config.train, mesh)
-    structure, params = step_lib.abstract_model(lambda rngs: BertForPreTraining(config.model, rngs, compute))
-    state = step_lib.abstract_state(params, optimizer, mesh)
-    objective = PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32))
-    schedule = make_schedule(config.optimizer, config.train.num_steps)
-    rows = NamedSharding(mesh, BATCH)
-    shapes = batch_shapes(config.data) | {"stop_requested": ((config.data.global_batch_size,), np.float32)}
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
-    implementation = {"threefry": "threefry2x32", "rbg": "rbg"}[config.train.prng]
-    key = jax.eval_shape(lambda: jax.random.key(0, impl=implementation))
-    key = jax.ShapeDtypeStruct((), key.dtype, sharding=NamedSharding(mesh, P()))
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    program = program_without_data(config, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.params)
     shardings = {path_name(path): str(tuple(leaf.sharding.spec)) for path, leaf in leaves}
+    given = config, mesh, program.num_parameters, shardings
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        train_step = step_lib.make_train_step(
-            structure, objective, optimizer, schedule, state, config.train.gradient_accumulation_steps
-        )
-        lowered = train_step.lower(state, batch, key)
+        batch = program.abstract_batch(batch_shapes(config.data))
+        lowered = program.train_step.lower(program.abstract, batch, program.abstract_key)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        memory = _exceeded(str(error))
-        if memory is None:
+        if (memory := _exceeded(str(error))) is None:
             raise
-        return Compiled(config, mesh, time.perf_counter() - start, memory, [], False, shardings, None)
-    return _described(compiled, config, mesh, time.perf_counter() - start, shardings)
+        return Compiled(*given, time.perf_counter() - start, memory)
+    seconds, text = time.perf_counter() - start, compiled.as_text()
+    T, kernel = config.data.max_seq_length, "tpu_custom_call" in text
+    return Compiled(
+        *given,
+        seconds,
+        _memory(compiled, mesh),
+        collectives(text, _levels(mesh)),
+        scores=not kernel and bool(re.search(rf"\[(?:\d+,)*{T},{T}\]", text)),
+        cycles=estimated_cycles(text) if mesh.devices.flat[0].platform == "tpu" else None,
+    )
 
 
-def _described(compiled: Any, config: Config, mesh: Mesh, seconds: float, shardings: dict) -> Compiled:
-    text, sizes = compiled.as_text(), compiled.memory_analysis()
+def _memory(compiled: jax.stages.Compiled, mesh: Mesh) -> Memory:
+    sizes: Any = compiled.memory_analysis()
     # The new state takes the old one's place: outputs that are aliased need nothing of their own.
     outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     temporaries = sizes.temp_size_in_bytes + max(outputs, 0)
-    arguments, device = sizes.argument_size_in_bytes, mesh.devices.flat[0]
-    memory = Memory(arguments, temporaries, arguments + temporaries, capacity(device))
-    T, kernel = config.data.max_seq_length, "tpu_custom_call" in text
-    scores = not kernel and bool(re.search(rf"\[(?:\d+,)*{T},{T}\]", text))
-    cycles = estimated_cycles(text) if device.platform == "tpu" else None
-    sent = collectives(text, _levels(mesh))
-    return Compiled(config, mesh, seconds, memory, sent, scores, shardings, cycles)
+    arguments = sizes.argument_size_in_bytes
+    return Memory(arguments, temporaries, arguments + temporaries, capacity(mesh.devices.flat[0]))
 
 
 def _levels(mesh: Mesh) -> dict[str, int]:

@@ -7,11 +7,14 @@ from typing import NamedTuple
 import jax
 
 from bert_jax.config import Config
+from bert_jax.errors import UserError
 from bert_jax.scaling.compile import Compiled, compile_step
 from bert_jax.training.config import MeshConfig
+from bert_jax.training.mesh import count_slices
 
 FIRST_ROWS = 8  # of a device
-MOST_ROWS = 4096  # the smallest networks would go on for long
+MOST_ROWS = 4096  # of a device; the smallest networks would fit many more
+MOST_FSDP = 64  # devices that parameters are split over
 
 
 class Found(NamedTuple):
@@ -24,33 +27,45 @@ class Found(NamedTuple):
         return self.compiled.tokens / max(seconds) if seconds else float(self.compiled.tokens)
 
 
-def search(config: Config, devices: list[jax.Device], tell: Callable[[str], None]) -> Found | None:
+def search(config: Config, devices: list[jax.Device], report: Callable[[str], None]) -> Found | None:
     """Tries remat × mesh, each with the largest power of two of rows a device that fits.
 
-    Memory grows with the rows, so two compilations tell how many fit, and a third one makes sure.
+    Memory grows linearly with the rows: two compilations predict how many fit, a third one confirms it.
+
+    Args:
+        report: gets a line for every attempt, and for every mesh that is refused.
 
     Returns:
         What has the most tokens a second by the compiler's estimate; None if nothing fits.
+
+    Raises:
+        UserError: if every mesh is refused; it is the last one's.
     """
-    best: Found | None = None
-    for mesh in _meshes(config, len(devices)):
-        for remat in ("none", "dots", "full"):
-            found = _largest(config, devices, mesh, remat, tell)
-            if found and (best is None or found.tokens_per_second > best.tokens_per_second):
-                best = found
-    return best
+    found: list[Found] = []
+    refused: list[UserError] = []
+    meshes = _meshes(config, devices)
+    for mesh in meshes:
+        try:
+            largest = [_largest(config, devices, mesh, remat, report) for remat in ("none", "dots", "full")]
+        except UserError as error:
+            report(f"mesh.fsdp={mesh.fsdp} is refused: {error}")
+            refused.append(error)
+        else:
+            found += filter(None, largest)
+    if len(refused) == len(meshes):
+        raise refused[-1]
+    return max(found, key=lambda each: each.tokens_per_second, default=None)
 
 
-def _meshes(config: Config, devices: int) -> list[MeshConfig]:
-    """All data parallel, and parameters split over as many devices as divide the hidden size."""
-    fsdp = max(
-        n for n in range(1, min(devices, 64) + 1) if devices % n == 0 and config.model.hidden_size % n == 0
-    )
+def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
+    """All data parallel, and parameters split over as many devices of a slice as divide the hidden size."""
+    inside = len(devices) // count_slices(devices)
+    fsdp = max(n for n in range(1, MOST_FSDP + 1) if inside % n == config.model.hidden_size % n == 0)
     return [MeshConfig(), MeshConfig(fsdp=fsdp)] if fsdp > 1 else [MeshConfig()]
 
 
 def _largest(
-    config: Config, devices: list[jax.Device], mesh: MeshConfig, remat: str, tell: Callable[[str], None]
+    config: Config, devices: list[jax.Device], mesh: MeshConfig, remat: str, report: Callable[[str], None]
 ) -> Found | None:
     best: Found | None = None
     rows, tried = FIRST_ROWS, set()
@@ -69,7 +84,7 @@ def _largest(
             f"--config.data.global_batch_size={rows * len(devices)}"
         )
         verdict = "fits" if memory.fits else "does not fit"
-        tell(f"{rows:>4} rows a device, {overrides}: {memory.total / 2**30:.2f} GiB, {verdict}")
+        report(f"{rows:>4} rows a device, {overrides}: {memory.total / 2**30:.2f} GiB, {verdict}")
         if memory.fits:
             best = Found(compiled, overrides)
             if memory.temporaries:

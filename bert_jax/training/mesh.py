@@ -1,7 +1,6 @@
-"""The device mesh and the one table that says how every array lies on it."""
+"""The device mesh, and how states and batches lie on it."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,31 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
-from bert_jax.model.partition import AXES, ROWS
+from bert_jax.model.partition import AXES, ROWS, path_name, rule_of
 from bert_jax.training.config import MeshConfig
 
 BATCH = P(ROWS)
-
-# Parameter path -> mesh axis of each of its dimensions. `fsdp` cuts what a device stores, `tensor` what it
-# computes: heads, feed-forward and vocabulary. Parameters of the layers have a leading layer axis. Token
-# embeddings are stored in slices of D: numbers of words are rarely divisible (see `Embeddings.token_table`).
-RULES = (
-    (r"embeddings/token/embedding", P(None, ("tensor", "fsdp"))),
-    (r"embeddings/(position|segment)/embedding", P()),
-    (r"layers/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor")),
-    (r"layers/attention/(query|key|value)/bias", P(None, "tensor")),
-    (r"layers/attention/output/kernel", P(None, "tensor", "fsdp")),
-    (r"layers/attention/output/bias", P()),
-    (r"layers/intermediate/kernel", P(None, "fsdp", "tensor")),
-    (r"layers/intermediate/bias", P(None, "tensor")),
-    (r"layers/output/kernel", P(None, "tensor", "fsdp")),
-    (r"layers/output/bias", P()),
-    (r"(pooler|masked_lm/transform)/kernel", P("fsdp", None)),
-    (r"(pooler|masked_lm/transform)/bias", P()),
-    (r"masked_lm/bias", P()),
-    (r"(next_sentence|classifier)/(kernel|bias)", P()),
-    (r"norm/(scale|bias)", P()),
-)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -103,11 +81,6 @@ def check_model(shape: Mapping[str, int], model: ModelConfig) -> None:
             )
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as `encoder/layers/output/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """The sharding of every array of a state: parameters, and what an optimizer keeps for each of them.
 
@@ -116,16 +89,11 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
             paths and so follows their rules. Scalars are replicated.
 
     Raises:
-        UserError: for an array that no rule, or more than one, matches.
+        UserError: for an array without a rule, see `rule_of`.
     """
 
     def of_leaf(path, leaf):
-        if leaf.ndim == 0:
-            return NamedSharding(mesh, P())
-        matches = [spec for pattern, spec in RULES if re.search(rf"(^|/|_){pattern}$", path_name(path))]
-        if len(matches) != 1:
-            raise UserError(f"{path_name(path)} {leaf.shape} matches {len(matches)} sharding rules, not one.")
-        return NamedSharding(mesh, matches[0])
+        return NamedSharding(mesh, rule_of(path_name(path)).axes if leaf.ndim else P())
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bert_jax.model.partition import path_name, rule_of
 from bert_jax.training.config import OptimizerConfig
-from bert_jax.training.mesh import path_name
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -81,6 +81,4 @@ def _scale_by_ratio(update: jax.Array, weights: jax.Array) -> jax.Array:
 
 def _is_weight(params: Any) -> Any:
     """True for matrices and embeddings, False for LayerNorm and biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith(("kernel", "embedding")), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: rule_of(path_name(path)).decayed, params)

@@ -1,4 +1,3 @@
-import re
 from typing import NamedTuple
 
 import jax
@@ -11,11 +10,9 @@ from bert_jax.errors import UserError
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import (
     BATCH,
-    RULES,
     check_batch,
     check_model,
     make_mesh,
-    path_name,
     process_rows,
     shardings,
     to_global,
@@ -26,21 +23,6 @@ from tests.tiny import MODEL, Training, mesh_of
 @pytest.fixture(scope="module")
 def abstract():
     return Training(mesh_of()).abstract
-
-
-def paths_of(tree):
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def rules_for(path):
-    return [pattern for pattern, _ in RULES if re.search(rf"(^|/|_){pattern}$", path)]
-
-
-def test_every_parameter_matches_exactly_one_rule_and_every_rule_a_parameter(abstract):
-    matches = {path: rules_for(path) for path in paths_of(abstract.params)}
-    assert len(matches) == 5 + 16 + 2 + 7  # embeddings, layers, pooler, heads
-    assert {path: rules for path, rules in matches.items() if len(rules) != 1} == {}
-    assert {pattern for rules in matches.values() for pattern in rules} == {pattern for pattern, _ in RULES}
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
@@ -61,7 +43,7 @@ def test_shardings_of_a_state(abstract, axes):
 
 def test_unknown_parameter_is_an_error_naming_it():
     tree = {"encoder": {"adapter": {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}}
-    with pytest.raises(UserError, match=r"encoder/adapter/kernel \(2, 3\) matches 0 sharding rules"):
+    with pytest.raises(UserError, match="encoder/adapter/kernel matches 0 rules"):
         shardings(mesh_of(), tree)
 
 

@@ -106,31 +106,31 @@ def test_lamb_does_not_scale_layer_norm_and_biases(params):
 
 
 def test_trust_ratio_of_zero_weights_or_zero_updates_is_one():
-    params = {"a": {"kernel": jnp.zeros((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
-    gradients = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.zeros((2, 2))}}
+    params = {"pooler": {"kernel": jnp.zeros((2, 2))}, "classifier": {"kernel": jnp.ones((2, 2))}}
+    gradients = {"pooler": {"kernel": jnp.ones((2, 2))}, "classifier": {"kernel": jnp.zeros((2, 2))}}
     config = OptimizerConfig(name="lamb", weight_decay=0.0, clip_norm=0.0)
     updates, _ = first_update(config, gradients, params)
-    np.testing.assert_allclose(updates["a"]["kernel"], -0.1, rtol=1e-5)  # Adam's first step has length one
-    np.testing.assert_array_equal(updates["b"]["kernel"], 0.0)
+    np.testing.assert_allclose(updates["pooler"]["kernel"], -0.1, rtol=1e-5)  # Adam's first step: length 1
+    np.testing.assert_array_equal(updates["classifier"]["kernel"], 0.0)
 
 
 @pytest.mark.parametrize(("clip_norm", "scale"), [(1.0, 1 / 5), (10.0, 1.0), (0.0, 1.0)])
 def test_clipping_by_the_norm_of_all_gradients(clip_norm, scale):
-    params = {"a": jnp.zeros(2), "b": jnp.zeros(())}
-    gradients = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}  # norm 5
+    params = {"pooler": {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}}
+    gradients = {"pooler": {"kernel": jnp.array([[3.0], [0.0]]), "bias": jnp.array([4.0])}}  # norm 5
     _, state = first_update(OptimizerConfig(clip_norm=clip_norm), gradients, params)
     (adam,) = [part for part in state if isinstance(part, optax.ScaleByAdamState)]
-    np.testing.assert_allclose(adam.mu["a"], [0.1 * 3 * scale, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(adam.mu["b"], 0.1 * 4 * scale, rtol=1e-6)
+    np.testing.assert_allclose(adam.mu["pooler"]["kernel"], [[0.1 * 3 * scale], [0.0]], rtol=1e-6)
+    np.testing.assert_allclose(adam.mu["pooler"]["bias"], [0.1 * 4 * scale], rtol=1e-6)
 
 
 def test_the_state_is_laid_out_as_in_the_checkpoints_there_are():
     """A part more or less, and the runs of all users could not go on: make it depend on a new setting."""
-    state = make_optimizer(OptimizerConfig()).init({"kernel": jnp.zeros(2)})
+    state = make_optimizer(OptimizerConfig()).init({"pooler": {"kernel": jnp.zeros((2, 2))}})
     assert [type(part).__name__ for part in state] == [
         "EmptyState", "ScaleByAdamState", "MaskedState", "EmptyState"
     ]  # fmt: skip
-    assert by_path(state).keys() == {"1/count", "1/mu/kernel", "1/nu/kernel"}
+    assert by_path(state).keys() == {"1/count", "1/mu/pooler/kernel", "1/nu/pooler/kernel"}
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])

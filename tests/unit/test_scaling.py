@@ -1,19 +1,20 @@
 """FLOPs, what is read out of HLO, what is said of memory, and the search; no TPU compiler needed."""
 
 import dataclasses
+import math
 import types
 
 import jax
+import numpy as np
 import pytest
 
-from bert_jax import plan
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches, batch_shapes
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
-from bert_jax.scaling import topology
 from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
 from bert_jax.scaling.compile import Compiled, Memory, _exceeded, compile_step
 from bert_jax.training.config import MeshConfig
@@ -200,21 +201,22 @@ def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
     mesh = make_mesh(config.mesh, jax.devices())
     memory = Memory(2 << 30, (total - 2) << 30, total << 30, capacity << 30)
     sent = [Collective("all-reduce", "data", "f32", 420 << 20, 24)]
-    return Compiled(config, mesh, 1.0, memory, sent, False, {}, None)._replace(**changes)
+    return Compiled(config, mesh, 1_234_567, {}, 1.0, memory, sent)._replace(**changes)
 
 
 def test_an_answer_for_people():
-    text = plan.describe(compiled_of())
+    text = described.describe(compiled_of())
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
-    assert "  total                             6.00" in text
-    assert "  all-reduce          data          f32        420.0" in text
-    assert "scores of all pairs of tokens are nowhere in memory" in text
+    assert "parameters  1,234,567" in text
+    assert "  total                          6.00\n" in text
+    assert "  all-reduce  data  f32  420.0\n" in text
+    assert "attention scores of all pairs of tokens are not in memory" in text
     assert text.endswith("verdict: fits")
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_to_change():
-    *_, verdict, advice = plan.describe(compiled_of(total=20)).splitlines()
+    *_, verdict, advice = described.describe(compiled_of(total=20)).splitlines()
     assert verdict == "verdict: does not fit"
     assert advice.startswith("4.00 GiB too much on every device. Try --config.train.remat=dots")
     assert "--config.train.gradient_accumulation_steps=2" in advice
@@ -227,10 +229,9 @@ def test_the_step_of_this_machine_is_planned_too():
     That of the token table has two parts, of look-ups and logits, which this compiler sums apart.
     """
     compiled = compile_step(CONFIG, jax.devices())
-    parameters = sum(leaf.size for leaf in plan._params(CONFIG)) + 64 * 16
     sent = sum(c.bytes for c in compiled.collectives if c.kind == "all-reduce" and c.axes == "data")
     assert compiled.memory.fits
-    assert sent == pytest.approx(4 * parameters, rel=0.02)
+    assert sent == pytest.approx(4 * (compiled.parameters + 64 * 16), rel=0.02)
     assert compiled.scores  # the plain attention of CPUs
     assert compiled.shardings["encoder/layers/intermediate/kernel"] == "(None, 'fsdp', 'tensor')"
 
@@ -255,6 +256,55 @@ def test_the_search_finds_the_largest_batch(monkeypatch, limit, expected):
     rows = best.compiled.config.data.global_batch_size // 8
     assert (rows, best.compiled.config.train.remat) == expected
     assert len(tried) <= 12
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize("count", [4, 8])
+def test_every_mesh_of_the_search_fits_the_slices(monkeypatch, slices, count):
+    """`data` spans the slices, so parameters are split inside one slice only."""
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_device_mesh", lay_out)
+    monkeypatch.setattr("jax.experimental.mesh_utils.create_hybrid_device_mesh", lay_out_slices)
+    devices = [types.SimpleNamespace(platform="tpu", slice_index=n * slices // count) for n in range(count)]
+    meshes = search_lib._meshes(CONFIG, devices)
+    assert [mesh.fsdp for mesh in meshes] == ([1, count // slices] if slices < count else [1])
+    for mesh in meshes:
+        assert make_mesh(mesh, devices).shape["data"] % slices == 0
+
+
+def lay_out(shape, *_, **__):
+    return np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+
+
+def lay_out_slices(inner, outer, *_, **__):
+    return lay_out(tuple(np.multiply(inner, outer)))
+
+
+@pytest.mark.parametrize(("hidden_size", "fsdp"), [(96, 32), (768, 64), (80, 16), (7, 1)])
+def test_parameters_are_split_over_what_divides_the_hidden_size(hidden_size, fsdp):
+    devices = [types.SimpleNamespace(platform="cpu")] * 256
+    config = types.SimpleNamespace(model=types.SimpleNamespace(hidden_size=hidden_size))
+    assert search_lib._meshes(config, devices)[-1].fsdp == fsdp
+
+
+def test_the_search_goes_on_after_a_refused_mesh(monkeypatch):
+    """A mesh that cannot be compiled costs a line; only when all are refused is it an error."""
+
+    def fake(config, _):
+        if config.mesh.fsdp == 2:
+            raise UserError("mesh.fsdp=2 is not possible here.")
+        return compiled_of(config=config)
+
+    monkeypatch.setattr(search_lib, "compile_step", fake)
+    monkeypatch.setattr(search_lib, "MOST_ROWS", 8)
+    lines = []
+    monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig(fsdp=2), MeshConfig()])
+    best = search_lib.search(CONFIG, jax.devices(), lines.append)
+    assert best is not None
+    assert "mesh.fsdp=1 " in best.overrides
+    assert lines[0] == "mesh.fsdp=2 is refused: mesh.fsdp=2 is not possible here."
+    monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig(fsdp=2)])
+    with pytest.raises(UserError, match=r"mesh\.fsdp=2 is not possible here"):
+        search_lib.search(CONFIG, jax.devices(), lines.append)
 
 
 def test_no_libtpu_is_one_line(monkeypatch):

@@ -1,0 +1,150 @@
+"""Describes what a compiled training step takes: in words for a reader, as JSON for tests."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from bert_jax import files
+from bert_jax.errors import UserError
+from bert_jax.report.text_table import text_table
+from bert_jax.scaling.collectives import SLICES, Collective
+from bert_jax.scaling.compile import Compiled, Memory
+from bert_jax.scaling.topology import GIB
+from bert_jax.training.flops import peak_flops
+
+INDENT = "  "
+
+
+def describe(compiled: Compiled, price: float | None = None) -> str:
+    """The whole answer for a reader; the verdict is its last line, or the last but one before advice.
+
+    Args:
+        price: of a device-hour, in any currency; None leaves the cost out.
+    """
+    config, mesh, memory = compiled.config, compiled.mesh, compiled.memory
+    data, shape = config.data, dict(mesh.shape)
+    rows = data.global_batch_size // (shape["data"] * shape["fsdp"])
+    facts = [
+        ("mesh", " × ".join(f"{axis} {size}" for axis, size in shape.items())),
+        ("batch", f"{data.global_batch_size:,} rows of {data.max_seq_length} tokens, {rows} on a device"),
+        ("remat", config.train.remat),
+        ("parameters", f"{compiled.parameters:,}"),
+        ("FLOPs", f"{compiled.flops:.3g} a step, {compiled.flops / compiled.tokens:.3g} a token"),
+        ("compiled", f"in {compiled.seconds:.0f} s"),
+    ]
+    parts = [text_table(facts, left=2), f"memory of a device, GiB\n{_memory(memory)}"]
+    if not memory.fits:
+        over = (memory.total - memory.capacity) / GIB
+        verdict = f"verdict: does not fit\n{over:.2f} GiB too much on every device. {advice(compiled)}"
+        return "\n\n".join([*parts, verdict])
+    parts += [
+        f"sent between devices in a step, MiB of whole arrays\n{_sent(compiled.collectives)}",
+        f"attention scores of all pairs of tokens {'are' if compiled.scores else 'are not'} in memory",
+        *_times(compiled, price),
+        "verdict: fits",
+    ]
+    return "\n\n".join(parts)
+
+
+def _memory(memory: Memory) -> str:
+    sizes = {
+        "parameters, optimizer, batch": memory.arguments,
+        "activations, gradients": memory.temporaries,
+        "total": memory.total,
+        "capacity": memory.capacity,
+    }
+    rows = [(name, f"{size / GIB:.2f}") for name, size in sizes.items() if size is not None]
+    return textwrap.indent(text_table(rows), INDENT)
+
+
+def _sent(collectives: Sequence[Collective]) -> str:
+    """A line for each kind of collective; less than a thousandth of all bytes is left out."""
+    total = sum(found.bytes for found in collectives)
+    rows = [
+        (found.kind, found.axes, found.dtype, f"{found.bytes / 2**20:.1f}")
+        for found in collectives
+        if found.bytes * 1000 >= total
+    ]
+    return textwrap.indent(text_table(rows, left=3) or "nothing", INDENT)
+
+
+def _times(compiled: Compiled, price: float | None) -> list[str]:
+    """Estimates of time and cost as one paragraph; none where the compiler estimates no cycles."""
+    if (seconds := compiled.step_seconds()) is None:
+        return []
+    computing, sending = seconds
+    step, peak = max(seconds), peak_flops(compiled.mesh.devices.ravel().tolist())
+    speed, steps = compiled.tokens / step, compiled.config.train.num_steps
+    hours = steps * step / 3600
+    cost = f", {price * hours * compiled.devices:,.0f} at {price:g} a device-hour" if price else ""
+    rows = [
+        ("step", f"{1000 * step:.0f} ms (computing {1000 * computing:.0f}, sending {1000 * sending:.0f})"),
+        ("tokens/s", f"{speed:,.0f}, {speed / compiled.devices:,.0f} a device"),
+        *([("MFU", f"{compiled.flops / step / peak:.0%}")] if peak else []),
+        (f"{steps:,} steps", f"{hours:,.1f} h, {hours * compiled.devices:,.0f} device-hours{cost}"),
+    ]
+    title = "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap"
+    if any(found.axes == SLICES for found in compiled.collectives):
+        title += "\nand without what is sent between slices"
+    return [f"{title}\n{textwrap.indent(text_table(rows, left=2), INDENT)}"]
+
+
+def advice(compiled: Compiled) -> str:
+    """What makes room, the cheapest first."""
+    train, data = compiled.config.train, compiled.config.data
+    shape = dict(compiled.mesh.shape)
+    rows = data.global_batch_size // (shape["data"] * shape["fsdp"] * train.gradient_accumulation_steps)
+    options = []
+    if train.remat == "none":
+        options.append("--config.train.remat=dots (recomputes what is cheap)")
+    if train.remat != "full":
+        options.append("--config.train.remat=full (recomputes everything)")
+    if rows > 1:
+        steps = 2 * train.gradient_accumulation_steps
+        options.append(f"--config.train.gradient_accumulation_steps={steps} (half the rows at a time)")
+    if shape["fsdp"] < compiled.devices:
+        options.append("--config.mesh.fsdp=N (a device stores an N-th of parameters and optimizer)")
+    if train.attention == "plain":
+        options.append("--config.train.attention=auto (no scores in memory)")
+    return "Try " + ", or ".join(options) + ". --search tries them all." if options else "Use larger chips."
+
+
+def comparison(compiled: Compiled, plain: Compiled) -> str:
+    """One line about the step with plain attention beside the fused one."""
+    fused, other = compiled.memory.total / GIB, plain.memory.total / GIB
+    scores = "are" if plain.scores or not plain.memory.fits else "are not"
+    fits = "fits" if plain.memory.fits else "does not fit"
+    return (
+        f"with plain attention: {other:.2f} GiB a device instead of {fused:.2f}; "
+        f"scores {scores} in memory; {fits}"
+    )
+
+
+def summary(compiled: Compiled) -> dict[str, Any]:
+    """What should not change unnoticed: shardings, memory and collectives; no times."""
+    return {
+        "mesh": dict(compiled.mesh.shape),
+        "fits": compiled.memory.fits,
+        "attention_scores_in_memory": compiled.scores,
+        "arguments_mib": round((compiled.memory.arguments or 0) / 2**20),
+        "temporaries_mib": round((compiled.memory.temporaries or 0) / 2**20),
+        "collectives_mib": {
+            f"{found.kind} {found.axes} {found.dtype}": round(found.bytes / 2**20, 1)
+            for found in compiled.collectives
+            if found.bytes > 2**19
+        },
+        "shardings": compiled.shardings,
+    }
+
+
+def write_summary(compiled: Compiled, path: str) -> None:
+    """Writes the summary as JSON.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    try:
+        files.write(path, json.dumps(summary(compiled), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--output={path} cannot be written: {error.strerror}; give another.") from None
