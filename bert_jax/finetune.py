@@ -22,6 +22,7 @@ from bert_jax import command
 from bert_jax.files import write
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.report.report import write_report, write_results
+from bert_jax.report.text_table import text_table
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, Splits
@@ -142,17 +143,14 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
 
 def table(scores: dict[str, list[Scores]]) -> str:
     """Every model's metrics, of several runs mean and standard deviation, as small text tables."""
-    titles = {
-        model: model if len(runs) == 1 else f"{model}, {len(runs)} runs" for model, runs in scores.items()
-    }
-    width = max(map(len, [*titles.values(), *SPLITS.values()]))
-    lines = []
+    parts = []
     for split, values in next(iter(scores.values()))[0].items():
-        lines += ["", " ".join([f"{SPLITS[split]:<{width}}", *(f"{name:>17}" for name in values)])]
+        rows = []
         for model, runs in scores.items():
-            cells = [_cell([run[split][name] for run in runs]) for name in values]
-            lines.append(" ".join([f"{titles[model]:<{width}}", *(f"{cell:>17}" for cell in cells)]))
-    return "\n".join(lines)
+            title = model if len(runs) == 1 else f"{model}, {len(runs)} runs"
+            rows.append([title, *(_cell([run[split][name] for run in runs]) for name in values)])
+        parts.append("\n" + text_table(rows, [SPLITS[split], *values]))
+    return "\n".join(parts)
 
 
 def _cell(values: list[float]) -> str:

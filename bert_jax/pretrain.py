@@ -18,6 +18,7 @@ from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
 from bert_jax.prepare import dataset_for
+from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import hosts, loop
 from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
@@ -83,11 +84,12 @@ def closing(workdir: epath.Path) -> str:
     rows = read_rows(workdir / "metrics.jsonl")
     scores: dict = next((row for row in reversed(rows) if "eval_loss" in row), {})
     unigram = scores.get("eval_unigram_loss")
-    lines = ["", f"{'held-out text':<34}{'score':>8}"] if scores else []
+    table = []
     for name, title in SCORES.items():
         if name in scores:
-            gain = f"   {scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
-            lines.append(f"{title:<34}{scores[name]:>8.4f}{gain}")
+            gain = f"{scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
+            table.append([title, f"{scores[name]:.4f}", gain])
+    lines = ["", text_table(table, ["held-out text", "score", "against frequency"])] if table else []
     return "\n".join(
         [
             *lines,
