@@ -1,11 +1,11 @@
-"""Measure preparation, input, training step or checkpoints on this machine; a table of medians and spreads.
+"""Measure preparation, input, training step or checkpoints on this machine; print medians and spreads.
 
     python -m bert_jax.benchmark --config=bert_tiny --what=prepare
     python -m bert_jax.benchmark --config=bert_tiny --what=input
     python -m bert_jax.benchmark --config=bert_tiny --what=step
     python -m bert_jax.benchmark --config=bert_base --what=checkpoint
 
-Nothing else should run on the machine meanwhile.
+Run nothing else on the machine meanwhile.
 """
 
 import contextlib
@@ -56,18 +56,18 @@ def main() -> int:
 
 
 def prepare(config: Config) -> None:
-    """Speed and memory of the `prepare` command on the embedded corpus, once and ten times over.
+    """Measures speed and memory of the `prepare` command on the embedded corpus and on ten copies of it.
 
-    The rate is that of the text beyond the first copy: start-up and tokenizer training, which do not grow
-    with the corpus, are left out.
+    The rate is that of the nine additional copies: it leaves out start-up and tokenizer training, which do
+    not grow with the corpus.
     """
     text = "\n\n".join("\n".join(document) for document in read_text("corpus:"))
     megabytes = len(text.encode()) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         for copies in (1, 10):
-            # Every copy of a document differs in a word, so that none is held out or dropped together.
+            # Copies of a document differ in a word: equal ones would be held out or dropped together.
             copy = [text.replace("\n\n", f"\n\ncopy {number} ") for number in range(copies)]
-            pathlib.Path(folder, f"{copies}.txt").write_text("\n\n".join(copy))
+            pathlib.Path(folder, f"{copies}.txt").write_text("\n\n".join(copy), encoding="utf-8")
         trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
         rows = []
@@ -91,7 +91,7 @@ def prepare(config: Config) -> None:
 
 
 def inputs(config: Config) -> None:
-    """BERT's batches of 256 rows by one thread: real tokens per second, fill; and a large epoch's plan."""
+    """Measures batches of 256 rows made by one thread (real tokens/s, fill), and a large epoch's plan."""
     shapes: dict[str, dict[str, Any]] = {
         "T=128": {"max_seq_length": 128, "max_sequences_per_row": 1, "masking": "token"},
         "T=128 packed": {"max_seq_length": 128, "max_sequences_per_row": 8, "masking": "whole_word"},
@@ -118,7 +118,7 @@ def inputs(config: Config) -> None:
 
 
 def _plan_of_an_epoch() -> None:
-    """Time and memory to plan 16 M packed sequences of a synthetic index, and to find a row."""
+    """Measures time and memory to plan 16 M packed sequences of a synthetic index, and to find a row."""
     rng = np.random.default_rng(0)
     documents = PLANNED_SEQUENCES // 5
     sentences = np.maximum(1, rng.poisson(22, documents))
@@ -147,7 +147,7 @@ def _plan_of_an_epoch() -> None:
 
 
 def step(config: Config) -> None:
-    """Time of the compiled training step on real batches, without input."""
+    """Measures the compiled training step on a real batch, without input."""
     dataset = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
     task = Pretraining(config, dataset)
     mesh = make_mesh(config.mesh)
@@ -182,7 +182,7 @@ def step(config: Config) -> None:
 
 
 def checkpoint(config: Config) -> None:
-    """How long a save keeps training waiting, how long until the checkpoint counts, and to restore it."""
+    """Measures how long a save blocks training, how long it takes to complete, and how long to restore."""
     program = program_without_data(config, make_mesh(config.mesh))
     abstract, state = program.abstract, program.initial_state(program.random_params())
     blocked, saved, restored = [], [], []
@@ -209,7 +209,7 @@ def checkpoint(config: Config) -> None:
 
 
 def _run(module: str, arguments: list[str]) -> tuple[float, float]:
-    """Runs a command of ours; returns its wall seconds and the peak MiB of all its processes together."""
+    """Runs a bert_jax command; returns its wall seconds and the peak MiB of all its processes together."""
     start = time.perf_counter()
     command_line = [sys.executable, "-m", module, f"--config={command.config_typed()}", *arguments]
     process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -221,7 +221,7 @@ def _run(module: str, arguments: list[str]) -> tuple[float, float]:
 
 
 class _PeakMemory(threading.Thread):
-    """Samples the resident memory of a process and its children while entered; the most is kept."""
+    """Samples the resident memory of a process and its children while entered, and keeps the maximum."""
 
     def __init__(self, process: psutil.Process):
         super().__init__(daemon=True)

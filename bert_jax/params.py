@@ -1,4 +1,4 @@
-"""Print where a network's parameters are, and the memory that training keeps for them.
+"""Print the parameters of a network by part, and the memory that training keeps for them.
 
 python -m bert_jax.params --config=bert_base
 python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
@@ -37,10 +37,10 @@ def main() -> int:
 
 
 def sharding_table(config: Config, devices: int) -> str:
-    """Every array: its shape, the mesh axes that split its dimensions, and its memory on each device.
+    """Lists every array: its shape, the mesh axes that split its dimensions, and its memory on each device.
 
     Raises:
-        UserError: when the config's mesh does not fit so many devices, or cannot share out its model.
+        UserError: when the config's mesh does not fit so many devices, or cannot split its model.
     """
     mesh = AbstractMesh(mesh_shape(config.mesh, devices), AXES)
     check_model(mesh.shape, config.model)
@@ -59,7 +59,7 @@ def sharding_table(config: Config, devices: int) -> str:
 
 
 def counts(model: ModelConfig) -> dict[str, int]:
-    """Parameters of each group of `partition.RULES`; attention and feed-forward are those of all layers."""
+    """Counts the parameters of each group of `partition.RULES`, over all layers together."""
     _, params = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
     result: collections.Counter[str] = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -68,7 +68,7 @@ def counts(model: ModelConfig) -> dict[str, int]:
 
 
 def table(model: ModelConfig) -> str:
-    """The table that the command prints; an empty line comes before what sums up the lines above."""
+    """Lists the parts of a network; an empty line comes before each sum."""
 
     def row(part: str, note: str, parameters: int) -> list[str]:
         return [part, note, f"{parameters:,}", f"{parameters * BYTES_PER_PARAMETER / 2**20:,.1f}"]
@@ -98,7 +98,7 @@ def table(model: ModelConfig) -> str:
 
 
 def lecture(model: ModelConfig) -> str:
-    """Back-of-the-envelope: matrices only, in millions, as on a blackboard."""
+    """Counts as a lecture does on the blackboard: matrices only, in millions."""
     d, f = model.hidden_size, model.intermediate_size
     embeddings = (LECTURE_VOCABULARY + model.max_position_embeddings + model.type_vocab_size) * d
     attention, feed_forward = 4 * d * d, 2 * d * f
@@ -118,7 +118,7 @@ def lecture(model: ModelConfig) -> str:
 
 if __name__ == "__main__":
     command.define_config_flags()
-    flags.DEFINE_integer("devices", None, "Of how many devices (default: those here).", lower_bound=1)
+    flags.DEFINE_integer("devices", None, "Number of devices (default: this machine's).", lower_bound=1)
     about = f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded."
     flags.DEFINE_boolean("like_lecture", False, about)
     command.run(main)

@@ -1,10 +1,10 @@
-"""What a config takes on a TPU topology, told by the TPU compiler itself, which needs no TPU.
+"""Plan a run on a TPU topology without a TPU: the TPU compiler says whether it fits and what it takes.
 
     python -m bert_jax.plan --config=bert_large --topology=v5e:16x16 --config.mesh.fsdp=16
     python -m bert_jax.plan --config=bert_large --topology=v5e:16x16 --search
 
-Memory of a device and what devices send each other are exact; times are estimates, and say so. Needs libtpu
-(`make plan` installs it). --topology=local plans for this machine's devices instead.
+Memory and collectives are the compiler's own numbers; times are estimates. Needs libtpu, which `make plan`
+installs. --topology=local plans for this machine's devices instead.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def main() -> None:
     if flags.FLAGS.search:
         best = search(config, devices, print)
         if best is None:
-            print("verdict: does not fit\nNothing that was tried fits: use more or larger chips.")
+            print("verdict: does not fit\nNo attempt fits: use more or larger chips.")
             return
         print(f"\nbest: {best.overrides}\n")
         compiled = best.compiled
@@ -45,9 +45,9 @@ def main() -> None:
 if __name__ == "__main__":
     command.define_config_flags()
     flags.DEFINE_string("topology", "v5e:4x4", "e.g. v5e:16x16, v5p:4x4x4, v6e:16x16; `local`: this machine.")
-    flags.DEFINE_integer("slices", 1, "So many of them, joined by the data-centre network.", lower_bound=1)
-    flags.DEFINE_bool("search", False, "Try batch, remat and mesh; print the best that fits. Takes long.")
-    flags.DEFINE_bool("compare", False, "Compile with plain attention too.")
-    flags.DEFINE_float("price", None, "Of a device-hour, in any currency, for the cost of the run.")
-    flags.DEFINE_string("output", None, "Also write what should not change unnoticed as JSON.")
+    flags.DEFINE_integer("slices", 1, "Number of slices, joined by the data-centre network.", lower_bound=1)
+    flags.DEFINE_bool("search", False, "Try batch, remat and fsdp; print the best that fits. Takes minutes.")
+    flags.DEFINE_bool("compare", False, "Also compile with plain attention.")
+    flags.DEFINE_float("price", None, "Price of a device-hour in any currency, for the cost of the run.")
+    flags.DEFINE_string("output", None, "Also write shardings, memory and collectives to this file as JSON.")
     command.run(main)

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: read from its HLO text, in bytes and by mesh axis."""
+"""Reads from HLO text what a compiled program sends between devices, in bytes by mesh axis."""
 
 import collections
 import math
@@ -11,7 +11,7 @@ import numpy as np
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 SLICES = "slices"
 ENTRY = "ENTRY"
-Computations = dict[str, dict[str, str]]  # name, ENTRY of the first to run -> its instructions by name
+Computations = dict[str, dict[str, str]]  # name (ENTRY for the main one) -> instructions by name
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 CALLED = re.compile(
@@ -22,29 +22,28 @@ CALLED = re.compile(
 class Collective(NamedTuple):
     """Collectives of one kind along the same axes of the mesh.
 
-    `bytes` is what a device holds of the whole arrays: the input of reductions, the output of gathers.
-    Rings, in which the compiler hides gathers and reductions behind the products that need them, count as
-    what they come to.
+    `bytes` counts whole arrays, as one device holds them: the input of reductions, the output of gathers.
+    Rings of permutations, which hide a gather or a reduction behind matrix products, count as that gather or
+    reduction.
     """
 
     kind: str
     axes: str  # e.g. "data" or "data×fsdp"
     dtype: str
-    bytes: int  # of a step, over all times that loops repeat it
-    times: int
+    bytes: int  # a step, including repetitions in loops
+    times: int  # a step
 
 
 def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
-    """All collectives of a program, the largest first.
+    """Lists all collectives of a program, the largest first.
 
     Args:
         text: `compiled.as_text()`.
-        mesh_shape: {axis: devices}, in the order of the mesh's dimensions; `slices` first, where there are
-            several.
+        mesh_shape: {axis: devices} in the order of the mesh's dimensions; `slices` first, if several.
     """
     computations = _computations(text)
-    # What is under way during several fusions is written in each of them: only where it starts, it counts.
-    later = {
+    # An asynchronous collective is repeated in every fusion that it overlaps; only the first counts.
+    repeated = {
         name
         for name, instructions in computations.items()
         if name.startswith("async_collective_fusion")
@@ -52,7 +51,7 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
     }
     total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
     for times, where, line in _executed(computations):
-        for kind, axes, dtype, size in () if where in later else _sent(line, where, mesh_shape):
+        for kind, axes, dtype, size in () if where in repeated else _sent(line, where, mesh_shape):
             of_kind = total[kind, axes, dtype]
             of_kind[0] += times * size
             of_kind[1] += times
@@ -61,7 +60,7 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
 
 
 def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[tuple[str, str, str, int]]:
-    """(kind, axes, dtype, bytes) of every array that an instruction sends to other devices."""
+    """Yields (kind, axes, dtype, bytes) of every array that an instruction sends to other devices."""
     if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
         shapes = _shapes(match[1])
         if match[3] and match[2] in ("collective-permute", "all-gather"):
@@ -70,14 +69,14 @@ def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[t
             for dtype, size in shapes:
                 yield _kind(match[2], computation), axes, dtype, size
     elif match := re.match(r"\((\w+\[[\d,]*\]).*? send\(.*_xla_megascale_transfer_type=\"(\w+)\"", line):
-        # Between slices every device sends its share of what its slice has reduced.
+        # Between slices every device sends its share of the slice's sum.
         ((dtype, size),) = _shapes(match[1])
         devices = math.prod(mesh_shape.values()) // mesh_shape[SLICES]
         yield match[2].lower().replace("_", "-"), SLICES, dtype, size * devices
 
 
 def estimated_cycles(text: str) -> int:
-    """The compiler's estimate of a step's cycles, loops multiplied out; kernels and links have none."""
+    """Sums the compiler's estimates of a step's cycles, loops included; kernels and links have none."""
     cycles = 0
     for times, _, line in _executed(_computations(text)):
         if match := re.search(r'"estimated_cycles":"(\d+)"', line):
@@ -99,7 +98,7 @@ def _computations(text: str) -> Computations:
 def _executed(
     computations: Computations, name: str = ENTRY, times: int = 1
 ) -> Iterator[tuple[int, str, str]]:
-    """Every instruction with how often a step executes it and the name of its computation."""
+    """Yields (executions in a step, name of the computation, text) of every instruction."""
     for line in computations[name].values():
         yield times, name, line
         called = {
@@ -116,7 +115,7 @@ def _executed(
 
 
 def _trip_count(condition: dict[str, str], body: dict[str, str]) -> int:
-    """How often a loop turns: its counter begins at 0, grows by a constant, and is compared with another."""
+    """Repetitions of a loop whose counter starts at 0 and grows by a constant up to another constant."""
     *_, test = condition.values()
     counter, limit = _operands(test)[:2]
     place = int(_searched(r"index=(\d+)", condition[counter]))
@@ -127,12 +126,12 @@ def _trip_count(condition: dict[str, str], body: dict[str, str]) -> int:
 
 
 def _operands(line: str) -> list[str]:
-    """Names of an instruction's operands."""
+    """Names the operands of an instruction."""
     return re.findall(r"%([\w.\-]+)", _searched(r" [\w\-]+\(((?:/\*.*?\*/|[^()])*)\)", line))
 
 
 def _searched(pattern: str, line: str) -> str:
-    """The pattern's group in a line that must have it."""
+    """Returns the pattern's group in a line that must match."""
     match = re.search(pattern, line)
     assert match, line
     return match[1]
@@ -154,7 +153,7 @@ def _kind(opcode: str, computation: str) -> str:
 
 
 def _shapes(text: str) -> list[tuple[str, int]]:
-    """(dtype, bytes) of every array in a type."""
+    """Returns (dtype, bytes) of every array in a type."""
     return [
         (dtype, -(-int(bits or 8) // 8) * math.prod(int(size) for size in sizes.split(",") if size))
         for dtype, bits, sizes in re.findall(r"\b((?:bf|f|s|u)(\d+)|pred)\[([\d,]*)\]", text)
@@ -162,7 +161,7 @@ def _shapes(text: str) -> list[tuple[str, int]]:
 
 
 def _axes(line: str, mesh_shape: dict[str, int]) -> str:
-    """The mesh axes along which the first group of devices differs; "" where no group has two."""
+    """Names the mesh axes along which the devices of the first group differ; "" if groups have one device."""
     group = _group(line, math.prod(mesh_shape.values()))
     coordinates = np.unravel_index(np.array(group), tuple(mesh_shape.values()))
     differing = [axis for axis, where in zip(mesh_shape, coordinates, strict=True) if len(set(where)) > 1]
@@ -170,7 +169,7 @@ def _axes(line: str, mesh_shape: dict[str, int]) -> str:
 
 
 def _group(line: str, devices: int) -> list[int]:
-    """The devices of one group of a collective, in any of the forms that HLO has for groups."""
+    """Returns the devices of one group of a collective, in any of HLO's notations."""
     if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
         return [int(match[1]), int(match[2])]
     if match := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line):
@@ -186,7 +185,7 @@ def _group(line: str, devices: int) -> list[int]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """0, 1, … in the shape that HLO writes as [4,2] or, with its dimensions in another order, [2,4]T(1,0)."""
+    """Returns 0, 1, … in the shape that HLO writes as [4,2], or transposed as [2,4]T(1,0)."""
     match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     assert match, text
     shape = [int(size) for size in match[1].split(",")]

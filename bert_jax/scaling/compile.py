@@ -1,4 +1,4 @@
-"""The training step of a config, compiled ahead of time for devices that need not be there."""
+"""Compiles the training step of a config ahead of time, for devices that may be absent."""
 
 import re
 import time
@@ -19,11 +19,11 @@ from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import count_slices, make_mesh
 from bert_jax.training.program import Program
 
-KERNEL_RATE = 0.4  # of the peak: what the attention kernel, which has no estimate, is taken to reach
+KERNEL_RATE = 0.4  # of the peak rate, assumed for the attention kernel: the compiler does not estimate it
 
 
 class Memory(NamedTuple):
-    """Bytes of one device; those of a program that does not fit are known in total only."""
+    """Bytes on one device; of a program that does not fit only the total is known."""
 
     arguments: int | None  # parameters, optimizer state, batch
     temporaries: int | None  # activations, gradients, buffers
@@ -55,20 +55,20 @@ class Compiled(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of a step, rows being full."""
+        """Tokens of a step with full rows."""
         return self.config.data.global_batch_size * self.config.data.max_seq_length
 
     @property
     def flops(self) -> float:
-        """Of a step on all devices: rows full of one sequence each, whose tokens attend to all of them."""
+        """FLOPs of a step on all devices, where each row is one sequence whose tokens attend to all of it."""
         data = self.config.data
         attended, predictions = self.tokens * data.max_seq_length, self.tokens * data.mask_rate
         return training_flops(self.config.model, self.tokens, attended, predictions)
 
     def step_seconds(self) -> tuple[float, float] | None:
-        """Estimates of a step's time: computing, and at least this long sending. None off TPU.
+        """Estimates a step's seconds of computing, and of sending inside a slice; None without a TPU.
 
-        What is sent between slices comes on top: the rate of the network there is not the chip's.
+        Sending between slices takes longer: the rate of that network is not the chip's.
         """
         chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
         if chip is None or not self.cycles:
@@ -86,7 +86,7 @@ class Compiled(NamedTuple):
 
 
 def program_without_data(config: Config, mesh: Mesh) -> Program:
-    """What `pretrain` compiles; the steps of training need none of the data that its objective is made of."""
+    """Makes the program of `pretrain` without a dataset: its objective needs one for evaluation only."""
     return Program(config, PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32)), mesh)
 
 
@@ -135,16 +135,16 @@ def _memory(compiled: jax.stages.Compiled, mesh: Mesh) -> Memory:
 
 
 def _levels(mesh: Mesh) -> dict[str, int]:
-    """{axis: devices} of a mesh, `slices` being the outer part of `data`: what the slow network joins."""
+    """{axis: devices} of a mesh; `slices`, joined by a slow network, is split off from `data`."""
     shape = dict(mesh.shape)
     slices = count_slices(mesh.devices.ravel().tolist())
     return {SLICES: slices, **shape, "data": shape["data"] // slices} if slices > 1 else shape
 
 
 def _exceeded(message: str) -> Memory | None:
-    """The memory that the TPU compiler would need, from what it says when that is too much."""
+    """Reads the memory that a program would need out of the TPU compiler's error; None for other errors."""
     size = r"([\d.]+)([KMGT])"
-    # Told in two ways, by what was tried before it gave up.
+    # The compiler has two messages.
     match = re.search(rf"Used {size} of {size} hbm|\({size}\) exceeds available HBM \({size}\)", message)
     if not match:
         return None

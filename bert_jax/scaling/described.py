@@ -12,12 +12,13 @@ from bert_jax.scaling.collectives import SLICES, Collective
 from bert_jax.scaling.compile import Compiled, Memory
 from bert_jax.scaling.topology import GIB
 from bert_jax.training.flops import peak_flops
+from bert_jax.training.mesh import count_slices
 
 INDENT = "  "
 
 
 def describe(compiled: Compiled, price: float | None = None) -> str:
-    """The whole answer for a reader; the verdict is its last line, or the last but one before advice.
+    """Describes the step in words, ending with the verdict and, if it does not fit, with advice.
 
     Args:
         price: of a device-hour, in any currency; None leaves the cost out.
@@ -59,7 +60,7 @@ def _memory(memory: Memory) -> str:
 
 
 def _sent(collectives: Sequence[Collective]) -> str:
-    """A line for each kind of collective; less than a thousandth of all bytes is left out."""
+    """Lists each kind of collective; leaves out those below a thousandth of all bytes."""
     total = sum(found.bytes for found in collectives)
     rows = [
         (found.kind, found.axes, found.dtype, f"{found.bytes / 2**20:.1f}")
@@ -70,7 +71,7 @@ def _sent(collectives: Sequence[Collective]) -> str:
 
 
 def _times(compiled: Compiled, price: float | None) -> list[str]:
-    """Estimates of time and cost as one paragraph; none where the compiler estimates no cycles."""
+    """Estimates time and cost in one paragraph; returns none where the compiler estimates no cycles."""
     if (seconds := compiled.step_seconds()) is None:
         return []
     computing, sending = seconds
@@ -86,12 +87,12 @@ def _times(compiled: Compiled, price: float | None) -> list[str]:
     ]
     title = "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap"
     if any(found.axes == SLICES for found in compiled.collectives):
-        title += "\nand without what is sent between slices"
+        title += "\nwhat is sent between slices is not included"
     return [f"{title}\n{textwrap.indent(text_table(rows, left=2), INDENT)}"]
 
 
 def advice(compiled: Compiled) -> str:
-    """What makes room, the cheapest first."""
+    """Names what makes room, the cheapest first."""
     train, data = compiled.config.train, compiled.config.data
     shape = dict(compiled.mesh.shape)
     rows = data.global_batch_size // (shape["data"] * shape["fsdp"] * train.gradient_accumulation_steps)
@@ -103,15 +104,17 @@ def advice(compiled: Compiled) -> str:
     if rows > 1:
         steps = 2 * train.gradient_accumulation_steps
         options.append(f"--config.train.gradient_accumulation_steps={steps} (half the rows at a time)")
-    if shape["fsdp"] < compiled.devices:
+    if shape["data"] > count_slices(compiled.mesh.devices.ravel().tolist()):
         options.append("--config.mesh.fsdp=N (a device stores an N-th of parameters and optimizer)")
     if train.attention == "plain":
         options.append("--config.train.attention=auto (no scores in memory)")
-    return "Try " + ", or ".join(options) + ". --search tries them all." if options else "Use larger chips."
+    if not options:
+        return "Use larger chips."
+    return f"Try {', or '.join(options)}. --search tries batch, remat and fsdp."
 
 
 def comparison(compiled: Compiled, plain: Compiled) -> str:
-    """One line about the step with plain attention beside the fused one."""
+    """Compares the step with plain attention to the fused one, in one line."""
     fused, other = compiled.memory.total / GIB, plain.memory.total / GIB
     scores = "are" if plain.scores or not plain.memory.fits else "are not"
     fits = "fits" if plain.memory.fits else "does not fit"
@@ -122,7 +125,7 @@ def comparison(compiled: Compiled, plain: Compiled) -> str:
 
 
 def summary(compiled: Compiled) -> dict[str, Any]:
-    """What should not change unnoticed: shardings, memory and collectives; no times."""
+    """Returns what should not change unnoticed: shardings, memory and collectives, but no times."""
     return {
         "mesh": dict(compiled.mesh.shape),
         "fits": compiled.memory.fits,

@@ -1,4 +1,4 @@
-"""The largest batch, cheapest remat and best mesh that fit: tried with the compiler, few times."""
+"""Finds the largest batch, cheapest remat and best mesh that fit, with few compilations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,18 @@ from bert_jax.training.mesh import count_slices
 FIRST_ROWS = 8  # of a device
 MOST_ROWS = 4096  # of a device; the smallest networks would fit many more
 MOST_FSDP = 64  # devices that parameters are split over
+SHOWN = ("data.global_batch_size", "train.remat", "mesh.fsdp")  # in every attempt's line, changed or not
 
 
 class Found(NamedTuple):
+    """A step that fits."""
+
     compiled: Compiled
-    overrides: str  # as the command line takes them
+    overrides: str  # flags that turn the given config into this one
 
     @property
     def tokens_per_second(self) -> float:
+        """By the compiler's estimate; tokens a step where it makes none."""
         seconds = self.compiled.step_seconds()
         return self.compiled.tokens / max(seconds) if seconds else float(self.compiled.tokens)
 
@@ -36,10 +40,10 @@ def search(config: Config, devices: list[jax.Device], report: Callable[[str], No
         report: gets a line for every attempt, and for every mesh that is refused.
 
     Returns:
-        What has the most tokens a second by the compiler's estimate; None if nothing fits.
+        The step with the most tokens a second; None if nothing fits.
 
     Raises:
-        UserError: if every mesh is refused; it is the last one's.
+        UserError: the last refusal, if every mesh is refused.
     """
     found: list[Found] = []
     refused: list[UserError] = []
@@ -58,7 +62,7 @@ def search(config: Config, devices: list[jax.Device], report: Callable[[str], No
 
 
 def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
-    """All data parallel, and parameters split over as many devices of a slice as divide the hidden size."""
+    """Data parallelism alone, and fsdp over as many devices of a slice as divide the hidden size."""
     inside = len(devices) // count_slices(devices)
     fsdp = max(n for n in range(1, MOST_FSDP + 1) if inside % n == config.model.hidden_size % n == 0)
     return [MeshConfig(), MeshConfig(fsdp=fsdp)] if fsdp > 1 else [MeshConfig()]
@@ -67,6 +71,7 @@ def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
 def _largest(
     config: Config, devices: list[jax.Device], mesh: MeshConfig, remat: str, report: Callable[[str], None]
 ) -> Found | None:
+    """Finds the most rows a device that fit with one mesh and remat."""
     best: Found | None = None
     rows, tried = FIRST_ROWS, set()
     while 1 <= rows <= MOST_ROWS and rows not in tried:
@@ -79,10 +84,7 @@ def _largest(
         )
         compiled = compile_step(changed, devices)
         memory = compiled.memory
-        overrides = (
-            f"--config.mesh.fsdp={mesh.fsdp} --config.train.remat={remat} "
-            f"--config.data.global_batch_size={rows * len(devices)}"
-        )
+        overrides = _overrides(config, changed)
         verdict = "fits" if memory.fits else "does not fit"
         report(f"{rows:>4} rows a device, {overrides}: {memory.total / 2**30:.2f} GiB, {verdict}")
         if memory.fits:
@@ -95,3 +97,13 @@ def _largest(
         else:
             rows //= 2
     return best
+
+
+def _overrides(given: Config, changed: Config) -> str:
+    """The flags that turn one config into the other."""
+    before = given.flat()
+    return " ".join(
+        f"--config.{name}={value}"
+        for name, value in changed.flat().items()
+        if name in SHOWN or value != before[name]
+    )

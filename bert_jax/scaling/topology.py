@@ -1,4 +1,4 @@
-"""TPU topologies by name, as the compiler knows them, without a TPU."""
+"""TPU topologies by name, from the TPU compiler, without a TPU."""
 
 import importlib.util
 import os
@@ -15,14 +15,14 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What estimates are made with; the compiler itself decides what fits."""
+    """Rates and sizes for estimates; whether a program fits is up to the compiler."""
 
-    hbm: int  # bytes of a device that a program may use, as the compiler says when they are exceeded
-    clock: float  # of its cores, Hz: peak rate / operations of its matrix units per cycle
-    link: float  # bytes a second to other chips of the slice, all links together; Cloud TPU's documentation
+    hbm: int  # bytes that a program may use on a device, from the compiler's message when they are exceeded
+    clock: float  # Hz of the cores: peak rate / operations of the matrix units per cycle
+    link: float  # bytes a second to other chips of the slice, over all links; from Cloud TPU's documentation
 
 
-# By `jax.Device.device_kind`. A device of v4 and of TPU7x is one of its chip's two cores here.
+# By `jax.Device.device_kind`. Of v4 and TPU7x a device is one of a chip's two cores.
 CHIPS = {
     "TPU v4": Chip(int(15.25 * GIB), 1.05e9, 300e9 / 2),
     "TPU v5 lite": Chip(int(15.75 * GIB), 1.5e9, 200e9),
@@ -34,25 +34,25 @@ EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16"
 
 
 def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
-    """The devices of a topology such as v5e:4x4, for ahead-of-time compilation; `local` for this machine's.
+    """Returns the devices of a topology such as v5e:4x4, to compile for; `local` are this machine's.
 
     Raises:
-        UserError: if libtpu is missing, or not of the version that JAX asks for, or knows no such topology.
+        UserError: if libtpu is missing, has another version than JAX asks for, or knows no such topology.
     """
     if name == "local":
         return jax.devices()
     _check_libtpu()
-    # libtpu looks for a TPU otherwise, for minutes.
+    # Without these libtpu looks for a TPU for minutes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans at once: there is no TPU to share
-    jax.config.update("jax_platforms", "cpu")  # or JAX would look for one too
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans may run at once
+    jax.config.update("jax_platforms", "cpu")  # without it JAX looks for a TPU too
     from jax.experimental import topologies
 
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
-    except Exception as error:  # whatever libtpu makes of the name
+    except Exception as error:  # libtpu raises several types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"--topology={name}: the TPU compiler knows no such topology ({reason}); names look like "
@@ -62,7 +62,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
 
 
 def capacity(device: Any) -> int:
-    """Bytes that a program may use on a device."""
+    """Returns the bytes that a program may use on a device."""
     if device.device_kind in CHIPS:
         return CHIPS[device.device_kind].hbm
     stats = device.memory_stats() or {}
@@ -73,16 +73,16 @@ def _check_libtpu() -> None:
     wanted = _wanted_libtpu()
     remedy = "install the version that JAX asks for: pip install 'bert_jax[tpu-aot]'"
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"--topology needs the TPU compiler, libtpu, and no TPU; {remedy}, or make plan.")
+        raise UserError(f"--topology needs the TPU compiler, libtpu (no TPU); {remedy}, or use make plan.")
     found = metadata.version("libtpu")
     if wanted and not found.startswith(wanted):
         raise UserError(
-            f"libtpu {found} is installed, and JAX {jax.__version__} asks for {wanted}.*; {remedy}."
+            f"libtpu {found} is installed, but JAX {jax.__version__} asks for {wanted}.*; {remedy}."
         )
 
 
 def _wanted_libtpu() -> str:
-    """The beginning of the version of libtpu that JAX's extra `tpu` names; "" if it names none."""
+    """Returns the start of the libtpu version that JAX's extra `tpu` requires; "" if it requires none."""
     for requirement in metadata.requires("jax") or ():
         if match := re.match(r"libtpu\s*==\s*([\d.]+?)\.?\*.*extra == ['\"]tpu['\"]", requirement):
             return match[1]

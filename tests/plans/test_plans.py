@@ -1,8 +1,8 @@
-"""What the TPU compiler makes of every shipped config, against committed summaries (`make test-plan`).
+"""Compares the TPU compiler's plan of every shipped config with a committed summary (`make test-plan`).
 
-A summary that changes is a finding: another sharding, another collective, more memory. If it is meant to be
-so, write it anew with `python -m tests.plans.test_plans [NAME …]`. Another libtpu is another compiler: the
-numbers hold for the version in the lock file for Python 3.11.
+A summary that changes is a finding: another sharding, another collective, more memory. If the change is
+intended, rewrite it with `python -m tests.plans.test_plans [NAME …]`. The numbers hold for one version of
+libtpu, the one in the lock file for Python 3.11.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ def installed() -> str:
     installed() != COMPILER, reason=f"needs libtpu {COMPILER}: make test-plan, on Python 3.11"
 )
 @pytest.mark.parametrize("name", PLANS)
-def test_the_compiler_makes_the_same_of_it(name):
+def test_the_plan_is_the_committed_one(name):
     expected = json.loads((FOLDER / f"{name}.json").read_text())
     found = plan(name)
     for kind in ("mesh", "fits", "shardings", "attention_scores_in_memory", "arguments_mib"):

@@ -1,4 +1,4 @@
-"""FLOPs, what is read out of HLO, what is said of memory, and the search; no TPU compiler needed."""
+"""FLOPs, HLO text, descriptions, the compiler's errors and the search; needs no TPU compiler."""
 
 import dataclasses
 import math
@@ -24,8 +24,8 @@ from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MODEL
 
 # As the TPU compiler writes it, shortened: a loop over 12 layers whose body sums gradients over `fsdp`, a
-# ring of four turns (a counter that grows by 2 up to 8) which gathers a matrix over `fsdp`, a gather that is
-# under way during three fusions, and more behind.
+# ring of four turns (its counter grows by 2 up to 8) that gathers a matrix over `fsdp`, and a gather that
+# overlaps three fusions; other collectives after the loop.
 HLO = """
 HloModule jit_train_step, entry_computation_layout={()->f32[]}
 
@@ -120,7 +120,7 @@ def test_collectives_of_a_program():
     ]
 
 
-def test_what_crosses_between_slices_is_told():
+def test_collectives_between_slices():
     """Two slices of two devices: each sends half of the 16 numbers that its slice has summed."""
     program = """
 ENTRY %main (z: f32[16]) -> f32[16] {
@@ -180,14 +180,14 @@ def test_shapes_of_a_batch_without_data(packed, pairs):
     ],
     ids=["used", "exceeds"],
 )
-def test_what_does_not_fit_is_read_out_of_the_compilers_words(message):
+def test_memory_of_a_step_that_does_not_fit_comes_from_the_compilers_error(message):
     memory = _exceeded(message)
     assert memory is not None
     assert not memory.fits
     assert (memory.total - memory.capacity) / 2**30 == pytest.approx(14.85)
 
 
-def test_other_errors_of_the_compiler_are_no_answer():
+def test_other_errors_of_the_compiler_have_no_memory():
     assert _exceeded("INTERNAL: something else") is None
 
 
@@ -204,7 +204,7 @@ def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
     return Compiled(config, mesh, 1_234_567, {}, 1.0, memory, sent)._replace(**changes)
 
 
-def test_an_answer_for_people():
+def test_description_of_a_step_that_fits():
     text = described.describe(compiled_of())
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
@@ -215,18 +215,20 @@ def test_an_answer_for_people():
     assert text.endswith("verdict: fits")
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_to_change():
+def test_description_of_a_step_that_does_not_fit_has_the_excess_and_advice():
     *_, verdict, advice = described.describe(compiled_of(total=20)).splitlines()
     assert verdict == "verdict: does not fit"
     assert advice.startswith("4.00 GiB too much on every device. Try --config.train.remat=dots")
     assert "--config.train.gradient_accumulation_steps=2" in advice
     assert "--config.mesh.fsdp=N" in advice
+    split = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=8))
+    assert "--config.mesh.fsdp=N" not in described.describe(compiled_of(total=20, config=split))
 
 
 def test_the_step_of_this_machine_is_planned_too():
     """Data parallel over the eight virtual devices: gradients are summed once, in float32.
 
-    That of the token table has two parts, of look-ups and logits, which this compiler sums apart.
+    The token table's gradient has two parts, of look-ups and logits, which this compiler sums apart.
     """
     compiled = compile_step(CONFIG, jax.devices())
     sent = sum(c.bytes for c in compiled.collectives if c.kind == "all-reduce" and c.axes == "data")
@@ -238,7 +240,7 @@ def test_the_step_of_this_machine_is_planned_too():
 
 @pytest.mark.parametrize(("limit", "expected"), [(40, (64, "none")), (11, (64, "dots")), (3, (16, "dots"))])
 def test_the_search_finds_the_largest_batch(monkeypatch, limit, expected):
-    """Of a memory of 2 + rows × (0.5 or, with remat, 0.05) GiB; larger batches have more tokens a step."""
+    """A step takes 2 + rows × (0.5 or, with remat, 0.05) GiB; larger batches have more tokens a step."""
     tried = []
 
     def fake(config, devices):
@@ -286,6 +288,21 @@ def test_parameters_are_split_over_what_divides_the_hidden_size(hidden_size, fsd
     assert search_lib._meshes(config, devices)[-1].fsdp == fsdp
 
 
+def test_the_search_names_all_flags_that_it_changed(monkeypatch):
+    given = dataclasses.replace(CONFIG, mesh=MeshConfig(tensor=2))
+    monkeypatch.setattr(search_lib, "compile_step", lambda config, _: compiled_of(config=config))
+    monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig()])
+    monkeypatch.setattr(search_lib, "MOST_ROWS", 8)
+    best = search_lib.search(given, jax.devices(), lambda _: None)
+    assert best is not None
+    assert best.overrides.split() == [
+        "--config.data.global_batch_size=64",
+        "--config.train.remat=none",
+        "--config.mesh.fsdp=1",
+        "--config.mesh.tensor=1",
+    ]
+
+
 def test_the_search_goes_on_after_a_refused_mesh(monkeypatch):
     """A mesh that cannot be compiled costs a line; only when all are refused is it an error."""
 
@@ -300,7 +317,7 @@ def test_the_search_goes_on_after_a_refused_mesh(monkeypatch):
     monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig(fsdp=2), MeshConfig()])
     best = search_lib.search(CONFIG, jax.devices(), lines.append)
     assert best is not None
-    assert "mesh.fsdp=1 " in best.overrides
+    assert best.overrides.endswith("mesh.fsdp=1")
     assert lines[0] == "mesh.fsdp=2 is refused: mesh.fsdp=2 is not possible here."
     monkeypatch.setattr(search_lib, "_meshes", lambda *_: [MeshConfig(fsdp=2)])
     with pytest.raises(UserError, match=r"mesh\.fsdp=2 is not possible here"):
@@ -309,7 +326,7 @@ def test_the_search_goes_on_after_a_refused_mesh(monkeypatch):
 
 def test_no_libtpu_is_one_line(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"needs the TPU compiler, libtpu, and no TPU; .*tpu-aot"):
+    with pytest.raises(UserError, match=r"needs the TPU compiler, libtpu \(no TPU\); .*tpu-aot"):
         topology.topology_devices("v5e:4x4")
 
 
@@ -317,7 +334,7 @@ def test_another_libtpu_is_one_line(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(topology.metadata, "version", lambda _: "0.0.1")
     monkeypatch.setattr(topology, "_wanted_libtpu", lambda: "0.0.42")
-    with pytest.raises(UserError, match=r"libtpu 0.0.1 is installed, and JAX .* asks for 0.0.42.\*"):
+    with pytest.raises(UserError, match=r"libtpu 0.0.1 is installed, but JAX .* asks for 0.0.42.\*"):
         topology.topology_devices("v5e:4x4")
 
 
@@ -325,6 +342,6 @@ def test_jax_says_which_libtpu_it_wants():
     assert topology._wanted_libtpu().startswith("0.0.")
 
 
-def test_a_mesh_that_does_not_fit_is_told_before_compiling():
+def test_a_mesh_that_does_not_fit_is_an_error_before_compiling():
     with pytest.raises(UserError, match="do not fit 8 devices"):
         compile_step(dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=3)), jax.devices())
