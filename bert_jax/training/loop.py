@@ -17,7 +17,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
-from bert_jax.report.report import record_start, write_examples, write_report
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.config import Phase, RunConfig
@@ -29,7 +28,7 @@ from bert_jax.training.metrics import MetricsFile, Recorder
 from bert_jax.training.optimizer import make_optimizer, make_schedule
 from bert_jax.training.recovery import BadSteps, Recovery
 from bert_jax.training.selection import Selection
-from bert_jax.training.workdir import open_workdir, versions
+from bert_jax.training.workdir import open_workdir, record_start, versions, write_examples, write_report
 
 FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM gives START_AGAIN
 log = logging.getLogger("bert_jax")
