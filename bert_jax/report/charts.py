@@ -70,7 +70,7 @@ def curves(rows: Rows, resumed: list[int], fine_tuning: bool) -> dict[str, Any]:
 
 
 def _chart(chart: Chart, rows: Rows, last: int) -> dict[str, Any]:
-    lines = []
+    lines: list[dict[str, Any]] = []
     for place, (name, what) in enumerate(chart.lines.items()):
         if found := points(what, rows, last):
             measured = isinstance(what, str)

@@ -152,6 +152,13 @@ def test_a_single_value_is_a_dot_and_two_are_a_line(workdir):
     assert dots(TRAINING, held_out, second, held_out | {"step": 101}) == {"training": False, "held-out": True}
 
 
+def test_latest_values_are_readable_without_script(workdir):
+    page = page_of(workdir, TRAINING, HELD_OUT)
+    assert "training 6.500" in text_of(page)
+    assert "held-out, [MASK] only 6.320" in text_of(page)
+    assert "The curves are drawn with JavaScript" in "".join(re.findall("<noscript>(.*?)</noscript>", page))
+
+
 def test_title_of_one_of_several_folds_and_seeds(workdir):
     part = workdir / "fold_1/seed_0"
     part.mkdir(parents=True)
