@@ -21,7 +21,6 @@ from etils import epath
 from bert_jax import command
 from bert_jax.files import write
 from bert_jax.inference.finetuned import load_finetuned
-from bert_jax.report.report import write_report, write_results
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
@@ -29,7 +28,7 @@ from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, Splits
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, keep_compiled, lock
+from bert_jax.training.workdir import check_workdir, keep_compiled, lock, write_report, write_results
 
 FINE_TUNED = "fine-tuned"
 SPLITS = {"eval": "examples to choose by", "test": "test examples"}

@@ -13,7 +13,6 @@ from flax import nnx
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.model.objectives import Objective
-from bert_jax.report.report import record_start, write_examples, write_report
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.config import Phase, RunConfig
 from bert_jax.training.evaluate import Evaluator, due
@@ -26,7 +25,7 @@ from bert_jax.training.program import Program
 from bert_jax.training.recovery import BadSteps, Recovery
 from bert_jax.training.selection import Selection
 from bert_jax.training.step import TrainState
-from bert_jax.training.workdir import open_workdir, versions
+from bert_jax.training.workdir import open_workdir, record_start, versions, write_examples, write_report
 
 FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM gives START_AGAIN
 log = logging.getLogger("bert_jax")

@@ -1,16 +1,20 @@
-"""The folder of a run: one run, one identity."""
+"""The folder of a run: its identity, its lock and its records."""
 
 import fcntl
 import json
 import logging
 import os
+import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
 from etils import epath
 
+from bert_jax import files
 from bert_jax.errors import UserError
+from bert_jax.report import report
 from bert_jax.training.config import RunConfig
 from bert_jax.version import __version__
 
@@ -19,38 +23,41 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-da
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what a run's numbers depend on."""
-    # Of the package itself also where it was never installed, e.g. a checkout.
+    """The installed versions of the libraries that a run's numbers depend on, and of this package."""
     return {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES}
 
 
 def open_workdir(path: epath.PathLike, config: RunConfig, data_digest: str) -> epath.Path:
-    """Makes the folder of a run, or checks that the run which is there is this one.
+    """Creates the folder of a run with its `config.json`, or checks that the folder holds this run.
 
     Raises:
-        UserError: when it holds a run of another identity (with what differs), or cannot be written.
+        UserError: if it holds a run of another identity (names what differs), or cannot be written.
     """
     workdir = check_workdir(path, config, data_digest)
     file = workdir / "config.json"
     if not file.exists() and jax.process_index() == 0:
         identity = config.identity() | {"data_digest": data_digest}
         content = {"config": config.to_dict(), "identity": identity, "versions": versions()}
-        file.with_name("config.json.tmp").write_text(json.dumps(content, indent=1))
-        file.with_name("config.json.tmp").replace(file)
+        try:
+            files.write(file, json.dumps(content, indent=1))
+        except OSError as error:
+            raise _unwritable(workdir, error) from None
     return workdir
 
 
 def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | None = None) -> epath.Path:
-    """The folder, made if need be, and nothing in it; without `data_digest` before the data is known.
+    """Creates the folder of a run, or checks that it holds this run; writes no file.
+
+    Without `data_digest`, before the data is known, the data is not compared.
 
     Raises:
-        UserError: as `open_workdir`.
+        UserError: as in `open_workdir`.
     """
     workdir = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        known = dict(json.loads(file.read_text())["identity"]) if file.exists() else None
+        known = dict(json.loads(file.read_text(encoding="utf-8"))["identity"]) if file.exists() else None
     except OSError as error:
         raise _unwritable(workdir, error) from None
     except (ValueError, KeyError, TypeError):
@@ -59,16 +66,16 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
         ) from None
     if known is not None:
         asked = json.loads(json.dumps(config.identity()))
-        known = type(config)().identity() | known  # a version without a key did what its default does
+        known = type(config)().identity() | known  # a version without a key used its default
         _check_identity(workdir, known, asked | {"data_digest": data_digest or known.get("data_digest")})
     return workdir
 
 
 def lock(workdir: epath.PathLike) -> None:
-    """Keeps other runs out of a folder for as long as this process lives; on a local file system only.
+    """Keeps other runs out of a folder until this process ends; on local file systems only.
 
     Raises:
-        UserError: when another run is in it, or it cannot be written.
+        UserError: if another run holds the folder, or it cannot be written.
     """
     path = epath.Path(workdir).expanduser().resolve() / "lock"
     if "://" in str(path):
@@ -81,22 +88,59 @@ def lock(workdir: epath.PathLike) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"--workdir={path.parent} is in use: another run trains in it. Wait for its end, stop it or give "
-            "another --workdir."
+            f"--workdir={path.parent} is in use: another run trains in it. Wait until it ends, stop it or "
+            "give another --workdir."
         ) from None
     except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", path, error)
+        log.warning("%s cannot be locked (%s): make sure that no other run uses the folder", path, error)
 
 
 def keep_compiled(workdir: epath.PathLike) -> None:
-    """Keeps what XLA compiles in the folder, so that a restart need not; what the user has set goes first."""
+    """Keeps compiled programs in the folder for restarts, unless the user has set another cache."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def record_start(workdir: epath.Path, step: int, devices: str) -> list[dict[str, Any]]:
+    """Adds a row to `starts.jsonl`: the run starts or resumes at `step`, on `devices`; returns all rows."""
+    file = workdir / "starts.jsonl"
+    starts = [*files.read_rows(file), {"step": step, "devices": devices, "time": round(time.time(), 3)}]
+    _record(file, starts, files.write_rows)
+    return starts
+
+
+def write_examples(workdir: epath.Path, examples: list[dict[str, Any]]) -> None:
+    """Writes the predictions that `Task.examples` returned to `examples.json`, which the report shows."""
+    _record(workdir / "examples.json", json.dumps(examples, ensure_ascii=False))
+
+
+def write_results(workdir: epath.Path, results: dict[str, Any]) -> None:
+    """Writes the results of the best checkpoint to `results.json`, which the report shows.
+
+    `results` has `step`, `scores` ({split: {metric: value}}), and the task's `tables` for the split `of`.
+    """
+    _record(workdir / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+
+
+def write_report(workdir: epath.Path) -> None:
+    """Writes `report.html` from the files in the folder, of which only `config.json` must exist."""
+    if jax.process_index() == 0:
+        _record(workdir / "report.html", report.render(report.collect(workdir)))
+
+
+def _record(file: epath.Path, content: Any, write: Callable[..., None] = files.write) -> None:
+    """Replaces a file, in the first process only. A failure is a warning: it does not end the run."""
+    if jax.process_index():
+        return
+    try:
+        write(file, content)
+    except OSError as error:
+        log.warning("%s could not be written: %s", file, error.strerror or error)
+
+
 def _unwritable(workdir: epath.Path, error: OSError) -> UserError:
-    return UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another.")
+    return UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.")
 
 
 def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -14,12 +14,14 @@ from flax import nnx
 
 from bert_jax.config import Config
 from bert_jax.model.heads import BertForPreTraining
-from bert_jax.report import report
-from bert_jax.report.report import _points, _short, _ticks, record_start, write_examples, write_report
+from bert_jax.report import charts
+from bert_jax.report.charts import points, short, ticks
+from bert_jax.report.report import collect, render
 from bert_jax.tasks import pretraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.mesh import shardings
 from bert_jax.training.step import abstract_model
+from bert_jax.training.workdir import record_start, write_examples, write_report, write_results
 from tests.fakes import FakeTokenizer, MemoryStore
 from tests.tiny import CLS, MASK, MODEL, SEP, Sequence, batch_of, mesh_of, random_batch
 
@@ -60,12 +62,22 @@ def workdir(tmp_path):
 
 
 def page_of(workdir, *rows, tail=""):
+    """The report of a run that has written these rows of metrics."""
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
     write_report(workdir)
-    page = (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text(encoding="utf-8")
     assert [path.name for path in workdir.glob("*.tmp")] == []
     Balanced().feed(page)
     return page
+
+
+def curves_of(page):
+    """What the script of a page draws."""
+    return json.loads(re.findall('<script type="application/json" id="curves">(.*?)</script>', page)[0])
+
+
+def chart_of(page, title):
+    return next(chart for chart in curves_of(page)["charts"] if chart["title"].startswith(title))
 
 
 class Balanced(html.parser.HTMLParser):
@@ -88,16 +100,16 @@ class Balanced(html.parser.HTMLParser):
 
 def text_of(page):
     """What a person reads, without style and script."""
-    page = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+    page = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     return html.unescape(re.sub(r"<[^>]*>", "", page))
 
 
-def test_what_was_lost_and_left_out_is_told(workdir):
+def test_lost_time_and_skipped_steps_are_shown(workdir):
     lost = {"step": 150, "goodput": 0.874, "lost_seconds": 1234.4, "restarts": 2}
     skip = {"step": 110, "skipped_from": 100, "skipped_because": "loss is nan at step 109"}
     text = text_of(page_of(workdir, TRAINING, skip, lost))
     assert "goodput 87% (1,234 s not spent on steps)" in text
-    assert "Steps 100 to 109 were left out: loss is nan at step 109" in text
+    assert "Steps 100 to 109 were skipped: loss is nan at step 109" in text
 
 
 def test_a_finished_run(workdir):
@@ -108,11 +120,11 @@ def test_a_finished_run(workdir):
     text = text_of(page)
     for shown in (
         "Finished · step 200 of 200 · 01 Jan 1970, 00:00 UTC · on 8 × TPU v4 · resumed at step 70",
-        "Held-out loss at [MASK]6.320nats", "Unigram loss6.620nats",
-        "Gain0.300nats better than unigram; 0.270 are lost when the words are shuffled",
+        "Loss at [MASK]6.320held-out, nats", "Unigram loss6.620nats",
+        "Gain0.300nats per token below the unigram loss", "Shuffled loss6.590nats",
         "MLM accuracy16.9%held-out; training 5.0%", "NSP accuracy64.8%held-out; training 50.0%",
         "Tokens per second9,142", "data digestd1ce", "params digestfeedbeef", "jax0.10.2", "mask_rate0.15",
-        "0 of 1 [MASK] guessed right",
+        "0 of 1 [MASK] predicted right",
     ):  # fmt: skip
         assert shown in text, shown
     titles = re.findall("<figcaption>(.*?),? *(?:nats.*?|before.*?|real.*?)?</figcaption>", page)
@@ -120,16 +132,34 @@ def test_a_finished_run(workdir):
         *("Masked-LM loss", "Masked-LM accuracy", "Next-sentence loss", "Next-sentence accuracy"),
         *("Learning rate", "Gradient norm", "Throughput", "Waste"),
     ]
-    assert page.count('class="resumed"') == 8
+    assert titles == [
+        re.sub(", (nats|before|real).*", "", chart["title"]) for chart in curves_of(page)["charts"]
+    ]
+    assert page.count('<div class="plot">') == len(titles)
+    assert curves_of(page)["resumed"] == [70]
     assert "http-equiv" not in page  # nothing more to wait for
 
 
 def test_a_single_value_is_a_dot_and_two_are_a_line(workdir):
-    assert page_of(workdir, TRAINING).count(' dots"') > 0
-    assert page_of(workdir, TRAINING, TRAINING | {"step": 101}).count(' dots"') == 0
+    def dots(*rows):
+        lines = chart_of(page_of(workdir, *rows), "Masked-LM loss")["lines"]
+        return {line["name"]: line["dots"] for line in lines}
+
+    second = TRAINING | {"step": 101}
+    assert dots(TRAINING) == {"training": True}
+    assert dots(TRAINING, second) == {"training": False}
+    held_out = {key: HELD_OUT[key] for key in ("step", "eval_mlm_loss")}
+    assert dots(TRAINING, held_out, second, held_out | {"step": 101}) == {"training": False, "held-out": True}
 
 
-def test_one_of_several_runs_has_their_name_too(workdir):
+def test_latest_values_are_readable_without_script(workdir):
+    page = page_of(workdir, TRAINING, HELD_OUT)
+    assert "training 6.500" in text_of(page)
+    assert "held-out, [MASK] only 6.320" in text_of(page)
+    assert "The curves are drawn with JavaScript" in "".join(re.findall("<noscript>(.*?)</noscript>", page))
+
+
+def test_title_of_one_of_several_folds_and_seeds(workdir):
     part = workdir / "fold_1/seed_0"
     part.mkdir(parents=True)
     shutil.copy(workdir / "config.json", part)
@@ -152,19 +182,52 @@ def test_examples_show_guess_probability_and_truth(workdir):
 def test_everything_is_escaped_and_nothing_is_loaded(workdir):
     record_start(workdir, 0, SCRIPT)
     write_examples(workdir, [EXAMPLE])
-    page = page_of(workdir, TRAINING, HELD_OUT)
+    table = {"title": SCRIPT, "columns": ["", SCRIPT], "rows": [[SCRIPT, SCRIPT]]}
+    write_results(workdir, {"step": 9, "of": SCRIPT, "scores": {SCRIPT: {SCRIPT: 0.5}}, "tables": [table]})
+    skip = {"step": 110, "skipped_from": 100, "skipped_because": SCRIPT}
+    page = page_of(workdir, TRAINING, HELD_OUT, skip)
     assert "<script>alert" not in page
-    assert page.count("<script>") == 1
-    assert text_of(page).count(SCRIPT) == 4  # source twice, devices, sentence
+    assert page.count("<script") == page.count("</script") == 2
+    assert text_of(page).count(SCRIPT) == 12  # source 2, devices, sentence, skipped steps, tables 3 and 4
     assert re.findall(r"//\w|@import|url\(|\bsrc=|\bhref=", page) == []
+
+
+def test_names_of_lines_cannot_end_the_script(workdir):
+    (workdir / "metrics.jsonl").write_text(json.dumps(TRAINING) + "\n")
+    data = collect(workdir)
+    chart = data["curves"]["charts"][0]
+    chart["title"] = chart["lines"][0]["name"] = f"</script>{SCRIPT}<!--"
+    page = render(data)
+    Balanced().feed(page)
+    assert page.count("<script") == page.count("</script") == 2
+    assert "<!--" not in page
+    assert chart_of(page, "</script>")["lines"][0]["name"] == f"</script>{SCRIPT}<!--"
+
+
+def test_results_are_tables_with_shares_by_row(workdir):
+    table = {"title": "Confusion", "columns": ["", "no", "yes"], "rows": [["no", 3, 1], ["yes", 0, 0]],
+             "shaded": True}  # fmt: skip
+    scores = {"eval": {"accuracy": 0.75, "f1": 0.5}, "test": {"accuracy": 1.0, "f1": 0.25}}
+    write_results(workdir, {"step": 1200, "of": "test", "scores": scores, "tables": [table]})
+    page = page_of(workdir)
+    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
+    assert rows[:6] == [
+        ["", "accuracy", "f1"], ["eval", "0.750", "0.500"], ["test", "1.000", "0.250"],
+        ["", "no", "yes"], ["no", "3", "1"], ["yes", "0", "0"],
+    ]  # fmt: skip
+    assert re.findall("<h3>(.*?)</h3>", page) == [
+        "Scores of the best checkpoint, step 1,200",
+        "Confusion, test",
+    ]
+    assert re.findall(r'class="share" style="--p:(.*?)"', page) == ["0.75", "0.25"]  # none in an empty row
 
 
 def test_before_anything_is_measured(workdir):
     write_report(workdir)  # without metrics.jsonl
     assert (workdir / "report.html").read_text() == page_of(workdir)
     text = text_of(page_of(workdir))
-    assert "Under way · step 0 of 200" in text
-    assert "Nothing has been measured yet." in text
+    assert "In progress · step 0 of 200" in text
+    assert "No measurements yet." in text
 
 
 def test_half_written_last_line_and_values_that_are_not_numbers(workdir):
@@ -173,36 +236,35 @@ def test_half_written_last_line_and_values_that_are_not_numbers(workdir):
     assert page == page_of(workdir, TRAINING, nan)
     assert "step 100 of 200" in text_of(page)
     assert 'http-equiv="refresh"' in page
-    assert data_of(page)["lines"][0]["points"] == [[50, 6.5]]
+    assert chart_of(page, "Masked-LM loss")["lines"][0]["points"] == [[50, 6.5]]
 
 
-def data_of(page):
-    return json.loads(html.unescape(re.findall('data-lines="(.*?)"', page)[0]))
-
-
-def test_lines_are_drawn_where_the_ticks_say(workdir):
+def test_points_lie_between_the_ticks_of_their_chart(workdir):
     page = page_of(workdir, *({"step": s, "grad_norm": g} for s, g in ((0, 4.0), (50, 1.0), (200, 0.5))))
-    assert '<path class="s0" d="M0.00 0.00L25.00 75.00L100.00 87.50"/>' in page
-    assert re.findall(r'"y" style="top:([\d.]+)%">(.*?)<', page) == [
-        ("100.00", "0"), ("75.00", "1"), ("50.00", "2"), ("25.00", "3"), ("0.00", "4"),
+    chart = chart_of(page, "Gradient norm")
+    assert chart["lines"] == [
+        {"name": "gradient norm", "measured": True, "style": "s0", "dots": False, "latest": "0.500",
+         "points": [[0, 4.0], [50, 1.0], [200, 0.5]]}
     ]  # fmt: skip
-    assert [x for _, x in re.findall(r'"x" style="left:([\d.]+)%">(.*?)<', page)] == [
-        *("0", "50", "100", "150", "200")
-    ]
+    assert chart["ticks"] == [[0, "0"], [1, "1"], [2, "2"], [3, "3"], [4, "4"]]
+    curves = curves_of(page)
+    assert curves["last"] == 200
+    assert curves["ticks"] == [[0, "0"], [50, "50"], [100, "100"], [150, "150"], [200, "200"]]
 
 
-def test_without_next_sentences_nothing_is_said_of_them(workdir):
+def test_constants_are_references_from_the_first_to_the_last_step(workdir):
+    lines = chart_of(page_of(workdir, TRAINING, HELD_OUT), "Next-sentence accuracy")["lines"]
+    assert [line["style"] for line in lines] == ["s0", "s1", "s3 dashed"]
+    assert lines[2]["points"] == [[0, 0.5], [100, 0.5]]
+    assert [line["measured"] for line in lines] == [True, True, False]
+
+
+def test_without_next_sentences_they_are_not_shown(workdir):
     file = workdir / "config.json"
     file.write_text(file.read_text().replace('"next_sentence"', '"none"'))
     text = text_of(page_of(workdir, TRAINING, HELD_OUT))
     assert "Masked-LM accuracy" in text
     assert not re.search("Next-sentence|NSP", text)
-
-
-def test_a_report_that_cannot_be_written_does_not_end_the_run(workdir, caplog):
-    (workdir / "report.html").mkdir()
-    write_report(workdir)
-    assert "report.html could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -217,26 +279,26 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(workdir, caplog):
     ],
 )
 def test_ticks(low, high, expected):
-    assert _ticks(low, high) == pytest.approx(expected)
+    assert ticks(low, high) == pytest.approx(expected)
 
 
 def test_tick_labels():
     values = (0, 0.25, 2e-5, 500, 1500, 250_000, 2e6)
-    assert [_short(value) for value in values] == ["0", "0.25", "2e-05", "500", "1.5k", "250k", "2M"]
-    assert _short(0.125, percent=True) == "12.5%"
+    assert [short(value) for value in values] == ["0", "0.25", "2e-05", "500", "1.5k", "250k", "2M"]
+    assert short(0.125, percent=True) == "12.5%"
 
 
 def test_long_lines_are_thinned_and_keep_their_peaks():
     rows = [{"step": step, "grad_norm": 1 + step % 7 / 10} for step in range(10_000)]
     rows[6543]["grad_norm"], rows[6549]["grad_norm"] = 99.0, -5.0
-    points = _points("grad_norm", rows, 10_000)
-    assert 200 < len(points) <= report.MOST_POINTS
-    assert points == sorted(points)
-    assert {(6543, 99.0), (6549, -5.0)} <= set(points)
+    found = points("grad_norm", rows, 10_000)
+    assert 200 < len(found) <= charts.MAX_POINTS
+    assert found == sorted(found)
+    assert {(6543, 99.0), (6549, -5.0)} <= set(found)
 
 
 class Parrot(nnx.Module):
-    """Says the same whatever it is asked: token 7 with 60%, and that B follows with 80%."""
+    """Predicts the same for every batch: token 7 with 60%, and that B follows with 80%."""
 
     def __init__(self):
         self.tokens = nnx.Param(jnp.log(jnp.full(64, 0.4 / 63).at[7].set(0.6)))

@@ -1,10 +1,13 @@
 import json
 
+import jax
 import pytest
 
 from bert_jax.config import Config, from_dict
 from bert_jax.errors import UserError
-from bert_jax.training.workdir import open_workdir
+from bert_jax.files import read_rows
+from bert_jax.training import workdir as records
+from bert_jax.training.workdir import open_workdir, record_start, write_report
 
 CONFIG = from_dict({"train": {"num_steps": 7}, "optimizer": {"learning_rate": 1e-3}}, Config)
 
@@ -76,3 +79,37 @@ def test_unwritable_workdir_is_named(tmp_path, below):
     workdir = file / "run" if below else file
     with pytest.raises(UserError, match=f"--workdir={workdir} cannot be written"):
         open_workdir(workdir, CONFIG, "d1")
+
+
+def test_config_json_that_cannot_be_written_is_an_error_that_names_the_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.files, "write", full)
+    with pytest.raises(UserError, match=f"--workdir={tmp_path} cannot be written: No space left"):
+        open_workdir(tmp_path, CONFIG, "d1")
+
+
+def test_starts_are_appended(tmp_path):
+    workdir = open_workdir(tmp_path, CONFIG, "d1")
+    record_start(workdir, 0, "1 × cpu")
+    returned = record_start(workdir, 5, "2 × cpu")
+    assert [(row["step"], row["devices"]) for row in returned] == [(0, "1 × cpu"), (5, "2 × cpu")]
+    assert read_rows(workdir / "starts.jsonl") == returned
+
+
+def test_only_the_first_process_writes_records(tmp_path, monkeypatch):
+    workdir = open_workdir(tmp_path, CONFIG, "d1")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert [row["step"] for row in record_start(workdir, 5, "1 × cpu")] == [5]
+    records.write_examples(workdir, [])
+    records.write_results(workdir, {})
+    write_report(workdir)
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    workdir = open_workdir(tmp_path, CONFIG, "d1")
+    (workdir / "report.html").mkdir()
+    write_report(workdir)
+    assert f"{workdir / 'report.html'} could not be written: Cannot overwrite" in caplog.text
