@@ -34,7 +34,8 @@ from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
 from bert_jax.data.batches import Batches
-from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
+from bert_jax.data.chunks import PlanConfig
+from bert_jax.data.epoch_plan import EpochPlan
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import step as step_lib

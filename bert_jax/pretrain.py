@@ -15,9 +15,9 @@ import jax
 from absl import flags
 from etils import epath
 
-from bert_jax import command, prepare
+from bert_jax import command
 from bert_jax.config import Config
-from bert_jax.corpus.dataset import PreparedDataset
+from bert_jax.corpus.dataset import PreparedDataset, dataset_for
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
@@ -59,7 +59,11 @@ def set_up() -> tuple[Config, epath.Path, PreparedDataset]:
         lock(workdir)
     keep_compiled(workdir)
     try:
-        return config, workdir, prepare.dataset_for(config, flags.FLAGS.data_dir)
+        dataset = dataset_for(
+            config.data, config.model.vocab_size, flags.FLAGS.data_dir,
+            processes=jax.process_count(), config=command.config_file().stem,
+        )  # fmt: skip
+        return config, workdir, dataset
     except MissingInput as missing:
         if "tfds:" not in config.data.source:
             raise

@@ -29,13 +29,14 @@ import psutil
 from array_record.python import array_record_data_source
 from etils import epath
 
-from bert_jax.corpus import writer as dataset_builder
+from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
 from bert_jax.corpus.workers import Workers
-from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS, id_dtype
+from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
 from bert_jax.version import __version__
 
@@ -197,11 +198,11 @@ def prepare(
         if tokenizer_file(data):
             tokenizer = read_tokenizer(data, vocab_size)
         else:
-            tokenizer = dataset_builder.train_tokenizer(sources, data, vocab_size, pool)
+            tokenizer = train_tokenizer(sources, data, vocab_size, pool)
         tokenizer_seconds = time.perf_counter() - start
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(building / TOKENIZER)
-        counts = dataset_builder.write_documents(building, sources, data, tokenizer, pool)
+        counts = writer.write_documents(building, sources, data, tokenizer, pool)
         seconds = time.perf_counter() - start - tokenizer_seconds
         log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
         manifest = {
@@ -220,6 +221,27 @@ def prepare(
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
         log.warning("no document is held out, so there is no evaluation: raise data.held_out_fraction.")
+    return dataset
+
+
+def dataset_for(
+    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, processes: int, config: str
+) -> PreparedDataset:
+    """The prepared dataset of a config, built first if this process is the only one.
+
+    Raises:
+        UserError: if it is missing and there are several processes (with the command that makes it), or if it
+            cannot be made.
+    """
+    if processes == 1:
+        return prepare(data, vocab_size, data_dir)
+    dataset = find(data, vocab_size, data_dir)
+    if dataset is None:
+        raise UserError(
+            f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
+            f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
+            f"--data_dir={data_dir} with the same overrides."
+        )
     return dataset
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
-from bert_jax.data.batches import batch_shapes
+from bert_jax.data.batch import batch_shapes
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
 from bert_jax.scaling.topology import CHIPS, GIB, capacity

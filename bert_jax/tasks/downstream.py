@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.corpus.tokenizer import Tokenizer
-from bert_jax.data.batches import assemble, per_sequence
+from bert_jax.data.batch import assemble, per_sequence
 from bert_jax.data.packing import PackedRows
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute

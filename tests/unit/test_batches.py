@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bert_jax.corpus.config import DataConfig
-from bert_jax.data import epoch_plan
-from bert_jax.data.batches import Batches, assemble, iterate
+from bert_jax.data import chunks
+from bert_jax.data.batch import assemble
+from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.epoch_plan import Sequences
 from bert_jax.errors import UserError
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
@@ -238,5 +239,5 @@ def test_the_contract_does_not_drift():
 
 def test_the_size_of_blocks_changes_nothing(monkeypatch):
     whole = make(CONFIGS["packed"])(2)
-    monkeypatch.setattr(epoch_plan, "BLOCK", 13)
+    monkeypatch.setattr(chunks, "BLOCK", 13)
     assert_same(make(CONFIGS["packed"])(2), whole)

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.corpus import dataset as dataset_lib
-from bert_jax.corpus import writer as dataset_builder
+from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import PreparedDataset, find, prepare
+from bert_jax.corpus.encode import DocumentEncoder, id_dtype, sample, serialized_example, split_of
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import MissingInput, files
 from bert_jax.corpus.sources.files import TextBlock
 from bert_jax.corpus.tokenizer import WordPieceTokenizer
-from bert_jax.corpus.writer import DocumentEncoder, id_dtype, sample, serialized_example, split_of
 from bert_jax.errors import UserError
 
 SETTINGS = {"tokenizer": "bpe", "held_out_fraction": 0.25}
@@ -117,7 +117,7 @@ def test_digest_does_not_depend_on_workers_chunks_or_files(prepared, corpus, tmp
     (tmp_path / "1.txt.xz").write_bytes(lzma.compress(corpus.read_bytes()[:half]))
     (tmp_path / "2.txt").write_bytes(corpus.read_bytes()[half:])
     monkeypatch.setattr(files, "CHUNK_BYTES", 500)
-    monkeypatch.setattr(dataset_builder, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1000)
     again = prepare(DataConfig(source=f"text:{tmp_path}/*", **SETTINGS), V, tmp_path / "data_dir", workers=3)
     assert len(again.manifest["splits"]["train"]["shards"]) > 3
     assert again.sha256 == prepared.sha256
@@ -137,7 +137,7 @@ def test_digest_does_not_depend_on_the_container(prepared, corpus, tmp_path):
 
 def test_what_is_there_is_found_wherever_the_text_lies(prepared, corpus, tmp_path, monkeypatch):
     (tmp_path / "moved.txt").write_bytes(corpus.read_bytes())
-    monkeypatch.setattr(dataset_builder, "write_documents", None)
+    monkeypatch.setattr(writer, "write_documents", None)
     for path in (corpus, tmp_path / "moved.txt"):
         data = DataConfig(source=f"text:{path}", max_seq_length=64, **SETTINGS)
         assert prepare(data, V, prepared.directory.parent).directory == prepared.directory
@@ -188,7 +188,7 @@ def test_without_the_text_a_dataset_of_the_same_settings_is_taken(tmp_path, capl
 
 def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
     data = DataConfig(source=f"text:{corpus}", **SETTINGS)
-    monkeypatch.setattr(dataset_builder, "_write_tfds_metadata", lambda *_: 1 / 0)
+    monkeypatch.setattr(writer, "_write_tfds_metadata", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(data, V, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["digests.json"]
@@ -197,9 +197,9 @@ def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 def test_a_build_that_is_killed_leaves_nothing_to_read_and_is_cleaned_up(corpus, prepared, tmp_path):
     script = (
-        "import time; from bert_jax.corpus import dataset, writer as dataset_builder;"
+        "import time; from bert_jax.corpus import dataset, writer;"
         "from bert_jax.corpus.config import DataConfig;"
-        "dataset_builder._write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
+        "writer._write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
         f"dataset.prepare(DataConfig(source='text:{corpus}', **{SETTINGS}), {V}, '{tmp_path}')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -351,7 +351,7 @@ def test_a_sentence_longer_than_the_index_can_say():
 
 
 def test_workers_import_neither_tfds_nor_jax():
-    script = "import sys, bert_jax.corpus.writer, bert_jax.corpus.workers; print(*sys.modules)"
+    script = "import sys, bert_jax.corpus.encode, bert_jax.corpus.workers; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout
