@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,39 @@ def test_summary_without_pairs(batch):
     assert shown.summary(batch, TOKENIZER).endswith(
         "0.0% of the pairs NotNext, 0.0% of the text to be predicted (0.0% masked, 0.0% replaced, 0.0% kept)"
     )
+
+
+def test_pieces_marked_or_joined_to_a_text():
+    pieces = [5, 60, MASK]
+    assert [shown.piece_text(TOKENIZER, piece) for piece in pieces] == ["w5", "##60", "[MASK]"]
+    assert [shown.piece_text(TOKENIZER, piece, spaces=True) for piece in pieces] == [" w5", "60", " [MASK]"]
+    marks = types.SimpleNamespace(
+        piece=["▁the", "▁", "ing", ","].__getitem__, word_starts=[True, True, False, False]
+    )
+    assert [shown.piece_text(marks, piece) for piece in range(4)] == ["the", "▁", "##ing", ","]
+    assert [shown.piece_text(marks, piece, spaces=True) for piece in range(4)] == [" the", " ▁", "ing", ","]
+
+
+def test_an_example_with_the_guesses_of_a_model(batch):
+    guesses, probabilities = np.array([[6, 60, 8, 0]] * 2), np.array([[0.5, 0.25, 0.125, 0.0]] * 2)
+    follows = np.array([[0.75, 0.0]] * 2)
+    arguments = TOKENIZER, batch, 0
+    assert shown.example(*arguments, 0, guesses, probabilities, follows) == {
+        "sentences": [
+            [
+                {"text": " w5"},
+                {"text": " [MASK]", "fate": "masked", "truth": " w6", "guess": " w6", "probability": 0.5},
+            ],
+            [
+                {"text": "60", "fate": "replaced", "truth": " w7", "guess": "60", "probability": 0.25},
+                {"text": " w8"},
+            ],
+        ],
+        "next_sentence": {"truth": True, "probability": 0.75},
+    }
+    assert shown.example(*arguments, 1, guesses, probabilities, follows) == {
+        "sentences": [
+            [{"text": " w9", "fate": "kept", "truth": " w9", "guess": " w8", "probability": 0.125}]
+        ],
+        "next_sentence": None,
+    }
