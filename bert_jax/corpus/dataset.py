@@ -38,16 +38,16 @@ from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer,
 from bert_jax.corpus.workers import Workers
 from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
+from bert_jax.settings import names
 from bert_jax.version import __version__
 
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
-# What a prepared dataset depends on, besides the vocabulary size and the contents of files.
-SETTINGS = (
-    "source", "text_field", "invalid_utf8", "language",
-    "tokenizer", "lowercase", "tokenizer_sample_mb", "held_out_fraction",
-)  # fmt: skip
+# Settings of which the key has the contents: of the sources' fingerprints, of the tokenizer.
+KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokenizer_sample_mb"}
+# Settings that are in the key at their default too. Later ones are not, so that older datasets are found.
+ALWAYS_KEYED = {"lowercase", "language", "held_out_fraction"}
 # In the manifest, but not in the key: a dataset stays whole and consistent when a library changes.
 LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
 log = logging.getLogger("bert_jax")
@@ -75,8 +75,8 @@ class DocumentStore:
         if not found.items() <= facts.items() or self.unigram_counts.shape != (vocab_size,):
             raise _damaged(directory, f"{split} does not fit {MANIFEST} and the tokenizer")
         self._dtype = id_dtype(vocab_size)
-        names = (SHARD_NAME.format(split=split, shard=shard) for shard in range(len(facts["shards"])))
-        self._paths = [str(directory / name) for name in names]
+        shards = range(len(facts["shards"]))
+        self._paths = [str(directory / SHARD_NAME.format(split=split, shard=shard)) for shard in shards]
 
     @functools.cached_property
     def _records(self) -> array_record_data_source.ArrayRecordDataSource:
@@ -259,10 +259,8 @@ def _find(
             "format": FORMAT,
             "sources": fingerprints,
             "tokenizer": [kind, *(digests.of([file]) if file else [data.tokenizer_sample_mb])],
-            "lowercase": data.lowercase,
             "vocab_size": vocab_size,
-            "language": data.language,
-            "held_out_fraction": float(data.held_out_fraction),
+            **_keyed(data),
         }
     except MissingInput as missing:
         return _of_same_settings(data, vocab_size, data_dir, missing), data_dir, [], []
@@ -276,12 +274,14 @@ def _find(
 def _of_same_settings(
     data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
 ) -> PreparedDataset:
-    """The newest dataset of the same settings; raises `missing` if there is none."""
+    """Returns the newest dataset of the same settings; raises `missing` if there is none."""
+    settings, defaults = _settings(data, vocab_size), _settings(type(data)(), vocab_size)
     manifests = data_dir.glob(f"*/{MANIFEST}") if data_dir.exists() else ()
     for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
         with contextlib.suppress(UserError):  # a damaged dataset
             dataset = PreparedDataset.open(manifest.parent)
-            if dataset.manifest.get("settings") == _settings(data, vocab_size):
+            theirs = dataset.manifest.get("settings")
+            if theirs and defaults | theirs == settings:  # an older version knew fewer
                 message = "%s Using %s, made from it earlier: whether it is up to date cannot be checked."
                 log.warning(message, missing, manifest.parent)
                 return dataset
@@ -293,7 +293,20 @@ def _damaged(directory: epath.Path, what: str) -> UserError:
 
 
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
-    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in SETTINGS}
+    """Returns what a dataset depends on, besides the contents of files: the settings of the manifest."""
+    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in names(type(data), "prepares")}
+
+
+def _keyed(data: DataConfig) -> dict[str, Any]:
+    """Returns the settings that are in the key by their value."""
+    defaults = type(data)()
+    values = {}
+    for name in set(names(type(data), "prepares")) - KEYED_BY_CONTENT:
+        default = getattr(defaults, name)
+        value = type(default)(getattr(data, name))  # 0 is 0.0
+        if name in ALWAYS_KEYED or value != default:
+            values[name] = value
+    return values
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
+import dataclasses
 import gzip
 import json
 import logging
 import lzma
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from bert_jax.corpus.sources import MissingInput, files
 from bert_jax.corpus.sources.files import TextBlock
 from bert_jax.corpus.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
+from bert_jax.settings import setting
 
 SETTINGS = {"tokenizer": "bpe", "held_out_fraction": 0.25}
 V = 400
@@ -158,6 +161,60 @@ def test_other_settings_are_another_dataset(prepared, corpus, change):
     change = {"vocab_size": V, **SETTINGS, **change}
     vocab_size = change.pop("vocab_size")
     assert find(DataConfig(source=f"text:{corpus}", **change), vocab_size, prepared.directory.parent) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "vocab_size", "name"),
+    [
+        ({}, 400, "text-unigram-400-998c7b3ae427"),
+        ({"tokenizer": "bpe", "held_out_fraction": 0.25}, 400, "text-bpe-400-01441089ea77"),
+        (
+            {
+                "source": "jsonl:a.jsonl,text:a.txt", "text_field": "body", "invalid_utf8": "skip",
+                "language": "de", "lowercase": False, "tokenizer": "wordpiece:vocab.txt",
+                "tokenizer_sample_mb": 7, "held_out_fraction": 0,
+            },
+            6,
+            "jsonl-text-wordpiece-6-9e2eea8b5518",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_names_of_datasets_do_not_drift(tmp_path, monkeypatch, settings, vocab_size, name):
+    # When this fails, every corpus that somebody has prepared is prepared again: a breaking change.
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("a.txt").write_text("Some text.\n\nMore text.\n")
+    pathlib.Path("a.jsonl").write_text('{"body": "x"}\n')
+    pathlib.Path("vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    data = DataConfig(**{"source": "text:a.txt"} | settings)
+    assert dataset_lib._find(data, vocab_size, epath.Path(tmp_path))[1].name == name
+
+
+@dataclasses.dataclass(frozen=True)
+class NewerConfig(DataConfig):
+    """The settings of a later version, which reads and writes the same datasets by default."""
+
+    shortest: int = setting(0, least=0, prepares=True)
+    threads: int = setting(0, least=0)
+
+
+def test_a_setting_added_later_makes_another_dataset(prepared, corpus):
+    data_dir = prepared.directory.parent
+    newer = NewerConfig(source=f"text:{corpus}", **SETTINGS)
+    assert find(newer, V, data_dir) == prepared
+    assert find(dataclasses.replace(newer, threads=3), V, data_dir) == prepared
+    assert find(dataclasses.replace(newer, shortest=3), V, data_dir) is None
+
+
+def test_a_setting_added_later_counts_where_the_text_is_missing(tmp_path):
+    path, data_dir = tmp_path / "a.txt", tmp_path / "data_dir"
+    path.write_bytes(as_text(documents(seed=2)))
+    first = prepare(DataConfig(source=f"text:{path}", **SETTINGS), V, data_dir)
+    path.unlink()
+    newer = NewerConfig(source=f"text:{path}", **SETTINGS)
+    assert find(newer, V, data_dir) == first
+    with pytest.raises(MissingInput, match="matches no file"):
+        find(dataclasses.replace(newer, shortest=3), V, data_dir)
 
 
 def test_changed_content_is_another_dataset(tmp_path):
