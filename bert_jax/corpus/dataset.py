@@ -14,18 +14,12 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
-import re
-import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
-import psutil
 from array_record.python import array_record_data_source
 from etils import epath
 
@@ -38,6 +32,7 @@ from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer,
 from bert_jax.corpus.workers import Workers
 from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
+from bert_jax.files import whole_folder
 from bert_jax.settings import names
 from bert_jax.version import __version__
 
@@ -311,50 +306,14 @@ def _keyed(data: DataConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _building(directory: epath.Path) -> Iterator[epath.Path]:
-    """A temporary directory that becomes `directory` if the block succeeds, and is removed if it does not.
-
-    The manifest appears last also where a rename is a copy, so that there is a whole dataset or none.
-    """
-    remote = "://" in os.fspath(directory)
-    parent = epath.Path(tempfile.gettempdir()) if remote else directory.parent
-    building = parent / f".{directory.name}.building-{socket.gethostname()}-{os.getpid()}"
+    """Gives a folder to write into that becomes `directory`; raises UserError if it cannot be written."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent)
-        building.mkdir()
-        yield building
-        if (directory / MANIFEST).exists():
-            return  # another process was faster
-        if remote:
-            _copy(building, directory)
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-            building.rename(directory)
+        with whole_folder(directory, last=MANIFEST) as building:
+            yield building
     except OSError as error:  # among others, no space is left
         raise UserError(
             f"--data_dir={directory.parent} cannot be written ({error}); give another."
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-    files = [pathlib.Path(folder, name) for folder, _, names in os.walk(source) for name in names]
-    for file in sorted(files, key=lambda file: file.name == MANIFEST):
-        destination = target / file.relative_to(source)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.write_bytes(file.read_bytes())
-
-
-def _remove_abandoned(parent: epath.Path) -> None:
-    """Removes what killed builds of this machine left."""
-    ours = re.compile(rf".*\.building-{re.escape(socket.gethostname())}-(\d+)")
-    for path in parent.glob(".*.building-*"):
-        match = ours.fullmatch(path.name)
-        # A build with the number of this process is of an earlier container.
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
-            log.info("removing %s, left by a build that was killed", path)
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _num_cores() -> int:

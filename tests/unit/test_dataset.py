@@ -3,7 +3,6 @@ import gzip
 import json
 import logging
 import lzma
-import os
 import pathlib
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.dataset import PreparedDataset, find, prepare
+from bert_jax.corpus.dataset import find, prepare
 from bert_jax.corpus.encode import DocumentEncoder, id_dtype, sample, serialized_example, split_of
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import MissingInput, files
@@ -271,17 +270,6 @@ def test_a_build_that_is_killed_leaves_nothing_to_read_and_is_cleaned_up(corpus,
     assert not list(tmp_path.glob(".*building*"))
 
 
-def test_a_build_that_runs_elsewhere_is_left_alone(corpus, tmp_path):
-    others = [
-        tmp_path / f".x.building-another-host-{os.getpid()}",
-        tmp_path / f".x.building-{os.uname().nodename}-{os.getppid()}",
-    ]
-    for path in others:
-        path.mkdir()
-    prepare(DataConfig(source=f"text:{corpus}", **SETTINGS), V, tmp_path)
-    assert all(path.exists() for path in others)
-
-
 def test_one_sentence_documents_are_prepared(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"number {n} of the lines"}) for n in range(300)))
@@ -316,19 +304,6 @@ def test_a_data_dir_that_cannot_be_written(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--data_dir=.* cannot be written"):
         prepare(DataConfig(source=f"text:{corpus}", **SETTINGS), V, tmp_path / "file")
-
-
-def test_a_copy_to_a_bucket_gets_the_manifest_last(prepared, tmp_path, monkeypatch):
-    written = []
-    path_type = type(epath.Path(tmp_path))
-    write_bytes = path_type.write_bytes
-    monkeypatch.setattr(
-        path_type, "write_bytes", lambda path, data: (written.append(path.name), write_bytes(path, data))
-    )
-    dataset_lib._copy(prepared.directory, epath.Path(tmp_path / "copy"))
-    assert len(written) > 8
-    assert written[-1] == "manifest.json"
-    assert contents(PreparedDataset.open(tmp_path / "copy")) == contents(prepared)
 
 
 def test_serialized_examples_are_those_of_tfds():

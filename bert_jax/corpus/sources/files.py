@@ -22,6 +22,7 @@ import zstandard
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.files import write
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
@@ -270,11 +271,6 @@ class Digests:
         return digest
 
     def _save(self):
-        temporary = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known))
-            temporary.rename(self._cache)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            write(self._cache, json.dumps(self._known))
