@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, Self
 
@@ -140,8 +140,13 @@ class PreparedDataset:
         return {f"{TOKENIZER}/{name}": content for name, content in self.tokenizer.files().items()}
 
     def split(self, name: str) -> DocumentStore:
-        """The split `train` or `heldout`, which may be empty."""
-        return DocumentStore(self.directory, name, self.manifest["splits"][name], self.tokenizer.vocab_size)
+        """Returns the split `train` or `heldout`, which may be empty; it is opened and checked once."""
+        return self._open_split(name)
+
+    @functools.cached_property
+    def _open_split(self) -> Callable[[str], DocumentStore]:
+        facts, vocab_size = self.manifest["splits"], self.tokenizer.vocab_size
+        return functools.cache(lambda name: DocumentStore(self.directory, name, facts[name], vocab_size))
 
     def summary(self) -> str:
         """One line for the log."""

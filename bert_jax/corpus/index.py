@@ -17,9 +17,9 @@ START_DTYPE: np.dtype = np.dtype("<i8")
 FILES = {"sentence_lengths": LENGTH_DTYPE, "sentence_starts": START_DTYPE, "token_starts": START_DTYPE}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Sentence lengths and document starts of one split, in record order."""
+    """Sentence lengths and document starts of one split, in record order. Equal only to itself."""
 
     sentence_lengths: np.ndarray  # uint16 [sentences], tokens of each without specials, document by document
     sentence_starts: np.ndarray  # int64 [documents + 1], sentences before each document, and at last all

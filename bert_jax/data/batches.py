@@ -16,7 +16,9 @@ from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows
 from bert_jax.data.hashing import bits, key
 from bert_jax.errors import UserError
 
-_PLANS_KEPT = 2  # a batch may straddle two epochs
+# Shared by all Batches of a split, so that each epoch is planned once. A batch may straddle two epochs.
+_epoch_plan = functools.lru_cache(4)(EpochPlan)
+_epoch_rows = functools.lru_cache(1024)(count_rows)
 _DESCRIBED_ROWS = 1 << 14
 
 
@@ -49,9 +51,7 @@ class Batches:
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
-        config = PlanConfig.of(data)
-        self._count_rows = functools.partial(count_rows, index, config, seed)
-        self._make_plan = functools.lru_cache(_PLANS_KEPT)(functools.partial(EpochPlan, index, config, seed))
+        self._planned = index, PlanConfig.of(data), seed
         self._first_rows = [0]  # of the epochs up to the first one that is not counted yet
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
@@ -110,7 +110,7 @@ class Batches:
         """The sequences of rows numbered through all epochs, and a key for the masks of each row."""
         with self._lock:
             while self._first_rows[-1] <= rows.max(initial=0):
-                num_rows = self._count_rows(len(self._first_rows) - 1)
+                num_rows = _epoch_rows(*self._planned, epoch=len(self._first_rows) - 1)
                 self._first_rows.append(self._first_rows[-1] + num_rows)
         epochs = np.searchsorted(self._first_rows, rows, "right") - 1
         row_keys = np.empty(len(rows), np.uint64)
@@ -140,7 +140,7 @@ class Batches:
 
     def _plan(self, epoch: int) -> EpochPlan:
         with self._lock:  # so that no two threads make the same plan
-            return self._make_plan(epoch)
+            return _epoch_plan(*self._planned, epoch=epoch)
 
 
 def iterate(

@@ -204,6 +204,16 @@ def test_epochs_and_seeds_differ_in_masks_too():
         assert not np.array_equal(batch["masked_lm_positions"], first["masked_lm_positions"])
 
 
+def test_batches_of_a_split_share_their_plans():
+    store = MemoryStore(random_documents(60), VOCABULARY)
+
+    def plan(seed, config="packed"):
+        return Batches(store, CONFIGS[config], FakeTokenizer(VOCABULARY), seed)._plan(0)
+
+    assert plan(0) is plan(0)
+    assert len({id(plan(0)), id(plan(1)), id(plan(0, "unpacked")), id(make(CONFIGS["packed"])._plan(0))}) == 4
+
+
 def test_describe():
     batches = make(CONFIGS["packed"], random_documents(300))
     facts = batches.describe()

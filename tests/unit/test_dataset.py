@@ -20,8 +20,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.dataset import find, prepare
+from bert_jax.corpus.dataset import PreparedDataset, find, prepare
 from bert_jax.corpus.encode import DocumentEncoder, id_dtype, sample, serialized_example, split_of
+from bert_jax.corpus.index import Index
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import MissingInput, files
 from bert_jax.corpus.sources.files import TextBlock
@@ -103,6 +104,14 @@ def test_batched_reads_in_any_order(prepared):
     assert [ids.tolist() for ids in store.read(order)] == [whole[i].tolist() for i in order]
     assert whole[0].dtype == np.uint16
     assert store.read(np.array([], int)) == []
+
+
+def test_a_split_is_opened_once(prepared, monkeypatch):
+    dataset = PreparedDataset.open(prepared.directory)
+    opened, right = [], Index.open
+    monkeypatch.setattr(Index, "open", lambda path: (opened.append(path.name), right(path))[1])
+    assert dataset.split("train") is dataset.split("train") is not dataset.split("heldout")
+    assert opened == ["train", "heldout"]
 
 
 def test_tfds_reads_it_too(prepared):
