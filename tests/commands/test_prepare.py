@@ -47,7 +47,7 @@ def test_bad_input_is_one_line(arguments):
 def test_several_processes_do_not_prepare(tmp_path):
     (tmp_path / "text.txt").write_text("Some text. More text.")
     data = DataConfig(source=f"text:{tmp_path}/text.txt")
-    with pytest.raises(
-        UserError, match=r"4 processes must not build it at once: first run python -m bert_jax\.prepare"
-    ):
-        dataset_for(data, 100, tmp_path, processes=4, config="bert_tiny")
+    config = "/home/me/cfg.py:large"
+    command = r"first run python -m bert_jax\.prepare --config=/home/me/cfg\.py:large --data_dir="
+    with pytest.raises(UserError, match=f"4 processes must not build it at once: {command}"):
+        dataset_for(data, 100, tmp_path, processes=4, config=config)

@@ -68,11 +68,10 @@ class TfdsSource:
     """
 
     def __init__(self, spec: str, rest: str, invalid_utf8: str):
-        # Colons also stand inside train[10%:], before a version number and in gs://.
-        name, *options = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", rest)
-        split, feature, *extra = [*options, "", ""][: max(2, len(options))]
-        if extra:
+        name, *options = split_spec(rest)
+        if len(options) > 2:
             raise UserError(f"data.source={spec!r} has too many parts: use tfds:NAME[:SPLIT[:FEATURE]].")
+        split, feature = [*options, "", ""][:2]
         info = open_builder(f"data.source={spec!r}", name).info
         self.spec, self._split, self._name = spec, split or "train", info.full_name
         self._invalid_utf8 = invalid_utf8
@@ -111,6 +110,17 @@ class TfdsSource:
                     yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
             except (OSError, RuntimeError, struct.error, OverflowError, MemoryError) as error:
                 raise UserError(f"{file.filename} cannot be read ({error}); build it anew.") from error
+
+
+def split_spec(spec: str) -> list[str]:
+    """Splits NAME[:SPLIT[:FEATURE]] into its parts.
+
+    Colons inside train[10%:], before a version number and in gs:// separate nothing.
+
+    >>> split_spec("gs://bucket/wiki:1.0.0:train[:10%]:text")
+    ['gs://bucket/wiki:1.0.0', 'train[:10%]', 'text']
+    """
+    return re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", spec)
 
 
 def open_builder(where: str, name: str):
