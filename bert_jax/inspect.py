@@ -1,4 +1,4 @@
-"""Print the batch of a step as a person reads it: pairs, labels, and what is masked.
+"""Print the batch of a step for people: pairs, labels, and the tokens to predict.
 
 python -m bert_jax.inspect --config=bert_tiny --step=100
 python -m bert_jax.inspect --config=bert_tiny --step=100 --rows=256
@@ -33,6 +33,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     command.define_config_flags()
-    flags.DEFINE_integer("step", 0, "The step whose batch is printed.", lower_bound=0)
-    flags.DEFINE_integer("rows", 8, "How many rows of it.", lower_bound=1)
+    flags.DEFINE_integer("step", 0, "Number of the step to print.", lower_bound=0)
+    flags.DEFINE_integer("rows", 8, "How many of its rows to print.", lower_bound=1)
     command.run(main)

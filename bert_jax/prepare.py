@@ -1,9 +1,9 @@
-"""Prepare a dataset: raw text to tokenizer, token ids and index. Done once; `pretrain` finds it.
+"""Prepare a dataset once: raw text to tokenizer, token ids and index. `pretrain` finds it.
 
     python -m bert_jax.prepare --config=bert_tiny
     python -m bert_jax.prepare --config=bert_base --config.data.source='text:~/corpus/*.txt.gz'
 
-The last line is the digest of the documents' contents: the same text and settings give the same digest.
+The last line is a digest of the documents' contents: the same text and settings give the same digest.
 """
 
 from absl import flags
@@ -20,5 +20,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     command.define_config_flags()
-    flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare: on the cores of this machine.")
+    flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare; local: on the cores of this machine.")
     command.run(main)

@@ -1,7 +1,7 @@
-"""Prepared datasets: find or build the one that a config asks for, and read its documents.
+"""Finds or builds the prepared dataset of a config, and reads its documents.
 
 DATA_DIR/NAME-KEY/ holds
-    manifest.json       written last: without it there is no dataset
+    manifest.json       written last; a folder without it is no dataset
     tokenizer/          what `load_tokenizer` reads
     documents-*         a TFDS dataset of ArrayRecord shards, one record per document
     train/, heldout/    index (sentence lengths, document starts) and unigram counts of each split
@@ -39,11 +39,11 @@ from bert_jax.version import __version__
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
-# Settings of which the key has the contents: of the sources' fingerprints, of the tokenizer.
+# Settings that enter the key through contents: through the sources' fingerprints and the tokenizer.
 KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokenizer_sample_mb"}
-# Settings that are in the key at their default too. Later ones are not, so that older datasets are found.
+# Settings that enter the key at their default too. Later ones do not, so that older datasets are found.
 ALWAYS_KEYED = {"lowercase", "language", "held_out_fraction"}
-# In the manifest, but not in the key: a dataset stays whole and consistent when a library changes.
+# In the manifest, but not in the key: a dataset stays valid when a library changes.
 LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
 log = logging.getLogger("bert_jax")
 
@@ -53,7 +53,7 @@ class DocumentStore:
 
     Attributes:
         index: sentence lengths and document starts, in the order of the records.
-        unigram_counts: int64 [V], how often each token occurs in the split.
+        unigram_counts: int64 [V], occurrences of each token in the split.
 
     Raises:
         UserError: if a file is missing, damaged or of another dataset. Records are checked as they are read.
@@ -81,10 +81,16 @@ class DocumentStore:
         return records
 
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
-        """Reads documents, ints [N] in any order and repeated or not: of each its unsigned ints [tokens].
+        """Reads the token ids of documents.
+
+        Args:
+            documents: ints [N], numbers of documents in any order, also repeated.
+
+        Returns:
+            N arrays of unsigned ints [tokens].
 
         Raises:
-            UserError: if the files of the records are missing or damaged.
+            UserError: if files of records are missing or damaged.
         """
         documents = np.asarray(documents)
         if not len(documents):
@@ -93,7 +99,7 @@ class DocumentStore:
         lengths = (starts[documents + 1] - starts[documents]).tolist()
         try:
             records = self._records.__getitems__(documents.tolist())
-            # The token ids are the last bytes of a record, so that nothing needs to be parsed.
+            # Token ids are the last bytes of a record, so that nothing is parsed.
             return [
                 np.frombuffer(record, self._dtype, offset=len(record) - length * self._dtype.itemsize)
                 for record, length in zip(records, lengths, strict=True)
@@ -108,11 +114,11 @@ class PreparedDataset:
     """A prepared dataset on a disk or in a bucket."""
 
     directory: epath.Path
-    manifest: dict[str, Any]  # what it was made of and what is in it
+    manifest: dict[str, Any]  # what it was made from and what it holds
 
     @classmethod
     def open(cls, directory: epath.PathLike) -> Self:
-        """Raises UserError if there is no prepared dataset, or one of another format."""
+        """Opens a dataset; raises UserError if there is none, or one of another format."""
         directory = epath.Path(directory)
         try:
             dataset = cls(directory, json.loads((directory / MANIFEST).read_text()))
@@ -125,7 +131,7 @@ class PreparedDataset:
 
     @property
     def sha256(self) -> str:
-        """Digest of the documents' token ids and sentence lengths, in order."""
+        """A digest of the documents' token ids and sentence lengths, in order."""
         return self.manifest["dataset_sha256"]
 
     @functools.cached_property
@@ -136,7 +142,7 @@ class PreparedDataset:
             raise _damaged(self.directory, str(error).rstrip(".")) from None
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Names (tokenizer/…) and contents of what `load_tokenizer` reads, to be kept with checkpoints."""
+        """Returns names (tokenizer/…) and contents of the tokenizer's files, which checkpoints keep."""
         return {f"{TOKENIZER}/{name}": content for name, content in self.tokenizer.files().items()}
 
     def split(self, name: str) -> DocumentStore:
@@ -149,7 +155,7 @@ class PreparedDataset:
         return functools.cache(lambda name: DocumentStore(self.directory, name, facts[name], vocab_size))
 
     def summary(self) -> str:
-        """One line for the log."""
+        """Describes the dataset in one line for the log."""
         splits = ", ".join(
             f"{name} " + ", ".join(f"{facts[what]:,} {what}" for what in ("documents", "sentences", "tokens"))
             for name, facts in self.manifest["splits"].items()
@@ -158,10 +164,10 @@ class PreparedDataset:
 
 
 def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> PreparedDataset | None:
-    """The prepared dataset of this config, None if it must be made.
+    """Finds the prepared dataset of this config; returns None if it must be built.
 
-    Where the source is not on this machine (in a pod only the data directory is mounted) but a dataset of the
-    same settings is, that one is taken, and the log says that it may be out of date.
+    If the source is not on this machine (in a pod only the data directory may be mounted), a dataset of the
+    same settings is taken, with a warning that it may be out of date.
 
     Raises:
         UserError: if neither is there, or the source is not valid.
@@ -174,16 +180,17 @@ def prepare(
 ) -> PreparedDataset:
     """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
 
-    Nothing that could be read is left by a build that fails or is killed.
+    A build that fails or is killed leaves nothing that could be taken for a dataset.
 
     Args:
-        data: its first group of fields decides the dataset.
-        vocab_size: of the tokenizer.
-        data_dir: where datasets are kept; if remote, the dataset is built in the temporary directory.
-        workers: processes, by default one per core.
+        data: its fields with `prepares=True` decide the dataset.
+        vocab_size: V, of the tokenizer.
+        data_dir: folder of the datasets, or a bucket; for a bucket the temporary directory holds the build.
+        workers: processes; default: one per core.
 
     Raises:
-        UserError: for a source or tokenizer that is missing or broken, an impossible vocabulary, no text.
+        UserError: if a source or the tokenizer is missing or broken, the vocabulary size is impossible, or
+            there is no text.
     """
     data_dir = epath.Path(data_dir)
     found, directory, sources, fingerprints = _find(data, vocab_size, data_dir)
@@ -220,18 +227,23 @@ def prepare(
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
-        log.warning("no document is held out, so there is no evaluation: raise data.held_out_fraction.")
+        log.warning("no document is held out, so there is no evaluation; raise data.held_out_fraction.")
     return dataset
 
 
 def dataset_for(
     data: DataConfig, vocab_size: int, data_dir: epath.PathLike, processes: int, config: str
 ) -> PreparedDataset:
-    """The prepared dataset of a config, built first if this process is the only one.
+    """Returns the prepared dataset of a config, and builds it if this process is the only one.
+
+    Args:
+        data, vocab_size, data_dir: as for `prepare`.
+        processes: of the run.
+        config: value of --config as it was typed, for the remedy.
 
     Raises:
-        UserError: if it is missing and there are several processes (with the command that makes it), or if it
-            cannot be made.
+        UserError: if it is missing and there are several processes (with the command that builds it), or as
+            `prepare`.
     """
     if processes == 1:
         return prepare(data, vocab_size, data_dir)
@@ -248,7 +260,7 @@ def dataset_for(
 def _find(
     data: DataConfig, vocab_size: int, data_dir: epath.Path
 ) -> tuple[PreparedDataset | None, epath.Path, list[Source], list[Any]]:
-    """The dataset if it is there; where it belongs; the sources and their fingerprints."""
+    """Returns the dataset or None, its folder, the sources and their fingerprints."""
     try:
         sources = open_sources(data)
         digests = Digests(data_dir / "digests.json")
@@ -274,7 +286,7 @@ def _find(
 def _of_same_settings(
     data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
 ) -> PreparedDataset:
-    """Returns the newest dataset of the same settings; raises `missing` if there is none."""
+    """Finds the newest dataset of the same settings; raises `missing` if there is none."""
     settings, defaults = _settings(data, vocab_size), _settings(type(data)(), vocab_size)
     manifests = data_dir.glob(f"*/{MANIFEST}") if data_dir.exists() else ()
     for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
@@ -293,12 +305,12 @@ def _damaged(directory: epath.Path, what: str) -> UserError:
 
 
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
-    """Returns what a dataset depends on, besides the contents of files: the settings of the manifest."""
+    """Returns what a dataset depends on besides the contents of files, as the manifest holds it."""
     return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in names(type(data), "prepares")}
 
 
 def _keyed(data: DataConfig) -> dict[str, Any]:
-    """Returns the settings that are in the key by their value."""
+    """Returns the settings that enter the key by their value."""
     defaults = type(data)()
     values = {}
     for name in set(names(type(data), "prepares")) - KEYED_BY_CONTENT:

@@ -1,4 +1,4 @@
-"""A chunk of text to token ids: what the workers run, pure and picklable."""
+"""Encodes a chunk of text as token ids, in functions that are pure and picklable: workers run them."""
 
 import collections
 import dataclasses
@@ -20,9 +20,9 @@ from bert_jax.errors import UserError
 def train_tokenizer(
     sources: Sequence[Source], data: DataConfig, vocab_size: int, workers: Workers
 ) -> Tokenizer:
-    """Trains on at most data.tokenizer_sample_mb of text, spread evenly over the corpus.
+    """Trains a tokenizer on at most data.tokenizer_sample_mb of text, spread evenly over the corpus.
 
-    A unigram model takes 12 times the sample of memory, and half a second of a core per megabyte.
+    A unigram model needs 12 times the sample's size of memory, and half a second of a core per megabyte.
 
     Raises:
         UserError: if there is no text, or the vocabulary size does not fit it.
@@ -37,7 +37,7 @@ def train_tokenizer(
 
 
 def sample(chunks: Iterable[Chunk], max_bytes: int) -> list[Chunk]:
-    """Every n-th chunk, with the smallest power of two n that stays within `max_bytes` (but at least one)."""
+    """Takes every n-th chunk, at least one, with the smallest power of two n that keeps to `max_bytes`."""
     kept: list[Chunk] = []
     every, size = 1, 0
     for number, chunk in enumerate(chunks):
@@ -52,6 +52,7 @@ def sample(chunks: Iterable[Chunk], max_bytes: int) -> list[Chunk]:
 
 
 def count_words(chunk: Chunk) -> collections.Counter[str]:
+    """Counts the words of a chunk, split at white space."""
     return collections.Counter(
         word for document in chunk.documents() for paragraph in document for word in paragraph.split()
     )
@@ -59,7 +60,7 @@ def count_words(chunk: Chunk) -> collections.Counter[str]:
 
 @dataclasses.dataclass
 class EncodedDocuments:
-    """Documents of one chunk that belong to one split."""
+    """The documents of one chunk that belong to one split."""
 
     unigram_counts: np.ndarray  # int64 [V]
     records: list[bytes] = dataclasses.field(default_factory=list)  # serialized tf.train.Example protos
@@ -68,7 +69,7 @@ class EncodedDocuments:
     digests: list[bytes] = dataclasses.field(default_factory=list)
 
     def add(self, ids: np.ndarray, sentence_lengths: np.ndarray) -> None:
-        """Adds a document: its token ids as they are stored [tokens], and uint16 [sentences]."""
+        """Adds a document: token ids in the stored type [tokens] and sentence lengths, uint16 [sentences]."""
         tokens, lengths = ids.tobytes(), sentence_lengths.tobytes()
         self.records.append(serialized_example(sentence_lengths=lengths, token_ids=tokens))
         self.sentence_lengths.append(sentence_lengths)
@@ -78,7 +79,7 @@ class EncodedDocuments:
 
 @dataclasses.dataclass(frozen=True)
 class DocumentEncoder:
-    """Chunk to token ids: what the workers run."""
+    """Encodes chunks; workers run it."""
 
     tokenizer: Tokenizer
     language: str
@@ -108,21 +109,21 @@ class DocumentEncoder:
 
 
 def split_of(text: bytes, held_out_fraction: float) -> str:
-    """The split of a document, by its content alone: copies of a document are never in both."""
+    """Assigns a document to a split by its content alone, so that copies of it are never in both."""
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     return "heldout" if number < held_out_fraction * 2**64 else "train"
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned type of token ids, little-endian."""
+    """Returns the smallest unsigned type of token ids, little-endian."""
     return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
 
 
 def serialized_example(**features: bytes) -> bytes:
-    """A serialized tf.train.Example of bytes features, in the order given.
+    """Serializes bytes features as a tf.train.Example, in the order given.
 
-    Equal to what TFDS's own serializer writes, in a fraction of the time. The last feature's bytes are the
-    last of the record, which makes reading them free.
+    The result equals that of TFDS's own serializer and takes a fraction of the time. The last feature's bytes
+    end the record, so that they are read without parsing.
     """
     # Field numbers: Example.features 1, Features.feature 1 (a map: key 1, value 2), Feature.bytes_list 1.
     pairs = ((name.encode(), _field(1, _field(1, value))) for name, value in features.items())
@@ -130,7 +131,7 @@ def serialized_example(**features: bytes) -> bytes:
 
 
 def _field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
+    """Serializes a length-delimited field of a protocol buffer."""
     size, prefix = len(payload), bytearray([number << 3 | 2])
     while size > 127:
         prefix.append(size & 127 | 128)

@@ -1,4 +1,4 @@
-"""Builds a prepared dataset: documents to token ids on all cores, written as they come."""
+"""Writes a prepared dataset: encodes documents on all cores and writes them in order."""
 
 import contextlib
 import hashlib
@@ -23,15 +23,15 @@ from bert_jax.errors import UserError
 SPLITS = ("train", "heldout")
 UNIGRAM_COUNTS = "unigram_counts.npy"
 SHARD_NAME = "documents-{split}.array_record-{shard:05d}"
-TFDS_SHARD_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # the same, as TFDS writes it
+TFDS_SHARD_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # SHARD_NAME in TFDS's terms
 SHARD_BYTES = 1 << 30
-# Each record on its own, for random reads; compression would save a third and cost five times the time.
+# One record per group, for random reads; compression would save a third and take five times as long.
 ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
 log = logging.getLogger("bert_jax")
 
 
 class SplitWriter(contextlib.ExitStack):
-    """Writes one split as documents come: shards, index, unigram counts. A context manager."""
+    """Writes one split document by document: shards, index, unigram counts. A context manager."""
 
     def __init__(self, directory: epath.Path, split: str, vocab_size: int):
         super().__init__()
@@ -46,6 +46,7 @@ class SplitWriter(contextlib.ExitStack):
         self.callback(self._finish)
 
     def add(self, documents: EncodedDocuments) -> None:
+        """Writes the documents of a chunk."""
         for record, sentence_lengths in zip(documents.records, documents.sentence_lengths, strict=True):
             if self._writer is None or self.shard_bytes[-1] > SHARD_BYTES:
                 self._start_shard()
@@ -74,7 +75,7 @@ class SplitWriter(contextlib.ExitStack):
             np.save(file, self.unigram_counts)
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says about the split. `sha256` is over its documents in order."""
+        """Returns the split's entry in the manifest; `sha256` is over its documents in order."""
         return {
             "documents": sum(self.shard_lengths),
             "sentences": self.sentences,
@@ -90,10 +91,10 @@ def write_documents(
 ) -> dict[str, Any]:
     """Encodes all documents of the sources and writes the splits into a local directory.
 
-    The order of the documents is the sources' order, whatever the number of workers.
+    Documents keep the order of the sources, whatever the number of workers.
 
     Returns:
-        The counts of the manifest.
+        The manifest's digest and counts.
 
     Raises:
         UserError: if no document goes into the split `train`.
@@ -116,7 +117,7 @@ def write_documents(
             bar.set_postfix_str(f"{speed:,.0f} documents/s", refresh=False)
             bar.update(read_bytes)
     if skipped:
-        log.warning("%d lines or records are not UTF-8 and were left out (data.invalid_utf8=skip)", skipped)
+        log.warning("left out %d lines or records that are not UTF-8 (data.invalid_utf8=skip)", skipped)
     if not writers["train"].shard_lengths:
         raise UserError(
             f"data.source={data.source!r} has no text to train on ({documents} documents, "
@@ -130,15 +131,15 @@ def write_documents(
 
 def _progress_bar(sources: Sequence[Source]) -> tqdm.tqdm:
     size = sum(source.size for source in sources)
-    # disable=None: only where a person looks.
+    # disable=None: only on a terminal.
     return tqdm.tqdm(total=size, desc="prepare", unit="B", unit_scale=True, disable=None, leave=False)
 
 
 def _write_tfds_metadata(directory: epath.Path, writers: dict[str, SplitWriter]) -> None:
-    """Makes the shards a TFDS dataset, `tfds.builder_from_directory(directory)`.
+    """Writes the files that make the shards a TFDS dataset, `tfds.builder_from_directory(directory)`.
 
-    TFDS's own writers were no choice: a generator's examples stay in memory up to 1 GB and need TensorFlow
-    beyond that, and two splits would need the text twice.
+    TFDS's own writers do not serve: they keep a generator's examples in memory up to 1 GB, need TensorFlow
+    beyond that, and read the text once for each of the two splits.
     """
     import tensorflow_datasets as tfds  # here, since the import takes a second and workers import this module
 

@@ -1,4 +1,4 @@
-"""The contract of a batch: the names, axes and dtypes of its arrays, and how sequences are laid into rows."""
+"""The contract of a batch: names, axes and dtypes of its arrays, and how sequences are laid into rows."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]  # R rows, T tokens, S sequences per row
 
 
 def max_predictions(data: DataConfig) -> int:
-    """M, slots for masked tokens in a row."""
+    """Returns M, the slots for tokens to predict in a row."""
     config = PlanConfig.of(data)
     chunk = np.arange(1, config.chunk_length + 1)
     lengths = config.sequence_length(chunk)
@@ -22,7 +22,7 @@ def max_predictions(data: DataConfig) -> int:
 
 
 def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and dtype of every array of a batch, without any data."""
+    """Returns the shape and dtype of every array of a batch, without reading data."""
     B, T = data.global_batch_size, data.max_seq_length
     S, M = data.max_sequences_per_row, max_predictions(data)
     columns = {
@@ -35,7 +35,7 @@ def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:
 
 
 class Placed(Protocol):
-    """Sequences with their place in rows; those of a row together and in order of their slots. ints [n]."""
+    """Sequences and their places in rows, sorted by row and slot: ints [n] each."""
 
     @property
     def row(self) -> np.ndarray: ...
@@ -44,10 +44,10 @@ class Placed(Protocol):
     def slot(self) -> np.ndarray: ...
 
     @property
-    def length_a(self) -> np.ndarray: ...  # tokens, without specials
+    def length_a(self) -> np.ndarray: ...  # tokens of A, without specials
 
     @property
-    def length_b(self) -> np.ndarray: ...  # 0: there is no B
+    def length_b(self) -> np.ndarray: ...  # tokens of B; 0 where there is none
 
 
 def assemble(
@@ -60,15 +60,30 @@ def assemble(
     """Writes [CLS] A [SEP] B [SEP] of every sequence into its row, one after the other.
 
     Args:
-        sequences: lengths and places.
+        sequences: their lengths and places.
         tokens: ints [n], A and B of all sequences, one after the other.
         shape: (R, T, S).
-        tokenizer: ids of the specials.
-        token_values: more ints [n] for the tokens, by name; specials and padding have -1.
+        tokenizer: its `pad_id`, `cls_id` and `sep_id`.
+        token_values: more values of the tokens by name, ints [n] each; specials and padding get -1.
 
     Returns:
         `input_ids`, `token_type_ids`, `sequence_ids`, `position_ids` and `token_values` [R, T], and
         `cls_positions` [R, S]; int32.
+
+    Six tokens in two sequences of one row, the first with A = 11 12 and B = 13, the second without B:
+
+    >>> from types import SimpleNamespace
+    >>> lengths = {"length_a": np.array([2, 3]), "length_b": np.array([1, 0])}
+    >>> sequences = SimpleNamespace(row=np.array([0, 0]), slot=np.array([0, 1]), **lengths)
+    >>> tokenizer = SimpleNamespace(pad_id=0, cls_id=2, sep_id=3)
+    >>> tokens = np.array([11, 12, 13, 21, 22, 23])
+    >>> for name, values in assemble(sequences, tokens, (1, 12, 2), tokenizer).items():
+    ...     print(f"{name:<15}{values}")
+    input_ids      [[ 2 11 12  3 13  3  2 21 22 23  3  0]]
+    token_type_ids [[0 0 0 0 1 1 0 0 0 0 0 0]]
+    sequence_ids   [[1 1 1 1 1 1 2 2 2 2 2 0]]
+    position_ids   [[0 1 2 3 4 5 0 1 2 3 4 0]]
+    cls_positions  [[0 6]]
     """
     num_rows, num_tokens, _ = shape
     length = sequences.length_a + 2 + np.where(sequences.length_b > 0, sequences.length_b + 1, 0)
@@ -105,7 +120,7 @@ def assemble(
 
 
 def per_sequence(sequences: Placed, values: np.ndarray, shape: Shape, dtype: type) -> np.ndarray:
-    """A value of every sequence [n] at its place [R, S], 0 where there is none."""
+    """Writes a value of every sequence [n] at its place [R, S], and 0 where there is no sequence."""
     result: np.ndarray = np.zeros((shape[0], shape[2]), dtype)
     result[sequences.row, sequences.slot] = values
     return result

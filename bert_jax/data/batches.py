@@ -1,4 +1,4 @@
-"""From the number of a step to its batch: a pure function of (config, seed, step)."""
+"""Computes the batch of a step: a pure function of (config, seed, step)."""
 
 import functools
 import sys
@@ -25,17 +25,17 @@ _DESCRIBED_ROWS = 1 << 14
 class Batches:
     """The batches of a split, by step: `batches(step)`.
 
-    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end. Nothing is remembered between
-    steps but what could be computed again. Threads may share an instance.
+    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end. An instance keeps nothing between
+    steps except plans, which could be computed again. Threads may share it.
 
     Args:
         store: a split of a prepared dataset: `index`, and `read(documents) -> list of token ids`.
         data: sizes and rates.
         tokenizer: special ids and word starts.
-        seed: another seed, other batches. For evaluation give a fixed one and take steps 0, 1, …
+        seed: different seeds give different batches. Evaluation uses a fixed one and steps 0, 1, …
 
     Raises:
-        UserError: if the split has no text, or pairs are asked for where no document has two sentences.
+        UserError: if the split has no text, or no document has the two sentences that pairs need.
     """
 
     def __init__(self, store, data: DataConfig, tokenizer, seed: int):
@@ -60,18 +60,18 @@ class Batches:
         self.max_predictions = max_predictions(data)
 
     def __call__(self, step: int, rows: slice | np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The batch of a step, or some rows of it.
+        """Computes the batch of a step, or some of its rows.
 
         Args:
             step: from 0.
-            rows: which of the global_batch_size rows: a slice, or ints [R] in any order; all by default.
+            rows: numbers of rows below global_batch_size: a slice, or ints [R] in any order; default: all.
 
         Returns:
             With T = max_seq_length, M = max_predictions and S = max_sequences_per_row: `input_ids`,
-            `token_type_ids`, `sequence_ids` (0 padding, 1… the sequence of the row) and `position_ids`
+            `token_type_ids`, `sequence_ids` (0 padding, from 1 the sequence of the row) and `position_ids`
             [R, T]; `masked_lm_positions`, `masked_lm_ids` and `masked_lm_weights` [R, M]; `cls_positions`,
             `next_sentence_labels` (1 NotNext) and `next_sentence_weights` [R, S]. Weights are float32,
-            the others int32. A sequence without a B has next_sentence_weights 0.
+            the others int32. A sequence without B has next_sentence_weights 0.
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
         sequences, row_keys = self._sequences(step * self._data.global_batch_size + rows)
@@ -91,11 +91,11 @@ class Batches:
         return batch | masking.gather_targets(clean, chosen, self.max_predictions)
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
-        """Rows of an epoch; epochs differ a little, for documents are cut anew in each."""
+        """Returns the rows of an epoch; epochs differ a little, because each cuts documents anew."""
         return self._plan(epoch).num_rows
 
     def describe(self) -> dict[str, float]:
-        """Facts for the log: size and fill of the first epoch, share of NotNext in a sample of it, M."""
+        """Returns facts for the log: size and fill of the first epoch, share of NotNext in a sample, M."""
         plan = self._plan(0)
         sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
         return {
@@ -107,7 +107,7 @@ class Batches:
         }
 
     def _sequences(self, rows: np.ndarray) -> tuple[Sequences, np.ndarray]:
-        """The sequences of rows numbered through all epochs, and a key for the masks of each row."""
+        """Finds the sequences of rows numbered through all epochs, and each row's key for its masks."""
         with self._lock:
             while self._first_rows[-1] <= rows.max(initial=0):
                 num_rows = _epoch_rows(*self._planned, epoch=len(self._first_rows) - 1)
@@ -124,7 +124,7 @@ class Batches:
         return Sequences(*map(np.concatenate, zip(*parts, strict=True))), row_keys
 
     def _tokens(self, sequences: Sequences) -> np.ndarray:
-        """The tokens of A, B, A, B … of all sequences. Each document is read once."""
+        """Reads the tokens of A, B, A, B … of all sequences, each document once."""
         a = sequences.document_a, sequences.start_a, sequences.length_a
         b = sequences.document_b, sequences.start_b, sequences.length_b
         all_documents, starts, lengths = np.stack([a, b], axis=-1).reshape(3, -1)
@@ -134,7 +134,7 @@ class Batches:
         tokens = np.concatenate([texts[document][start:stop] for document, start, stop in pieces])
         if len(tokens) != lengths.sum():
             raise UserError(
-                "the dataset's documents are not as long as its index says; delete it, run prepare again."
+                "the dataset's documents differ in length from its index; delete it and run prepare again."
             )
         return tokens
 
@@ -150,13 +150,13 @@ def iterate(
     workers: int,
     prefetch: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of first_step, first_step + 1, … without end, built ahead. The step is the only state.
+    """Yields the batches of first_step, first_step + 1, … without end, built ahead by threads.
 
     Args:
-        batches: what builds them.
-        first_step: where to begin; a resumed run gives the step it stands at.
+        batches: builds a batch from a step and rows.
+        first_step: of the first batch; the step is the only state, so a resumed run passes its own.
         rows: this process's share of every batch, as in `Batches.__call__`.
-        workers, prefetch: threads, and batches to hold ready. They end when nobody holds the iterator.
+        workers, prefetch: threads, and batches to keep ready. Threads end when the iterator is dropped.
     """
     steps = grain.MapDataset.range(first_step, sys.maxsize).map(lambda step: batches(step, rows))
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))

@@ -1,4 +1,4 @@
-"""How the documents of an epoch are cut into chunks of at most L tokens."""
+"""Cuts the documents of an epoch into chunks of at most L tokens."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from bert_jax.data.hashing import below, bits, key
 if TYPE_CHECKING:
     from bert_jax.corpus.index import Index
 
-BLOCK = 1 << 16  # documents or pieces handled at a time
+BLOCK = 1 << 16  # documents or pieces processed at a time
 _RATE_BITS = 20  # rates are fractions of 2^20, so that numbering is exact in integers
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """What decides a plan beside index, seed and epoch: fields of DataConfig, and whether there is a B."""
+    """The settings that decide a plan, beside index, seed and epoch."""
 
     max_seq_length: int
     max_sequences_per_row: int
     short_sequence_rate: float
-    pairs: bool
+    pairs: bool  # whether a sequence has a B
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
@@ -36,26 +36,26 @@ class PlanConfig:
 
     @property
     def chunk_length(self) -> int:
-        """L, the tokens of a sequence without [CLS], [SEP] and, of a pair, the second [SEP]."""
+        """L, the most tokens of a sequence without specials: [CLS], [SEP] and in pairs a second [SEP]."""
         return self.max_seq_length - (3 if self.pairs else 2)
 
     def sequence_length(self, chunk_length: np.ndarray) -> np.ndarray:
-        """Tokens with specials; 0 for no tokens. A single token has no B: [CLS] A [SEP] also among pairs."""
+        """Returns tokens with specials; 0 for no tokens. A single token is [CLS] A [SEP], in pairs too."""
         specials = np.where((chunk_length > 1) & self.pairs, 3, 2)
         return np.where(chunk_length > 0, chunk_length + specials, 0)
 
 
 class Chunks:
-    """How the documents of an epoch are cut, without listing the pieces.
+    """The cuts of an epoch's documents, computed from their numbers without a list of pieces.
 
     A document of at most L tokens is one chunk. A longer one becomes a first chunk, full chunks of L
-    tokens, and a last one; a random phase decides how long the first is. When rows are packed it is any
-    phase, so that there are pieces of every length to fill rows with; else it is one of those that give
-    the fewest chunks, for then every chunk costs a row. Of every 1 / short_sequence_rate chunks one is
-    cut once more, at a random token: BERT's short sequences.
+    tokens, and a last one; a random phase sets the length of the first. In packed rows any phase is
+    possible, which gives pieces of every length to fill rows with. Otherwise every chunk costs a row, and
+    the phase is one of those with the fewest chunks. One of every 1 / short_sequence_rate chunks is cut
+    once more, at a random token: BERT's short sequences.
 
-    Pieces 0 … num_chunks - 1 are the chunks, or the first parts of those cut once more; the second parts
-    follow. The second part of a chunk of one token is empty.
+    Pieces 0 … num_chunks - 1 are the chunks, or the first parts of those that are cut once more; their
+    second parts follow. The second part of a chunk of one token is empty.
     """
 
     def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
@@ -76,7 +76,7 @@ class Chunks:
         return self.num_chunks + self.num_cuts
 
     def locate(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The document, the first token in it and the number of tokens of each piece: int64 [n] each."""
+        """Returns the document, the first token in it and the tokens of each piece: int64 [n] each."""
         second = pieces >= self.num_chunks
         chunk = np.array(pieces, np.int64)
         chunk[second] = self._cut_chunk(chunk[second] - self.num_chunks)
@@ -91,7 +91,7 @@ class Chunks:
         return document, start, stop - start
 
     def histogram(self) -> np.ndarray:
-        """How many pieces have 0 … L tokens, int64 [L + 1], found by document and not by piece."""
+        """Counts the pieces of 0 … L tokens, int64 [L + 1], by document and not by piece."""
         counts = np.zeros(self._limit + 1, np.int64)
         for document in blocks(self._index.num_documents):
             tokens, first_length = self._first_length(document)
@@ -109,7 +109,7 @@ class Chunks:
         return counts
 
     def _first_length(self, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each document and of its first chunk."""
+        """Returns the tokens of each document and of its first chunk."""
         tokens = self._index.token_starts[document + 1] - self._index.token_starts[document]
         shortest = tokens - (-(-tokens // self._limit) - 1) * self._limit
         if self._packed:
@@ -118,11 +118,11 @@ class Chunks:
         return tokens, np.minimum(phase, tokens)
 
     def _stratum(self, chunk):
-        """The cut that a chunk competes for; of an int or an array."""
+        """Returns the number of the cut that a chunk may get; for an int or an array."""
         return chunk * self._rate >> _RATE_BITS
 
     def _cut_chunk(self, cut: np.ndarray) -> np.ndarray:
-        """The chunk that each cut falls on: one at random of every 1 / rate chunks."""
+        """Draws the chunk that each cut falls on: one of every 1 / rate chunks."""
         first, after = (-(-(n << _RATE_BITS) // max(self._rate, 1)) for n in (cut, cut + 1))
         return first + below(bits(self._keys["which"], cut), after - first)
 
@@ -132,6 +132,6 @@ class Chunks:
 
 
 def blocks(count: int) -> Iterator[np.ndarray]:
-    """range(count) in pieces small enough for temporaries to stay in the cache."""
+    """Yields range(count) in arrays so small that temporaries stay in the cache."""
     for first in range(0, count, BLOCK):
         yield np.arange(first, min(first + BLOCK, count))

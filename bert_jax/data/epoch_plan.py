@@ -1,7 +1,7 @@
-"""The plan of an epoch: every token of a split in exactly one sequence, any row found by its number.
+"""Plans an epoch: every token of a split is in exactly one sequence, and any row follows from its number.
 
-Pure: (index, seed, epoch) decide everything, and text is never read. A plan keeps two permutations of
-the sequences and no list of rows: a row is computed from its number when it is asked for.
+A plan is a pure function of (index, config, seed, epoch) and reads no text. It keeps two permutations of the
+sequences and no list of rows: it computes a row when somebody asks for it.
 
     documents -> chunks -> A and B -> groups of equal len(B) -> B kept or swapped -> packed rows
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Sequences(NamedTuple):
-    """The sequences of some rows, those of a row together and in order. int64 [n], `not_next` bool [n].
+    """The sequences of some rows, sorted by row and slot: int64 [n] each, `not_next` bool [n].
 
-    A is the length_a tokens of document_a from start_a on, B likewise; length_b is 0 where there is no B.
+    A is the length_a tokens of document_a from start_a on, and B likewise; length_b is 0 where there is no B.
     """
 
-    row: np.ndarray  # position in the rows asked for
-    slot: np.ndarray  # place in the row, from 0
+    row: np.ndarray  # index into the rows that were asked for
+    slot: np.ndarray  # which sequence of the row, from 0
     document_a: np.ndarray
     start_a: np.ndarray
     length_a: np.ndarray
@@ -37,20 +37,38 @@ class Sequences(NamedTuple):
 
 
 class EpochPlan:
-    """The rows of one epoch. Some 8 bytes per sequence and 8 per document stay in memory.
+    """The rows of one epoch, in about 8 bytes per sequence and 8 per document.
 
-    A sequence is known by its rank in the order of all sequences by len(B): its group, the place of its B
-    and its partner follow from that.
+    The number of a sequence is its rank in the order of all sequences by len(B); its group, the place of its
+    B and its partner follow from that.
 
     Args:
         index: sentence lengths and document starts of a split.
         config: sizes.
-        seed, epoch: ints; others give another plan.
+        seed, epoch: ints; different ones give different plans.
 
     Attributes:
         num_rows: rows of max_seq_length tokens.
         num_sequences: sequences in them.
         fill: share of the tokens of all rows that are not padding.
+
+    Two documents of three tokens, each a sentence of two tokens and one of one. Both sequences have a B of
+    one token, so they are a group, and with this seed they swap their Bs:
+
+    >>> from bert_jax.corpus.index import Index
+    >>> index = Index.from_lengths(sentence_lengths=np.array([2, 1, 2, 1]), sentence_counts=np.array([2, 2]))
+    >>> plan = EpochPlan(index, PlanConfig(8, 1, 0.0, pairs=True), seed=0, epoch=0)
+    >>> for name, values in plan.rows(np.arange(plan.num_rows))._asdict().items():
+    ...     print(f"{name:<11}{values}")
+    row        [0 1]
+    slot       [0 0]
+    document_a [1 0]
+    start_a    [0 0]
+    length_a   [2 2]
+    document_b [0 1]
+    start_b    [2 2]
+    length_b   [1 1]
+    not_next   [ True  True]
     """
 
     def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
@@ -70,7 +88,7 @@ class EpochPlan:
         self.fill = tokens / max(self.num_rows * config.max_seq_length, 1)
 
     def rows(self, rows: np.ndarray) -> Sequences:
-        """The sequences of the given rows, ints [R] from 0 to num_rows - 1, in any order."""
+        """Returns the sequences of rows, ints [R] from 0 to num_rows - 1 in any order."""
         row, slot, rank = self._packed(rows)
         document, start, length, length_b = self._locate(rank)
         partner, swap = partners(rank, length_b, self._group_starts, self._group_sizes, self._pair_keys)
@@ -83,13 +101,13 @@ class EpochPlan:
         )
 
     def _locate(self, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Document, first token, tokens, and tokens of B of each sequence as it was cut."""
+        """Returns document, first token, tokens, and tokens of B of each sequence before Bs are swapped."""
         length_b = np.searchsorted(self._group_starts, rank, "right") - 1
         return *self._chunks.locate(self._piece_by_rank[rank]), length_b
 
 
 def count_rows(index: "Index", config: PlanConfig, seed: int, epoch: int) -> int:
-    """EpochPlan(…).num_rows without making the plan: about 40 ns per sequence."""
+    """Returns EpochPlan(…).num_rows without the plan, in about 40 ns per sequence."""
     chunks = Chunks(index, config, seed, epoch).histogram()
     histogram = np.zeros(config.max_seq_length + 1, np.int64)
     histogram[config.sequence_length(np.arange(len(chunks)))] = chunks
@@ -99,11 +117,11 @@ def count_rows(index: "Index", config: PlanConfig, seed: int, epoch: int) -> int
 def _lengths(
     index: "Index", config: PlanConfig, chunks: Chunks, split_key: np.uint64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens with specials, and tokens of B, of every piece."""
+    """Returns the tokens with specials, and the tokens of B, of every piece."""
     lengths = np.empty(chunks.num_pieces, np.min_scalar_type(config.max_seq_length))
     lengths_b = np.zeros_like(lengths)
     for block in blocks(chunks.num_chunks):
-        # The second parts of about the same chunks go along: their sentences are at hand.
+        # Together with the second parts of about the same chunks, which need the same sentences.
         cuts = [chunks.num_cuts * edge // chunks.num_chunks for edge in (block[0], block[-1] + 1)]
         pieces = np.concatenate([block, chunks.num_chunks + np.arange(*cuts)])
         document, start, tokens = chunks.locate(pieces)
@@ -116,7 +134,7 @@ def _lengths(
 def _length_b(
     index: "Index", document: np.ndarray, start: np.ndarray, tokens: np.ndarray, random: np.ndarray
 ) -> np.ndarray:
-    """Tokens of B: from a random end of a sentence inside the piece, else from a random token inside it."""
+    """Draws where B begins, behind a sentence inside the piece or else at any token; returns its tokens."""
     first, last = document.min(), document.max() + 1
     sentences = index.sentence_lengths[index.sentence_starts[first] : index.sentence_starts[last]]
     ends = index.token_starts[first] + np.cumsum(sentences, dtype=np.int64)

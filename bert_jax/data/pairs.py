@@ -1,4 +1,4 @@
-"""Which sequences exchange their B: the pairs of next sentence prediction, or none."""
+"""Draws which sequences swap their B: the pairs of next sentence prediction."""
 
 from collections.abc import Mapping
 
@@ -14,10 +14,19 @@ def partners(
     group_sizes: np.ndarray,
     keys: Mapping[str, np.uint64],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rank of each sequence's partner in its group, and whether their coin says to swap the Bs.
+    """Finds each sequence's partner in its group of equal len(B), and tosses the coin of each two.
 
-    Partners are found by a reflection of the group in hashed order, so each is the other's. In a group
-    of odd size one sequence is its own partner; the coin of the others makes up for it.
+    A reflection of the group in hashed order maps partners to each other. In a group of odd size one sequence
+    is its own partner; the coins of the others make up for it, so that half of the group swaps.
+
+    Args:
+        rank: ints [n], sequences by their rank in the order by len(B).
+        length_b: ints [n], tokens of their B, which name their groups.
+        group_starts, group_sizes: ints [L + 1], first rank and size of each group.
+        keys: uint64, for `order`, `centre` and `coin`.
+
+    Returns:
+        int64 [n], the partner's rank; bool [n], whether the two swap their Bs.
     """
     size, start = group_sizes[length_b], group_starts[length_b]
     odd = size & 1
