@@ -33,7 +33,8 @@ from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
 from bert_jax.data.batches import Batches
-from bert_jax.data.epoch_plan import EpochPlan, PlanConfig
+from bert_jax.data.chunks import PlanConfig
+from bert_jax.data.epoch_plan import EpochPlan
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.compile import program_without_data
 from bert_jax.tasks.pretraining import Pretraining

@@ -13,11 +13,10 @@ from etils import epath
 
 from bert_jax import command
 from bert_jax.config import Config
-from bert_jax.corpus.dataset import PreparedDataset
+from bert_jax.corpus.dataset import PreparedDataset, dataset_for
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
-from bert_jax.prepare import dataset_for
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import hosts, loop
@@ -72,7 +71,13 @@ def check(config: Config, workdir: epath.Path) -> None:
 def open_dataset(config: Config) -> PreparedDataset:
     """The prepared dataset of the config; where a TFDS corpus is missing, the config's docstring helps."""
     try:
-        return dataset_for(config, flags.FLAGS.data_dir)
+        return dataset_for(
+            config.data,
+            config.model.vocab_size,
+            flags.FLAGS.data_dir,
+            processes=jax.process_count(),
+            config=command.config_typed(),
+        )
     except MissingInput as missing:
         if "tfds:" not in config.data.source or not (help_ := command.config_docstring()):
             raise

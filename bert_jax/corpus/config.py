@@ -1,4 +1,4 @@
-"""What is read and how it becomes batches: the `data` section of a pretraining config."""
+"""The `data` section of a pretraining config: what is read and how it becomes batches."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ TOKENIZERS = ("unigram", "bpe", "wordpiece", "sentencepiece")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """From text to batches.
+    """Settings from text to batches.
 
     Raises:
-        UserError: if a value is out of range, naming it and the remedy.
+        UserError: if a value is out of range.
     """
 
     # What `prepare` builds.

@@ -1,7 +1,7 @@
-"""Prepared datasets: find or build the one that a config asks for, and read its documents.
+"""Finds or builds the prepared dataset of a config, and reads its documents.
 
 DATA_DIR/NAME-KEY/ holds
-    manifest.json       written last: without it there is no dataset
+    manifest.json       written last; a folder without it is no dataset
     tokenizer/          what `load_tokenizer` reads
     documents-*         a TFDS dataset of ArrayRecord shards, one record per document
     train/, heldout/    index (sentence lengths, document starts) and unigram counts of each split
@@ -14,40 +14,36 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
-import re
-import shutil
-import socket
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
-import psutil
 from array_record.python import array_record_data_source
 from etils import epath
 
-from bert_jax.corpus import writer as dataset_builder
+from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
 from bert_jax.corpus.workers import Workers
-from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS, id_dtype
+from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
+from bert_jax.files import whole_folder
+from bert_jax.settings import names
 from bert_jax.version import __version__
 
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
-# What a prepared dataset depends on, besides the vocabulary size and the contents of files.
-SETTINGS = (
-    "source", "text_field", "invalid_utf8", "language",
-    "tokenizer", "lowercase", "tokenizer_sample_mb", "held_out_fraction",
-)  # fmt: skip
-# In the manifest, but not in the key: a dataset stays whole and consistent when a library changes.
+# Settings that enter the key through contents: through the sources' fingerprints and the tokenizer.
+KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokenizer_sample_mb"}
+# Settings that enter the key at their default too. Later ones do not, so that older datasets are found.
+ALWAYS_KEYED = {"lowercase", "language", "held_out_fraction"}
+# In the manifest, but not in the key: a dataset stays valid when a library changes.
 LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
 log = logging.getLogger("bert_jax")
 
@@ -57,7 +53,7 @@ class DocumentStore:
 
     Attributes:
         index: sentence lengths and document starts, in the order of the records.
-        unigram_counts: int64 [V], how often each token occurs in the split.
+        unigram_counts: int64 [V], occurrences of each token in the split.
 
     Raises:
         UserError: if a file is missing, damaged or of another dataset. Records are checked as they are read.
@@ -74,8 +70,8 @@ class DocumentStore:
         if not found.items() <= facts.items() or self.unigram_counts.shape != (vocab_size,):
             raise _damaged(directory, f"{split} does not fit {MANIFEST} and the tokenizer")
         self._dtype = id_dtype(vocab_size)
-        names = (SHARD_NAME.format(split=split, shard=shard) for shard in range(len(facts["shards"])))
-        self._paths = [str(directory / name) for name in names]
+        shards = range(len(facts["shards"]))
+        self._paths = [str(directory / SHARD_NAME.format(split=split, shard=shard)) for shard in shards]
 
     @functools.cached_property
     def _records(self) -> array_record_data_source.ArrayRecordDataSource:
@@ -85,10 +81,16 @@ class DocumentStore:
         return records
 
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
-        """Reads documents, ints [N] in any order and repeated or not: of each its unsigned ints [tokens].
+        """Reads the token ids of documents.
+
+        Args:
+            documents: ints [N], numbers of documents in any order, also repeated.
+
+        Returns:
+            N arrays of unsigned ints [tokens].
 
         Raises:
-            UserError: if the files of the records are missing or damaged.
+            UserError: if files of records are missing or damaged.
         """
         documents = np.asarray(documents)
         if not len(documents):
@@ -97,7 +99,7 @@ class DocumentStore:
         lengths = (starts[documents + 1] - starts[documents]).tolist()
         try:
             records = self._records.__getitems__(documents.tolist())
-            # The token ids are the last bytes of a record, so that nothing needs to be parsed.
+            # Token ids are the last bytes of a record, so that nothing is parsed.
             return [
                 np.frombuffer(record, self._dtype, offset=len(record) - length * self._dtype.itemsize)
                 for record, length in zip(records, lengths, strict=True)
@@ -112,11 +114,11 @@ class PreparedDataset:
     """A prepared dataset on a disk or in a bucket."""
 
     directory: epath.Path
-    manifest: dict[str, Any]  # what it was made of and what is in it
+    manifest: dict[str, Any]  # what it was made from and what it holds
 
     @classmethod
     def open(cls, directory: epath.PathLike) -> Self:
-        """Raises UserError if there is no prepared dataset, or one of another format."""
+        """Opens a dataset; raises UserError if there is none, or one of another format."""
         directory = epath.Path(directory)
         try:
             dataset = cls(directory, json.loads((directory / MANIFEST).read_text()))
@@ -129,7 +131,7 @@ class PreparedDataset:
 
     @property
     def sha256(self) -> str:
-        """Digest of the documents' token ids and sentence lengths, in order."""
+        """A digest of the documents' token ids and sentence lengths, in order."""
         return self.manifest["dataset_sha256"]
 
     @functools.cached_property
@@ -140,15 +142,20 @@ class PreparedDataset:
             raise _damaged(self.directory, str(error).rstrip(".")) from None
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Names (tokenizer/…) and contents of what `load_tokenizer` reads, to be kept with checkpoints."""
+        """Returns names (tokenizer/…) and contents of the tokenizer's files, which checkpoints keep."""
         return {f"{TOKENIZER}/{name}": content for name, content in self.tokenizer.files().items()}
 
     def split(self, name: str) -> DocumentStore:
-        """The split `train` or `heldout`, which may be empty."""
-        return DocumentStore(self.directory, name, self.manifest["splits"][name], self.tokenizer.vocab_size)
+        """Returns the split `train` or `heldout`, which may be empty; it is opened and checked once."""
+        return self._open_split(name)
+
+    @functools.cached_property
+    def _open_split(self) -> Callable[[str], DocumentStore]:
+        facts, vocab_size = self.manifest["splits"], self.tokenizer.vocab_size
+        return functools.cache(lambda name: DocumentStore(self.directory, name, facts[name], vocab_size))
 
     def summary(self) -> str:
-        """One line for the log."""
+        """Describes the dataset in one line for the log."""
         splits = ", ".join(
             f"{name} " + ", ".join(f"{facts[what]:,} {what}" for what in ("documents", "sentences", "tokens"))
             for name, facts in self.manifest["splits"].items()
@@ -157,10 +164,10 @@ class PreparedDataset:
 
 
 def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> PreparedDataset | None:
-    """The prepared dataset of this config, None if it must be made.
+    """Finds the prepared dataset of this config; returns None if it must be built.
 
-    Where the source is not on this machine (in a pod only the data directory is mounted) but a dataset of the
-    same settings is, that one is taken, and the log says that it may be out of date.
+    If the source is not on this machine (in a pod only the data directory may be mounted), a dataset of the
+    same settings is taken, with a warning that it may be out of date.
 
     Raises:
         UserError: if neither is there, or the source is not valid.
@@ -173,16 +180,17 @@ def prepare(
 ) -> PreparedDataset:
     """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
 
-    Nothing that could be read is left by a build that fails or is killed.
+    A build that fails or is killed leaves nothing that could be taken for a dataset.
 
     Args:
-        data: its first group of fields decides the dataset.
-        vocab_size: of the tokenizer.
-        data_dir: where datasets are kept; if remote, the dataset is built in the temporary directory.
-        workers: processes, by default one per core.
+        data: its fields with `prepares=True` decide the dataset.
+        vocab_size: V, of the tokenizer.
+        data_dir: folder of the datasets, or a bucket; for a bucket the temporary directory holds the build.
+        workers: processes; default: one per core.
 
     Raises:
-        UserError: for a source or tokenizer that is missing or broken, an impossible vocabulary, no text.
+        UserError: if a source or the tokenizer is missing or broken, the vocabulary size is impossible, or
+            there is no text.
     """
     data_dir = epath.Path(data_dir)
     found, directory, sources, fingerprints = _find(data, vocab_size, data_dir)
@@ -197,11 +205,11 @@ def prepare(
         if tokenizer_file(data):
             tokenizer = read_tokenizer(data, vocab_size)
         else:
-            tokenizer = dataset_builder.train_tokenizer(sources, data, vocab_size, pool)
+            tokenizer = train_tokenizer(sources, data, vocab_size, pool)
         tokenizer_seconds = time.perf_counter() - start
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(building / TOKENIZER)
-        counts = dataset_builder.write_documents(building, sources, data, tokenizer, pool)
+        counts = writer.write_documents(building, sources, data, tokenizer, pool)
         seconds = time.perf_counter() - start - tokenizer_seconds
         log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
         manifest = {
@@ -219,14 +227,40 @@ def prepare(
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
-        log.warning("no document is held out, so there is no evaluation: raise data.held_out_fraction.")
+        log.warning("no document is held out, so there is no evaluation; raise data.held_out_fraction.")
+    return dataset
+
+
+def dataset_for(
+    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, processes: int, config: str
+) -> PreparedDataset:
+    """Returns the prepared dataset of a config, and builds it if this process is the only one.
+
+    Args:
+        data, vocab_size, data_dir: as for `prepare`.
+        processes: of the run.
+        config: value of --config as it was typed, for the remedy.
+
+    Raises:
+        UserError: if it is missing and there are several processes (with the command that builds it), or as
+            `prepare`.
+    """
+    if processes == 1:
+        return prepare(data, vocab_size, data_dir)
+    dataset = find(data, vocab_size, data_dir)
+    if dataset is None:
+        raise UserError(
+            f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
+            f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
+            f"--data_dir={data_dir} with the same overrides."
+        )
     return dataset
 
 
 def _find(
     data: DataConfig, vocab_size: int, data_dir: epath.Path
 ) -> tuple[PreparedDataset | None, epath.Path, list[Source], list[Any]]:
-    """The dataset if it is there; where it belongs; the sources and their fingerprints."""
+    """Returns the dataset or None, its folder, the sources and their fingerprints."""
     try:
         sources = open_sources(data)
         digests = Digests(data_dir / "digests.json")
@@ -237,10 +271,8 @@ def _find(
             "format": FORMAT,
             "sources": fingerprints,
             "tokenizer": [kind, *(digests.of([file]) if file else [data.tokenizer_sample_mb])],
-            "lowercase": data.lowercase,
             "vocab_size": vocab_size,
-            "language": data.language,
-            "held_out_fraction": float(data.held_out_fraction),
+            **_keyed(data),
         }
     except MissingInput as missing:
         return _of_same_settings(data, vocab_size, data_dir, missing), data_dir, [], []
@@ -254,12 +286,14 @@ def _find(
 def _of_same_settings(
     data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
 ) -> PreparedDataset:
-    """The newest dataset of the same settings; raises `missing` if there is none."""
+    """Finds the newest dataset of the same settings; raises `missing` if there is none."""
+    settings, defaults = _settings(data, vocab_size), _settings(type(data)(), vocab_size)
     manifests = data_dir.glob(f"*/{MANIFEST}") if data_dir.exists() else ()
     for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
         with contextlib.suppress(UserError):  # a damaged dataset
             dataset = PreparedDataset.open(manifest.parent)
-            if dataset.manifest.get("settings") == _settings(data, vocab_size):
+            theirs = dataset.manifest.get("settings")
+            if theirs and defaults | theirs == settings:  # an older version knew fewer
                 message = "%s Using %s, made from it earlier: whether it is up to date cannot be checked."
                 log.warning(message, missing, manifest.parent)
                 return dataset
@@ -271,55 +305,32 @@ def _damaged(directory: epath.Path, what: str) -> UserError:
 
 
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
-    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in SETTINGS}
+    """Returns what a dataset depends on besides the contents of files, as the manifest holds it."""
+    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in names(type(data), "prepares")}
+
+
+def _keyed(data: DataConfig) -> dict[str, Any]:
+    """Returns the settings that enter the key by their value."""
+    defaults = type(data)()
+    values = {}
+    for name in set(names(type(data), "prepares")) - KEYED_BY_CONTENT:
+        default = getattr(defaults, name)
+        value = type(default)(getattr(data, name))  # 0 is 0.0
+        if name in ALWAYS_KEYED or value != default:
+            values[name] = value
+    return values
 
 
 @contextlib.contextmanager
 def _building(directory: epath.Path) -> Iterator[epath.Path]:
-    """A temporary directory that becomes `directory` if the block succeeds, and is removed if it does not.
-
-    The manifest appears last also where a rename is a copy, so that there is a whole dataset or none.
-    """
-    remote = "://" in os.fspath(directory)
-    parent = epath.Path(tempfile.gettempdir()) if remote else directory.parent
-    building = parent / f".{directory.name}.building-{socket.gethostname()}-{os.getpid()}"
+    """Gives a folder to write into that becomes `directory`; raises UserError if it cannot be written."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent)
-        building.mkdir()
-        yield building
-        if (directory / MANIFEST).exists():
-            return  # another process was faster
-        if remote:
-            _copy(building, directory)
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-            building.rename(directory)
+        with whole_folder(directory, last=MANIFEST) as building:
+            yield building
     except OSError as error:  # among others, no space is left
         raise UserError(
             f"--data_dir={directory.parent} cannot be written ({error}); give another."
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-    files = [pathlib.Path(folder, name) for folder, _, names in os.walk(source) for name in names]
-    for file in sorted(files, key=lambda file: file.name == MANIFEST):
-        destination = target / file.relative_to(source)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.write_bytes(file.read_bytes())
-
-
-def _remove_abandoned(parent: epath.Path) -> None:
-    """Removes what killed builds of this machine left."""
-    ours = re.compile(rf".*\.building-{re.escape(socket.gethostname())}-(\d+)")
-    for path in parent.glob(".*.building-*"):
-        match = ours.fullmatch(path.name)
-        # A build with the number of this process is of an earlier container.
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
-            log.info("removing %s, left by a build that was killed", path)
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _num_cores() -> int:

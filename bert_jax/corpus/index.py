@@ -1,4 +1,4 @@
-"""The index of a split: lengths of sentences and starts of documents, so that planning reads no text."""
+"""The index of a split, sentence lengths and document starts: it lets planning read no text."""
 
 import contextlib
 import dataclasses
@@ -10,20 +10,20 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
-# Little-endian on disk. A sentence of more than 65,535 tokens is stored as several: only ends matter here.
+# Little-endian on disk. A sentence of over 65,535 tokens is stored as several, since only ends matter.
 LENGTH_DTYPE: np.dtype = np.dtype("<u2")
 START_DTYPE: np.dtype = np.dtype("<i8")
 # Field of Index -> the type in the file FIELD.bin.
 FILES = {"sentence_lengths": LENGTH_DTYPE, "sentence_starts": START_DTYPE, "token_starts": START_DTYPE}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Sentence lengths and document starts of one split, in record order."""
+    """Sentence lengths and document starts of one split, in record order. Equal only to itself."""
 
-    sentence_lengths: np.ndarray  # uint16 [sentences], tokens of each without specials, document by document
-    sentence_starts: np.ndarray  # int64 [documents + 1], sentences before each document, and at last all
-    token_starts: np.ndarray  # int64 [documents + 1], tokens before each document, and at last all
+    sentence_lengths: np.ndarray  # uint16 [sentences], tokens without specials, document by document
+    sentence_starts: np.ndarray  # int64 [documents + 1], sentences before each document; the last: all
+    token_starts: np.ndarray  # int64 [documents + 1], tokens before each document; the last: all
 
     @property
     def num_documents(self) -> int:
@@ -39,11 +39,11 @@ class Index:
 
     @classmethod
     def from_lengths(cls, sentence_lengths: np.ndarray, sentence_counts: np.ndarray) -> Self:
-        """An index in memory, from the lengths of all sentences and the number of sentences of each document.
+        """Makes an index in memory.
 
         Args:
             sentence_lengths: ints [sentences], each from 1 to 65,535.
-            sentence_counts: ints [documents], adding up to the number of sentences.
+            sentence_counts: ints [documents], sentences of each document.
         """
         starts = np.concatenate([[0], np.cumsum(sentence_counts, dtype=START_DTYPE)])
         tokens = np.concatenate([[0], np.cumsum(sentence_lengths, dtype=START_DTYPE)])
@@ -51,10 +51,10 @@ class Index:
 
     @classmethod
     def open(cls, directory: epath.PathLike) -> Self:
-        """Opens what an IndexWriter left: memory-mapped from a local disk, read into memory from elsewhere.
+        """Opens an index: memory-mapped from a local disk, read into memory from a bucket.
 
         Raises:
-            UserError: if a file is missing or is not whole.
+            UserError: if a file is missing, cut short or damaged.
         """
         directory = epath.Path(directory)
         try:
@@ -68,7 +68,7 @@ class Index:
         return index
 
     def is_consistent(self) -> bool:
-        """Whether the three arrays say the same; reads them once."""
+        """Checks whether the three arrays agree, by reading them once."""
         starts, tokens = self.sentence_starts, self.token_starts
         if len(starts) < 1 or len(starts) != len(tokens) or starts[-1] != self.num_sentences:
             return False
@@ -81,7 +81,7 @@ class Index:
 
 
 class IndexWriter(contextlib.ExitStack):
-    """Writes an index as documents come by, in constant memory. A context manager.
+    """Writes an index document by document, in constant memory. A context manager.
 
     >>> with IndexWriter(directory) as writer:
     ...     writer.add(np.array([12, 7, 31]))  # a document of three sentences
@@ -96,7 +96,7 @@ class IndexWriter(contextlib.ExitStack):
         self._write_starts()
 
     def add(self, sentence_lengths: np.ndarray):
-        """Adds the next document: ints [sentences], tokens of each sentence (without specials)."""
+        """Adds the next document: ints [sentences], tokens of each sentence without specials."""
         lengths = storable(np.asarray(sentence_lengths))
         self._files["sentence_lengths"].write(lengths.tobytes())
         self._sentences += len(lengths)
@@ -109,7 +109,7 @@ class IndexWriter(contextlib.ExitStack):
 
 
 def storable(sentence_lengths: np.ndarray) -> np.ndarray:
-    """Sentence lengths as stored, uint16: empty sentences left out, overlong ones in several pieces.
+    """Converts sentence lengths to uint16: leaves out empty sentences, splits those over 65,535 tokens.
 
     >>> storable(np.array([3, 0, 70_000]))
     array([    3, 65535,  4465], dtype=uint16)
@@ -124,6 +124,6 @@ def storable(sentence_lengths: np.ndarray) -> np.ndarray:
 def _load(path: epath.Path, dtype: np.dtype) -> np.ndarray:
     if "://" in os.fspath(path):
         return np.frombuffer(path.read_bytes(), dtype)
-    if path.stat().length == 0:  # which cannot be memory-mapped
+    if path.stat().length == 0:  # an empty file cannot be memory-mapped
         return np.empty(0, dtype)
     return np.memmap(path, dtype, mode="r")

@@ -1,4 +1,4 @@
-"""Paragraphs to sentences."""
+"""Splits paragraphs into sentences."""
 
 import sentencex
 
@@ -7,7 +7,7 @@ def split_sentences(paragraphs: list[str], language: str) -> list[str]:
     """Splits the paragraphs of a document into sentences, stripped and not empty.
 
     A sentence never crosses a paragraph. `language` is a code as in Wikipedia's addresses. `sentencex` knows
-    abbreviations of many and falls back to a related language, in the end English, for the others.
+    the abbreviations of many languages; for others it takes a related language, or at last English.
 
     >>> split_sentences(["Mr. Smith left. It was 5 p.m. in the U.S. then.", "So what?"], "en")
     ['Mr. Smith left.', 'It was 5 p.m. in the U.S. then.', 'So what?']

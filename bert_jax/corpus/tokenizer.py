@@ -37,7 +37,7 @@ Span = tuple[int, int]  # [start, end)
 
 
 class Tokenizer(abc.ABC):
-    """Text to token ids and back. Picklable. Special pieces written in a text never become special ids.
+    """Encodes text as token ids and decodes them. Picklable. A text's "[SEP]" never becomes a special id.
 
     Attributes:
         vocab_size: V.
@@ -53,22 +53,22 @@ class Tokenizer(abc.ABC):
     sep_id: int
     mask_id: int
     word_starts: np.ndarray
-    _words_are_independent = True  # no piece crosses a space, so that a text is encoded word by word
+    _words_are_independent = True  # no piece crosses a space, so words are encoded one by one
 
     @property
     def special_ids(self) -> tuple[int, ...]:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Returns the token ids of each text, without special tokens."""
         ids, lengths = self.encode_flat(texts)
         return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(texts) else []
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes many texts, every distinct word once: natural text repeats its words.
+        """Encodes many texts, every distinct word once, because natural text repeats its words.
 
-        So a unigram model is twice as fast as with SentencePiece's own batches of sentences, and BPE and
-        WordPiece, slow by themselves, several times.
+        It makes a unigram model twice as fast as SentencePiece's own batches of sentences do, and BPE and
+        WordPiece several times as fast.
 
         Returns:
             int32 [tokens], ids of all texts one after the other; int64 [texts], tokens of each text.
@@ -86,13 +86,13 @@ class Tokenizer(abc.ABC):
         return ids, np.diff(ends[np.cumsum(words_per_text) - 1], prepend=0)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        """Token ids as `encode` has them, and the characters that each token stands for.
+        """Encodes texts as `encode` does, and finds the characters that each token stands for.
 
         Returns:
-            For each text its ids, and int32 [n, 2]: [start, end) in the text as it was given, not as it was
-            normalised. Neither starts nor ends decrease. Tokens that one character became (1⁄2 of ½) all
-            have that character. White space before or after a word is left out, so a token that stands for
-            nothing else has start == end.
+            For each text its ids, and int32 [n, 2]: [start, end) in the text as given, not as normalised.
+            Neither starts nor ends decrease. If one character becomes several tokens (½ becomes 1⁄2), all
+            have that character. Spans leave out white space around a word, so a token of white space alone
+            has start == end.
         """
         words = [text.split(" ") if self._words_are_independent else [text] for text in texts]
         distinct = list(dict.fromkeys(itertools.chain(*words)))
@@ -114,22 +114,22 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _encode_with_spans(self, words: list[str]) -> Iterable[tuple[list[int], list[Span]]]:
-        """`encode_with_offsets` of words, which are whole texts if words are not independent."""
+        """Encodes words with spans; if words are not independent, they are whole texts."""
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special pieces written out."""
+        """Returns the text of token ids, with special pieces written out."""
 
     @abc.abstractmethod
     def piece(self, token: int) -> str:
-        """The piece of one token id, as the vocabulary has it."""
+        """Returns the piece of one token id, as in the vocabulary."""
 
     @abc.abstractmethod
     def files(self) -> dict[str, bytes]:
-        """Names and contents of the files that `load_tokenizer` reads."""
+        """Returns names and contents of the files that `load_tokenizer` reads."""
 
     def save(self, directory: epath.PathLike) -> None:
-        """Writes what `load_tokenizer` reads."""
+        """Writes the files that `load_tokenizer` reads."""
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
             (epath.Path(directory) / name).write_bytes(content)
@@ -184,9 +184,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, word_counts: Mapping[str, int], kind: str, vocab_size: int, lowercase: bool) -> Self:
-        """Trains on words and how often each occurs. The number of cores makes no difference.
+        """Trains on words and their counts, with the same result on any number of cores.
 
-        Words instead of sentences need half of the time. `SPECIAL_PIECES` have the ids 0 to 4.
+        Words take half of the time of sentences. `SPECIAL_PIECES` have the ids 0 to 4.
 
         Args:
             word_counts: words (as split at white space) with their counts.
@@ -300,14 +300,14 @@ class WordPieceTokenizer(Tokenizer):
 
 
 def _character_spans(text: str, pieces: Sequence[Any]) -> list[Span]:
-    """What SentencePiece says in bytes of the text, in characters, without white space around a word."""
+    """Converts SentencePiece's spans in bytes to characters, without white space around a word."""
     character_at, byte = {}, 0
     for number, character in enumerate(text):
         character_at[byte] = number
         byte += len(character.encode())
     character_at[byte] = len(text)
     spans: list[Span] = []
-    reached = 0  # a character may become words (ﷺ): the space between them is not before it
+    reached = 0  # a character may become several words (ﷺ); the space between them does not precede it
     for piece in pieces:
         start, end = character_at[piece.begin], character_at[piece.end]
         surface, bare = text[start:end], piece.piece.lstrip(WORD_START)
@@ -320,7 +320,7 @@ def _character_spans(text: str, pieces: Sequence[Any]) -> list[Span]:
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
-    """Reads what `Tokenizer.save` wrote.
+    """Reads a tokenizer that `Tokenizer.save` wrote.
 
     Raises:
         UserError: if there is no tokenizer.
@@ -336,9 +336,9 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
 
 
 def tokenizer_file(data: DataConfig) -> str | None:
-    """The file that `data.tokenizer` names, None if the tokenizer is to be trained.
+    """Finds the file that `data.tokenizer` names; returns None if the tokenizer is to be trained.
 
-    `wordpiece:bert_uncased` is the published uncased vocabulary of 30,522 pieces, shipped with this.
+    `wordpiece:bert_uncased` is the published uncased vocabulary of 30,522 pieces, which this package ships.
 
     Raises:
         MissingInput: if there is no such file.
@@ -356,10 +356,10 @@ def tokenizer_file(data: DataConfig) -> str | None:
 
 
 def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
-    """The tokenizer in the file that `data.tokenizer` names.
+    """Reads the tokenizer from the file that `data.tokenizer` names.
 
     Raises:
-        UserError: if the file is not a tokenizer with BERT's special pieces, or is not of size `vocab_size`.
+        UserError: if the file holds no tokenizer with BERT's special pieces, or not `vocab_size` pieces.
     """
     path = epath.Path(tokenizer_file(data))
     name = f"data.tokenizer={data.tokenizer!r}"
@@ -378,7 +378,7 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
 
 
 def _vocab_size_error(message: str, vocab_size: int) -> UserError | None:
-    """Says in terms of the config what SentencePiece's trainer says in terms of its own."""
+    """Translates an error of SentencePiece's trainer into the terms of the config; None if unknown."""
     for pattern, remedy in (
         (r"Vocabulary size too high .* <= (\d+)", "more than this text can fill: use at most"),
         (r"smaller than required_chars. \d+ vs (\d+)", "too small for this text's characters: use at least"),

@@ -1,4 +1,4 @@
-"""A few processes that apply a function to a stream of items, in order and in bounded memory."""
+"""Applies a function to a stream of items in a few processes, in order and in bounded memory."""
 
 import collections
 import concurrent.futures
@@ -17,9 +17,10 @@ from bert_jax.errors import UserError
 class Workers:
     """Processes that live as long as the `with` block.
 
-    Each is a fresh interpreter that runs `serve`, so that it inherits nothing: a fork would copy the locks of
-    JAX's threads and device handles, and multiprocessing's other ways import the parent's main module (JAX,
-    Flax, Orbax) in every worker. A worker ends by itself when the parent is gone.
+    Each is a fresh interpreter that runs `serve` and inherits nothing: a fork would copy the locks of JAX's
+    threads and its device handles, and multiprocessing's other start methods import the parent's main module
+    (JAX, Flax, Orbax) in every worker. joblib's loky does not, but its workers start and answer almost three
+    times as slowly. A worker ends by itself when its parent has ended.
     """
 
     def __init__(self, count: int):
@@ -41,10 +42,11 @@ class Workers:
             process.communicate()
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """Yields function(item) in the order of the items; at most a few items per process are under way.
+        """Yields function(item) in the order of the items, with at most two items per process in progress.
 
         Raises:
-            UserError: if a process was killed; and whatever `function` raises.
+            UserError: if a process was killed.
+            Exception: whatever `function` raises.
         """
         call = pickle.dumps(function)
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -69,8 +71,8 @@ class Workers:
             succeeded, result = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise UserError(
-                f"a worker process ended with code {process.wait()}; code -9 means that it was killed, most "
-                "often for want of memory: use fewer workers."
+                f"a worker process ended with code {process.wait()}; -9 means that it was killed, most often "
+                "because memory ran out: free memory or use a machine with more."
             ) from None
         finally:
             self._idle.put(process)
@@ -80,15 +82,15 @@ class Workers:
 
 
 def serve() -> None:
-    """What a worker runs: reads (pickled function, item) and writes (succeeded, result or exception)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    """Runs in a worker: reads (pickled function, item) and writes (succeeded, result or exception)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get among the replies
+    os.dup2(2, 1)  # what a library prints must not mix with the replies
     call, function = b"", abs
     while True:
         try:
             new_call, item = pickle.load(sys.stdin.buffer)
-        except (EOFError, pickle.UnpicklingError):  # the parent is gone
+        except (EOFError, pickle.UnpicklingError):  # the parent has ended
             return
         try:
             if new_call != call:

@@ -1,7 +1,7 @@
-"""Randomness without state: a counter hash on uint64 arrays, and permutations of any size made from it.
+"""Draws random numbers without state: a counter hash on uint64 arrays, and permutations made from it.
 
-Every random choice of the data is `bits(key(seed, epoch, "what"), where)`: the same on every machine, in
-any order, for any part of the data, and vectorised.
+Every random choice of the data is `bits(key(seed, epoch, "what"), where)`, which gives the same result
+on every machine, in any order and for any part of the data.
 """
 
 import numpy as np
@@ -9,11 +9,11 @@ import numpy as np
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = 2**64 - 1
-_ROUNDS = 8  # the four that do for large n leave a bias of 7% where n is below 10
+_ROUNDS = 8  # four suffice for large n, but leave a bias of 7% for n below 10
 
 
 def key(*words: int | str) -> np.uint64:
-    """A key for `bits` from ints and names (of which the first 8 bytes count): key(seed, epoch, "mask")."""
+    """Makes a key for `bits` from ints and the first 8 bytes of names: key(seed, epoch, "mask")."""
     state = 0
     for word in words:
         number = int.from_bytes(word.encode()[:8], "little") if isinstance(word, str) else word
@@ -22,7 +22,7 @@ def key(*words: int | str) -> np.uint64:
 
 
 def bits(key: np.ndarray | np.uint64, where: np.ndarray) -> np.ndarray:
-    """64 random bits for each place: output number `where` of the splitmix64 generator seeded with `key`.
+    """Draws 64 bits for each place: output number `where` of the splitmix64 generator seeded with `key`.
 
     Args:
         key: uint64 scalar or array, broadcast against `where`; an array of bits may serve as keys.
@@ -37,7 +37,7 @@ def bits(key: np.ndarray | np.uint64, where: np.ndarray) -> np.ndarray:
 
 
 def below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
-    """Random ints from 0 to n - 1, 0 where n is 0, from uint64 bits; n < 2^32. Returns int64."""
+    """Turns uint64 bits into random int64 from 0 to n - 1 (0 where n is 0); n < 2^32."""
     n = np.asarray(n).astype(np.uint64)
     return (((bits >> np.uint64(32)) * n) >> np.uint64(32)).astype(np.int64)
 
@@ -45,16 +45,16 @@ def below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
 def permute(
     key: np.ndarray | np.uint64, x: np.ndarray, n: np.ndarray | int, *, inverse: bool = False
 ) -> np.ndarray:
-    """Where x goes in a pseudorandom permutation of range(n): any element of it, without the others.
+    """Returns the place of x in a pseudorandom permutation of range(n), without computing other places.
 
-    A Feistel network on pairs (x // side, x % side) with side = ceil(sqrt(n)); what lands on n or above
-    walks on along its cycle, which comes back into range(n).
+    A Feistel network on pairs (x // side, x % side) with side = ceil(sqrt(n)); a result of n or more is
+    permuted again until it falls into range(n).
 
     Args:
-        key: uint64 scalar or array; another key, another permutation.
+        key: uint64 scalar or array; different keys give different permutations.
         x: ints in range(n).
         n: int or ints below 2^32; key, x and n are broadcast.
-        inverse: undo the permutation: permute(key, permute(key, x, n), n, inverse=True) == x.
+        inverse: undoes the permutation: permute(key, permute(key, x, n), n, inverse=True) == x.
 
     Returns:
         int64 array.
@@ -81,7 +81,7 @@ def _feistel(key: np.ndarray, x: np.ndarray, side: np.ndarray, inverse: bool) ->
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, in place on a fresh uint64 array."""
+    """Applies the finaliser of splitmix64 to a uint64 array, in place."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(_MULTIPLIERS[0])
     x ^= x >> np.uint64(27)

@@ -1,6 +1,6 @@
-"""Dynamic masking: which tokens of a batch are to be predicted, and what stands in their place.
+"""Masks dynamically: chooses the tokens of a batch to predict and replaces them.
 
-Pure: the same rows with the same keys are masked in the same way, whatever else is in the batch.
+Pure: a row with its key is masked in the same way, whatever else is in the batch.
 """
 
 from collections.abc import Mapping
@@ -12,21 +12,21 @@ from bert_jax.data.hashing import below, bits, key
 # Keys to sort words by, from the low bits up: position in the row (20), hash (32), sequence in the row (12).
 _POSITION_BITS, _HASH_BITS = 20, 32
 _NO_WORD = np.uint64(2**64 - 1)
-_ORDER, _FATE = 0, 1 << _POSITION_BITS  # what the hashes of a row are for: disjoint counters under its key
+_ORDER, _FATE = 0, 1 << _POSITION_BITS  # uses of the hashes of a row: disjoint counters under its key
 
 
 def num_to_predict(maskable: np.ndarray, mask_rate: float) -> np.ndarray:
-    """Predictions of sequences with so many maskable tokens: max(1, round(rate * maskable)); 0 of 0."""
+    """Returns max(1, round(rate * maskable)) for sequences of so many maskable tokens; 0 for 0."""
     return np.where(maskable > 0, np.maximum(1, np.rint(mask_rate * maskable)), 0).astype(np.int64)
 
 
 def max_predictions(
     lengths: np.ndarray, maskable: np.ndarray, capacity: int, max_sequences: int, mask_rate: float
 ) -> int:
-    """M: the most predictions that a row can have, so that none is ever left out.
+    """Returns M, the most predictions that a row can have, so that none is ever left out.
 
-    A knapsack: the best way to fill a row of T tokens with at most S sequences. (Short ones count for
-    more than their share, being rounded up to one prediction.) With S = 1 it is round(rate * (T - 3)).
+    It solves a knapsack: fill a row of T tokens with at most S sequences. (Short ones count for more than
+    their share, because one prediction is the least.) With S = 1 it is round(rate * (T - 3)).
 
     Args:
         lengths: ints [n], the lengths that sequences can have, specials included.
@@ -53,12 +53,12 @@ def choose(
     word_starts: np.ndarray | None,
     mask_rate: float,
 ) -> np.ndarray:
-    """Chooses the tokens to predict: words in random order, each taken if it fits in the budget's rest.
+    """Chooses the tokens to predict: takes words in random order, each if the rest of the budget allows it.
 
-    The budget of a sequence is `num_to_predict` of its maskable tokens. A word is a token that starts one
-    and what follows, up to the next. A token that follows one that cannot be masked starts a word too, so
-    the first token of a chunk that begins inside a word does. Without `word_starts` every token is a word,
-    and the budget is used up exactly; else what is left of it is smaller than any word left.
+    The budget of a sequence is `num_to_predict` of its maskable tokens. A word is a token that starts a word
+    and the tokens that continue it. A token that follows one that cannot be masked starts a word too, such as
+    the first token of a chunk that begins inside a word. Without `word_starts` every token is a word, and the
+    budget is used up exactly; else what remains of it is smaller than any word that remains.
 
     Args:
         input_ids: ints [B, T].
@@ -72,6 +72,17 @@ def choose(
         bool [B, T].
 
     Source: `create_masked_lm_predictions` of google-research/bert, create_pretraining_data.py.
+
+    Six tokens between [CLS] and [SEP]; a third is to be predicted: two tokens, or a word of two.
+
+    >>> input_ids = np.array([[2, 11, 12, 13, 21, 22, 23, 3, 0]])
+    >>> rows = {"sequence_ids": (input_ids > 0).astype(int), "row_keys": np.array([0], np.uint64)}
+    >>> rates = {"maskable": np.arange(24) > 4, "mask_rate": 1 / 3}
+    >>> choose(input_ids, **rows, **rates, word_starts=None).astype(int)
+    array([[0, 0, 1, 0, 1, 0, 0, 0, 0]])
+    >>> whole_words = np.isin(np.arange(24), [11, 13, 22])  # 11 12, 13 21, 22 23
+    >>> choose(input_ids, **rows, **rates, word_starts=whole_words).astype(int)
+    array([[0, 0, 0, 0, 0, 1, 1, 0, 0]])
     """
     can = maskable[input_ids] & (sequence_ids > 0)
     starts = can
@@ -92,10 +103,10 @@ def choose(
 def _in_random_order(
     starts: np.ndarray, sequence_ids: np.ndarray, row_keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The words of all sequences, sequence after sequence, those of a sequence in hashed order.
+    """Sorts the words of a batch by row and sequence, and in hashed order inside a sequence.
 
     Returns:
-        Where in the flattened batch each word starts, and the number of its sequence: int64 [words] each.
+        int64 [words] each: where in the flattened batch a word starts, and the number of its sequence.
     """
     num_rows, num_tokens = starts.shape
     position = np.arange(num_tokens, dtype=np.uint64)
@@ -104,7 +115,7 @@ def _in_random_order(
     order <<= np.uint64(_POSITION_BITS)
     order |= sequence_ids.astype(np.uint64) << np.uint64(_POSITION_BITS + _HASH_BITS) | position
     order[~starts] = _NO_WORD
-    order.sort(axis=1)  # all different, so that the order is the same everywhere
+    order.sort(axis=1)  # no two are equal, so that the order is the same everywhere
     row = np.repeat(np.arange(num_rows), np.count_nonzero(starts, axis=1))
     order = order[order != _NO_WORD]
     first_token = row * num_tokens + (order & np.uint64((1 << _POSITION_BITS) - 1)).astype(np.int64)
@@ -113,9 +124,9 @@ def _in_random_order(
 
 
 def _take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """Takes, in each group and in order, every item that fits in what is left of the group's budget.
+    """Takes, in each group and in order, every item that fits into the rest of the group's budget.
 
-    A round takes the items up to the first that does not fit and drops what no longer fits: the same
+    A round takes the items before the first that does not fit, and drops those that no longer fit: the same
     choice as one by one, in a few rounds.
 
     Args:
@@ -146,14 +157,14 @@ def corrupt(
     mask_token_rate: float,
     random_token_rate: float,
 ) -> np.ndarray:
-    """Replaces chosen tokens by [MASK] or a random token, or lets them stand: in BERT 80, 10 and 10%.
+    """Replaces chosen tokens by [MASK] or a random token, or keeps them: 80, 10 and 10% in BERT.
 
     Args:
-        input_ids: int32 [B, T]; the result is another such array.
+        input_ids: int32 [B, T]; the result is a new array like it.
         chosen: bool [B, T].
         row_keys: uint64 [B].
         mask_id: id of [MASK].
-        replacements: ints [n], the ids that random tokens are drawn from.
+        replacements: ints [n], the ids from which random tokens are drawn.
         mask_token_rate, random_token_rate: shares of the chosen.
     """
     row, column = np.nonzero(chosen)
@@ -167,10 +178,10 @@ def corrupt(
 
 
 def gather_targets(input_ids: np.ndarray, chosen: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """The chosen tokens of each row in order of position, in `size` slots; slots left over have weight 0.
+    """Collects the chosen tokens of each row by position into `size` slots; unused slots have weight 0.
 
     Args:
-        input_ids: ints [B, T], before they were replaced.
+        input_ids: ints [B, T], before `corrupt`.
         chosen: bool [B, T], at most `size` in a row.
         size: M.
 
@@ -187,20 +198,20 @@ def gather_targets(input_ids: np.ndarray, chosen: np.ndarray, size: int) -> dict
 
 
 def shuffle_visible_tokens(batch: Mapping[str, np.ndarray], tokenizer, seed: int) -> dict[str, np.ndarray]:
-    """The batch with the visible tokens of every sequence in random order: a model that uses context minds.
+    """Shuffles the visible tokens of every sequence, which hurts a model that uses context.
 
-    Specials, padding and the tokens to be predicted stay where they are.
+    Specials, padding and the tokens to predict keep their places.
 
     Args:
-        batch: the arrays of a batch (see `Batches`); the result differs in its input_ids alone.
-        tokenizer: its special_ids are meant.
-        seed: another seed, another order.
+        batch: the arrays of a batch (see `Batches`); the result differs only in its input_ids.
+        tokenizer: its `special_ids`.
+        seed: different seeds give different orders.
     """
     ids = batch["input_ids"]
     visible = (batch["sequence_ids"] > 0) & ~np.isin(ids, tokenizer.special_ids)
     row, slot = np.nonzero(batch["masked_lm_weights"])
     visible[row, batch["masked_lm_positions"][row, slot]] = False
-    row_keys = bits(key(seed, "shuffle"), ids).sum(axis=1)  # of the row's content: wherever it stands
+    row_keys = bits(key(seed, "shuffle"), ids).sum(axis=1)  # from the row's content, wherever it stands
     row, column = np.nonzero(visible)
     order = np.lexsort((bits(row_keys[row], column), batch["sequence_ids"][row, column], row))
     shuffled = ids.copy()

@@ -1,4 +1,4 @@
-"""Which lengths of sequences share a row."""
+"""Packs sequences into rows, by their lengths."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from bert_jax.data.hashing import bits, key, permute
 
 @dataclasses.dataclass(frozen=True)
 class Patterns:
-    """What the rows of an epoch hold: pattern p is used by counts[p] rows. All int64."""
+    """The lengths that share a row: counts[p] rows have pattern p. All int64."""
 
-    lengths: np.ndarray  # [P, S], tokens of each sequence of a row (specials included), 0 where there is none
+    lengths: np.ndarray  # [P, S], tokens with specials of each sequence of a row; 0 for no sequence
     counts: np.ndarray  # [P], rows of each pattern
     first_rows: np.ndarray  # [P], rows of the patterns before
-    # [P, S], sequences of the slot's length that the slots before it take; row r of the pattern takes number
+    # [P, S], sequences of the slot's length in the slots before; row r of the pattern takes number
     # first_uses + r of the sequences of that length.
     first_uses: np.ndarray
 
@@ -26,8 +26,8 @@ class Patterns:
 def pack(histogram: np.ndarray, max_sequences_per_row: int) -> Patterns:
     """Packs sequences into rows of T tokens: longest first, each into the fullest row that has room.
 
-    Works on counts of lengths, not on sequences: 16 million take milliseconds. With one sequence per row
-    every length is a pattern of its own.
+    It works on counts of lengths, not on sequences, so that 16 million take milliseconds. With one sequence
+    per row every length is a pattern of its own.
 
     Args:
         histogram: ints [T + 1], number of sequences of each length; entry 0 is ignored.
@@ -36,7 +36,7 @@ def pack(histogram: np.ndarray, max_sequences_per_row: int) -> Patterns:
     Source: Krell et al., "Efficient sequence packing without cross-contamination", 2021 (LPFHP).
     """
     capacity = len(histogram) - 1
-    # Room that is left -> [(rows, lengths in each of them)].
+    # Tokens of room left -> [(rows, lengths in each of them)].
     packed: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(capacity + 1)]
     for length in range(capacity, 0, -1):
         left = int(histogram[length])
@@ -73,18 +73,18 @@ def _patterns(entries: list[tuple[int, tuple[int, ...]]], max_sequences_per_row:
 
 
 class PackedRows:
-    """Rows of T tokens that hold every sequence exactly once, each row found by its number alone.
+    """Rows of T tokens that hold every sequence exactly once, each computed from its number.
 
-    Another seed or epoch gives another order, and other sequences share a row. Some 4 bytes per sequence stay
-    in memory.
+    Different seeds and epochs give different orders and put different sequences into a row. An instance takes
+    about 4 bytes per sequence.
 
     Args:
-        lengths: ints [N], tokens of each sequence, specials included; those of length 0 are in no row.
+        lengths: ints [N], tokens of each sequence with specials; sequences of length 0 are in no row.
         max_seq_length, max_sequences_per_row: T and S.
         seed, epoch: ints.
 
     Attributes:
-        num_rows: how many rows there are.
+        num_rows: number of rows.
         counts: int64 [T + 1], sequences of each length.
     """
 
@@ -99,7 +99,7 @@ class PackedRows:
         self.num_rows = self._patterns.num_rows
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The sequences of rows: position in `rows`, slot, and number; int64 [n], sorted by the first two."""
+        """Returns the sequences of rows: index into `rows`, slot, number; int64 [n], sorted in this order."""
         place = permute(self._row_key, rows, self.num_rows)
         patterns = self._patterns
         pattern = np.searchsorted(patterns.first_rows, place, "right") - 1
@@ -111,6 +111,6 @@ class PackedRows:
 
 
 def stable_order(keys: np.ndarray) -> np.ndarray:
-    """The stable argsort of small unsigned keys, in the smallest type that holds it."""
+    """Sorts small unsigned keys stably; returns the argsort in the smallest type that holds it."""
     order = np.argsort(keys, kind="stable")  # a radix sort
     return order.astype(np.min_scalar_type(len(keys)))

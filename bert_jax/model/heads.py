@@ -45,7 +45,7 @@ class BertForPreTraining(nnx.Module):
     def __call__(
         self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """A batch (see `bert_jax.data.batches`) -> masked_lm_logits [B, M, V], NSP logits [B, S, 2].
+        """A batch (see `bert_jax.data.batch`) -> masked_lm_logits [B, M, V], NSP logits [B, S, 2].
 
         Vocabulary logits exist only at `masked_lm_positions`. Both are in the parameters' dtype.
         """

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bert_jax.config import Config
-from bert_jax.data.batches import batch_shapes
+from bert_jax.data.batch import batch_shapes
 from bert_jax.model.objectives import PretrainingObjective
 from bert_jax.model.partition import path_name
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import PreparedDataset
-from bert_jax.corpus.tokenizer import WORD_START, Tokenizer
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.masking import shuffle_visible_tokens
+from bert_jax.data.shown import example
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
@@ -125,7 +125,7 @@ class Pretraining:
         guesses = jax.device_get(_guesses(structure, params, batch))
         used = np.arange(batch["cls_positions"].shape[1]) < batch["sequence_ids"].max(axis=1, keepdims=True)
         return [
-            _example(self._dataset.tokenizer, batch, row, slot, *guesses)
+            example(self._dataset.tokenizer, batch, row, slot, *guesses)
             for row, slot in np.argwhere(used)[:count].tolist()
         ]
 
@@ -137,46 +137,3 @@ def _guesses(structure: nnx.GraphDef, params: Any, batch: Batch) -> tuple[jax.Ar
     probabilities = jax.nn.softmax(masked_lm_logits)
     follows = jax.nn.softmax(next_sentence_logits)[..., 0]
     return jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1), follows
-
-
-def _example(
-    tokenizer: Tokenizer,
-    batch: dict[str, np.ndarray],
-    row: int,
-    slot: int,
-    guesses: np.ndarray,
-    probabilities: np.ndarray,
-    follows: np.ndarray,
-) -> dict[str, Any]:
-    """One sequence, as `Pretraining.examples` returns it."""
-
-    def text(token: int) -> str:
-        piece = tokenizer.piece(token)
-        bare = piece.removeprefix(WORD_START).removeprefix("##") or piece
-        return f" {bare}" if tokenizer.word_starts[token] else bare
-
-    ids, segments = batch["input_ids"][row].tolist(), batch["token_type_ids"][row].tolist()
-    used = np.flatnonzero(batch["masked_lm_weights"][row])
-    target_at = dict(zip(batch["masked_lm_positions"][row, used].tolist(), used.tolist(), strict=True))
-    sentences: list[list[dict[str, Any]]] = [[], []]
-    for position in np.flatnonzero(batch["sequence_ids"][row] == slot + 1).tolist():
-        shown = ids[position]
-        if shown in (tokenizer.cls_id, tokenizer.sep_id):
-            continue
-        token: dict[str, Any] = {"text": text(shown)}
-        if (target := target_at.get(position)) is not None:
-            truth = int(batch["masked_lm_ids"][row, target])
-            token |= {
-                "fate": "masked" if shown == tokenizer.mask_id else "kept" if shown == truth else "replaced",
-                "truth": text(truth),
-                "guess": text(int(guesses[row, target])),
-                "probability": round(float(probabilities[row, target]), 4),
-            }
-        sentences[segments[position]].append(token)
-    next_sentence = None
-    if batch["next_sentence_weights"][row, slot]:
-        next_sentence = {
-            "truth": not batch["next_sentence_labels"][row, slot],
-            "probability": round(float(follows[row, slot]), 4),
-        }
-    return {"sentences": [s for s in sentences if s], "next_sentence": next_sentence}

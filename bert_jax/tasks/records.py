@@ -6,14 +6,13 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from bert_jax.corpus.sources import files
-from bert_jax.corpus.sources.tfds import open_builder
+from bert_jax.corpus.sources.tfds import open_builder, split_spec
 from bert_jax.errors import UserError
 
 KINDS = (".tsv", ".csv", ".jsonl")
@@ -139,7 +138,7 @@ def _json_rows(content: str, source: str) -> Iterator[Record]:
 
 def _dataset(source: str, key: str) -> tuple[Any, str]:
     """The builder and the split of tfds:NAME[:SPLIT]."""
-    name, *split = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", source.removeprefix("tfds:"))
+    name, *split = split_spec(source.removeprefix("tfds:"))
     try:
         builder = open_builder(f"{key}={source!r}", name)
     except files.MissingInput as missing:

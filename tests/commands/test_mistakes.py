@@ -278,7 +278,7 @@ def test_broken_text_is_skipped_and_counted(capfd):
     source = "--config.data.source=text:text,text:latin1 --config.data.invalid_utf8=skip"
     assert run(*f"{PREPARE} {source}".split()) == 0
     out, err = capfd.readouterr()
-    assert "1 lines or records are not UTF-8 and were left out (data.invalid_utf8=skip)" in out
+    assert "left out 1 lines or records that are not UTF-8 (data.invalid_utf8=skip)" in out
     assert "dataset_sha256: " in out
     assert err == ""
 

@@ -3,9 +3,8 @@ import sys
 
 import pytest
 
-from bert_jax import command, prepare
-from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.dataset import dataset_for
 from bert_jax.errors import UserError
 
 
@@ -45,12 +44,10 @@ def test_bad_input_is_one_line(arguments):
     assert result.stderr == "error: data.source='text:/no/such/*.txt' matches no file: check the path.\n"
 
 
-def test_several_processes_do_not_prepare(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 4)
-    monkeypatch.setattr(command, "config_typed", lambda: f"{tmp_path}/bert_tiny.py")
+def test_several_processes_do_not_prepare(tmp_path):
     (tmp_path / "text.txt").write_text("Some text. More text.")
-    config = Config(data=DataConfig(source=f"text:{tmp_path}/text.txt"))
-    with pytest.raises(
-        UserError, match=r"4 processes must not build it at once: first run python -m bert_jax\.prepare"
-    ):
-        prepare.dataset_for(config, tmp_path)
+    data = DataConfig(source=f"text:{tmp_path}/text.txt")
+    config = "/home/me/cfg.py:large"
+    command = r"first run python -m bert_jax\.prepare --config=/home/me/cfg\.py:large --data_dir="
+    with pytest.raises(UserError, match=f"4 processes must not build it at once: {command}"):
+        dataset_for(data, 100, tmp_path, processes=4, config=config)

@@ -1,13 +1,17 @@
 import hashlib
+import runpy
 import threading
 import types
 
 import numpy as np
 import pytest
 
+from bert_jax.config import Config, find_config, from_dict
 from bert_jax.corpus.config import DataConfig
-from bert_jax.data import epoch_plan
-from bert_jax.data.batches import Batches, assemble, iterate
+from bert_jax.corpus.dataset import prepare
+from bert_jax.data import chunks
+from bert_jax.data.batch import assemble
+from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.epoch_plan import Sequences
 from bert_jax.errors import UserError
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
@@ -200,6 +204,16 @@ def test_epochs_and_seeds_differ_in_masks_too():
         assert not np.array_equal(batch["masked_lm_positions"], first["masked_lm_positions"])
 
 
+def test_batches_of_a_split_share_their_plans():
+    store = MemoryStore(random_documents(60), VOCABULARY)
+
+    def plan(seed, config="packed"):
+        return Batches(store, CONFIGS[config], FakeTokenizer(VOCABULARY), seed)._plan(0)
+
+    assert plan(0) is plan(0)
+    assert len({id(plan(0)), id(plan(1)), id(plan(0, "unpacked")), id(make(CONFIGS["packed"])._plan(0))}) == 4
+
+
 def test_describe():
     batches = make(CONFIGS["packed"], random_documents(300))
     facts = batches.describe()
@@ -223,20 +237,37 @@ def test_what_cannot_be_trained_on_is_a_user_error():
         batches(0)
 
 
+def digest_of(batches, steps):
+    digest = hashlib.sha256()
+    for step in steps:
+        batch = batches(step)
+        for name in sorted(batch):
+            digest.update(name.encode() + batch[name].astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
 def test_the_contract_does_not_drift():
     # When this fails, runs that resume see other batches than they would have: a breaking change.
     data = DataConfig(
         max_seq_length=64, global_batch_size=32, max_sequences_per_row=3, masking="whole_word", mask_rate=0.2
     )
     documents = [[1 + (7 * d + 3 * s) % 41 for s in range(1 + d % 37)] for d in range(40)]
-    batch = make(data, documents, seed=42)(11)
-    digest = hashlib.sha256()
-    for name in sorted(batch):
-        digest.update(name.encode() + batch[name].astype("<i4").tobytes())
-    assert digest.hexdigest() == "6a6e759f44ac4ce98bb13f8aacceba0b2e73afa8c96d0fea38a6687e83c48056"
+    batches = make(data, documents, seed=42)
+    assert digest_of(batches, [11]) == "6a6e759f44ac4ce98bb13f8aacceba0b2e73afa8c96d0fea38a6687e83c48056"
+
+
+def test_the_batches_of_bert_tiny_do_not_drift(tmp_path):
+    values = runpy.run_path(str(find_config("bert_tiny")))["get_config"]().to_dict()
+    config = from_dict(values, Config)
+    dataset = prepare(config.data, config.model.vocab_size, tmp_path)
+    assert dataset.directory.name == "corpus-unigram-8192-b66d36425584"
+    assert dataset.sha256 == "67a537b64ab5cab7fb9125e90fa184760383941d6c16e9cc6a218cbb87413620"
+    batches = Batches(dataset.split("train"), config.data, dataset.tokenizer, config.train.seed)
+    digest = digest_of(batches, [0, 1, config.train.num_steps - 1])
+    assert digest == "1d5d571c93e3c3585d52573247ab117edde0082559ec2dc27014316900a9f825"
 
 
 def test_the_size_of_blocks_changes_nothing(monkeypatch):
     whole = make(CONFIGS["packed"])(2)
-    monkeypatch.setattr(epoch_plan, "BLOCK", 13)
+    monkeypatch.setattr(chunks, "BLOCK", 13)
     assert_same(make(CONFIGS["packed"])(2), whole)

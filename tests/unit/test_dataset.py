@@ -1,8 +1,9 @@
+import dataclasses
 import gzip
 import json
 import logging
 import lzma
-import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -17,15 +18,17 @@ from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.corpus import dataset as dataset_lib
-from bert_jax.corpus import writer as dataset_builder
+from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import PreparedDataset, find, prepare
+from bert_jax.corpus.encode import DocumentEncoder, id_dtype, sample, serialized_example, split_of
+from bert_jax.corpus.index import Index
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import MissingInput, files
 from bert_jax.corpus.sources.files import TextBlock
 from bert_jax.corpus.tokenizer import WordPieceTokenizer
-from bert_jax.corpus.writer import DocumentEncoder, id_dtype, sample, serialized_example, split_of
 from bert_jax.errors import UserError
+from bert_jax.settings import setting
 
 SETTINGS = {"tokenizer": "bpe", "held_out_fraction": 0.25}
 V = 400
@@ -103,6 +106,14 @@ def test_batched_reads_in_any_order(prepared):
     assert store.read(np.array([], int)) == []
 
 
+def test_a_split_is_opened_once(prepared, monkeypatch):
+    dataset = PreparedDataset.open(prepared.directory)
+    opened, right = [], Index.open
+    monkeypatch.setattr(Index, "open", lambda path: (opened.append(path.name), right(path))[1])
+    assert dataset.split("train") is dataset.split("train") is not dataset.split("heldout")
+    assert opened == ["train", "heldout"]
+
+
 def test_tfds_reads_it_too(prepared):
     builder = tfds.builder_from_directory(prepared.directory)
     for name, expected in zip(("train", "heldout"), contents(prepared), strict=True):
@@ -117,7 +128,7 @@ def test_digest_does_not_depend_on_workers_chunks_or_files(prepared, corpus, tmp
     (tmp_path / "1.txt.xz").write_bytes(lzma.compress(corpus.read_bytes()[:half]))
     (tmp_path / "2.txt").write_bytes(corpus.read_bytes()[half:])
     monkeypatch.setattr(files, "CHUNK_BYTES", 500)
-    monkeypatch.setattr(dataset_builder, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1000)
     again = prepare(DataConfig(source=f"text:{tmp_path}/*", **SETTINGS), V, tmp_path / "data_dir", workers=3)
     assert len(again.manifest["splits"]["train"]["shards"]) > 3
     assert again.sha256 == prepared.sha256
@@ -137,7 +148,7 @@ def test_digest_does_not_depend_on_the_container(prepared, corpus, tmp_path):
 
 def test_what_is_there_is_found_wherever_the_text_lies(prepared, corpus, tmp_path, monkeypatch):
     (tmp_path / "moved.txt").write_bytes(corpus.read_bytes())
-    monkeypatch.setattr(dataset_builder, "write_documents", None)
+    monkeypatch.setattr(writer, "write_documents", None)
     for path in (corpus, tmp_path / "moved.txt"):
         data = DataConfig(source=f"text:{path}", max_seq_length=64, **SETTINGS)
         assert prepare(data, V, prepared.directory.parent).directory == prepared.directory
@@ -158,6 +169,60 @@ def test_other_settings_are_another_dataset(prepared, corpus, change):
     change = {"vocab_size": V, **SETTINGS, **change}
     vocab_size = change.pop("vocab_size")
     assert find(DataConfig(source=f"text:{corpus}", **change), vocab_size, prepared.directory.parent) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "vocab_size", "name"),
+    [
+        ({}, 400, "text-unigram-400-998c7b3ae427"),
+        ({"tokenizer": "bpe", "held_out_fraction": 0.25}, 400, "text-bpe-400-01441089ea77"),
+        (
+            {
+                "source": "jsonl:a.jsonl,text:a.txt", "text_field": "body", "invalid_utf8": "skip",
+                "language": "de", "lowercase": False, "tokenizer": "wordpiece:vocab.txt",
+                "tokenizer_sample_mb": 7, "held_out_fraction": 0,
+            },
+            6,
+            "jsonl-text-wordpiece-6-9e2eea8b5518",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_names_of_datasets_do_not_drift(tmp_path, monkeypatch, settings, vocab_size, name):
+    # When this fails, every corpus that somebody has prepared is prepared again: a breaking change.
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("a.txt").write_text("Some text.\n\nMore text.\n")
+    pathlib.Path("a.jsonl").write_text('{"body": "x"}\n')
+    pathlib.Path("vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    data = DataConfig(**{"source": "text:a.txt"} | settings)
+    assert dataset_lib._find(data, vocab_size, epath.Path(tmp_path))[1].name == name
+
+
+@dataclasses.dataclass(frozen=True)
+class NewerConfig(DataConfig):
+    """The settings of a later version, which reads and writes the same datasets by default."""
+
+    shortest: int = setting(0, least=0, prepares=True)
+    threads: int = setting(0, least=0)
+
+
+def test_a_setting_added_later_makes_another_dataset(prepared, corpus):
+    data_dir = prepared.directory.parent
+    newer = NewerConfig(source=f"text:{corpus}", **SETTINGS)
+    assert find(newer, V, data_dir) == prepared
+    assert find(dataclasses.replace(newer, threads=3), V, data_dir) == prepared
+    assert find(dataclasses.replace(newer, shortest=3), V, data_dir) is None
+
+
+def test_a_setting_added_later_counts_where_the_text_is_missing(tmp_path):
+    path, data_dir = tmp_path / "a.txt", tmp_path / "data_dir"
+    path.write_bytes(as_text(documents(seed=2)))
+    first = prepare(DataConfig(source=f"text:{path}", **SETTINGS), V, data_dir)
+    path.unlink()
+    newer = NewerConfig(source=f"text:{path}", **SETTINGS)
+    assert find(newer, V, data_dir) == first
+    with pytest.raises(MissingInput, match="matches no file"):
+        find(dataclasses.replace(newer, shortest=3), V, data_dir)
 
 
 def test_changed_content_is_another_dataset(tmp_path):
@@ -188,7 +253,7 @@ def test_without_the_text_a_dataset_of_the_same_settings_is_taken(tmp_path, capl
 
 def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
     data = DataConfig(source=f"text:{corpus}", **SETTINGS)
-    monkeypatch.setattr(dataset_builder, "_write_tfds_metadata", lambda *_: 1 / 0)
+    monkeypatch.setattr(writer, "_write_tfds_metadata", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(data, V, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["digests.json"]
@@ -197,9 +262,9 @@ def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 def test_a_build_that_is_killed_leaves_nothing_to_read_and_is_cleaned_up(corpus, prepared, tmp_path):
     script = (
-        "import time; from bert_jax.corpus import dataset, writer as dataset_builder;"
+        "import time; from bert_jax.corpus import dataset, writer;"
         "from bert_jax.corpus.config import DataConfig;"
-        "dataset_builder._write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
+        "writer._write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
         f"dataset.prepare(DataConfig(source='text:{corpus}', **{SETTINGS}), {V}, '{tmp_path}')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -212,17 +277,6 @@ def test_a_build_that_is_killed_leaves_nothing_to_read_and_is_cleaned_up(corpus,
     assert find(data, V, tmp_path) is None
     assert prepare(data, V, tmp_path).sha256 == prepared.sha256
     assert not list(tmp_path.glob(".*building*"))
-
-
-def test_a_build_that_runs_elsewhere_is_left_alone(corpus, tmp_path):
-    others = [
-        tmp_path / f".x.building-another-host-{os.getpid()}",
-        tmp_path / f".x.building-{os.uname().nodename}-{os.getppid()}",
-    ]
-    for path in others:
-        path.mkdir()
-    prepare(DataConfig(source=f"text:{corpus}", **SETTINGS), V, tmp_path)
-    assert all(path.exists() for path in others)
 
 
 def test_one_sentence_documents_are_prepared(tmp_path):
@@ -259,19 +313,6 @@ def test_a_data_dir_that_cannot_be_written(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--data_dir=.* cannot be written"):
         prepare(DataConfig(source=f"text:{corpus}", **SETTINGS), V, tmp_path / "file")
-
-
-def test_a_copy_to_a_bucket_gets_the_manifest_last(prepared, tmp_path, monkeypatch):
-    written = []
-    path_type = type(epath.Path(tmp_path))
-    write_bytes = path_type.write_bytes
-    monkeypatch.setattr(
-        path_type, "write_bytes", lambda path, data: (written.append(path.name), write_bytes(path, data))
-    )
-    dataset_lib._copy(prepared.directory, epath.Path(tmp_path / "copy"))
-    assert len(written) > 8
-    assert written[-1] == "manifest.json"
-    assert contents(PreparedDataset.open(tmp_path / "copy")) == contents(prepared)
 
 
 def test_serialized_examples_are_those_of_tfds():
@@ -351,7 +392,7 @@ def test_a_sentence_longer_than_the_index_can_say():
 
 
 def test_workers_import_neither_tfds_nor_jax():
-    script = "import sys, bert_jax.corpus.writer, bert_jax.corpus.workers; print(*sys.modules)"
+    script = "import sys, bert_jax.corpus.encode, bert_jax.corpus.workers; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.data import epoch_plan
-from bert_jax.data.epoch_plan import EpochPlan, PlanConfig, count_rows
+from bert_jax.data import chunks
+from bert_jax.data.chunks import PlanConfig
+from bert_jax.data.epoch_plan import EpochPlan, count_rows
 from tests.fakes import MemoryStore, random_documents
 
 
@@ -76,7 +77,7 @@ def test_every_token_is_in_one_sequence(
     index = MemoryStore([[1], *documents]).index
     plan_config = config(max_seq_length, max_sequences_per_row, short_sequence_rate, pairs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epoch_plan, "BLOCK", block)
+        patch.setattr(chunks, "BLOCK", block)
         plan, sequences = whole_epoch(index, plan_config, seed, epoch=seed + 1)
         assert count_rows(index, plan_config, seed, seed + 1) == plan.num_rows
     assert (times_used(index, sequences) == 1).all()

@@ -10,7 +10,8 @@ import pytest
 
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
-from bert_jax.data.batches import Batches, batch_shapes
+from bert_jax.data.batch import batch_shapes
+from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.scaling import described, topology

@@ -1,7 +1,7 @@
-"""Where text comes from: `data.source` as a list of sources, each a stream of chunks of documents.
+"""Reads text: `data.source` is a list of sources, and a source is a stream of chunks of documents.
 
-A source only reads and cuts raw bytes (or record ranges), which is fast enough for one process; a chunk is
-small, picklable and parses itself, so that the work spreads over all cores even from a single big file.
+A source only reads raw bytes (or ranges of records) and cuts them, which is fast enough in one process. A
+chunk is small, picklable and parses itself, so that all cores share the work even of a single big file.
 """
 
 import re
@@ -29,41 +29,41 @@ class Chunk(Protocol):
     """A run of whole documents."""
 
     @property
-    def read_bytes(self) -> int: ...  # of the source's files that were used up (compressed where they are)
+    def read_bytes(self) -> int: ...  # bytes read from the source's files for it, compressed or not
 
     @property
-    def size(self) -> int: ...  # bytes that it holds
+    def size(self) -> int: ...  # bytes of text that it holds
 
     @property
-    def skipped(self) -> int: ...  # lines or records left out: not UTF-8 (data.invalid_utf8=skip)
+    def skipped(self) -> int: ...  # lines or records that are not UTF-8 (data.invalid_utf8=skip)
 
     def documents(self) -> Iterator[list[str]]:
         """Yields documents, each a list of paragraphs (stripped, not empty).
 
         Raises:
-            UserError: if the content is not what the source says it is, naming the place.
+            UserError: if the content is not of the source's kind, with the place.
         """
 
 
 class Source(Protocol):
-    """Documents of one SPEC of `data.source`."""
+    """The documents of one SPEC of `data.source`."""
 
     spec: str  # as written in the config
     paths: list[str]  # its files, in order
     size: int  # bytes of its files, about the sum of `read_bytes` of its chunks
 
     def fingerprint(self, digests: Digests) -> list[Any]:
-        """JSON-able, the same for the same documents in the same order."""
+        """Returns JSON-able values that are the same for the same documents in the same order."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Yields all documents, in an order and in pieces that depend on the content alone."""
 
 
 def open_sources(data: DataConfig) -> list[Source]:
-    """The sources that `data.source` names. A comma separates two SPECs only where a kind follows it.
+    """Opens the sources of `data.source`. A comma separates two SPECs only if a kind follows it.
 
     Raises:
-        UserError: if a SPEC has no known kind.
+        UserError: if the kind of a SPEC is unknown.
         MissingInput: if its files or its dataset are not on this machine.
     """
     specs = re.split(rf",\s*(?=(?:{'|'.join(KINDS)}):)", data.source.strip())

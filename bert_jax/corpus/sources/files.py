@@ -1,4 +1,4 @@
-"""Text and JSONL files, plain or compressed, local or remote: read once, cut at document boundaries."""
+"""Reads text and JSONL files once, plain or compressed, local or remote, and cuts them between documents."""
 
 import abc
 import codecs
@@ -22,10 +22,11 @@ import zstandard
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.files import write
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
-MAX_DOCUMENT_BYTES = 16 << 20  # longer documents go on in a second one, so that memory stays bounded
+MAX_DOCUMENT_BYTES = 16 << 20  # longer documents continue as a second one, so that memory stays bounded
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": functools.partial(zlib.decompressobj, wbits=31),
     ".xz": lzma.LZMADecompressor,
@@ -34,12 +35,12 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 
 
 class MissingInput(UserError):
-    """A source is not on this machine, so it cannot be told whether a dataset made from it is up to date."""
+    """A source is not on this machine; whether a dataset made from it is up to date cannot be checked."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Block(abc.ABC):
-    """Raw bytes of whole documents of one file, from byte `offset` and line `line` (decompressed) on."""
+    """Raw bytes of whole documents of one file, from byte `offset` and line `line` on (decompressed)."""
 
     path: str
     data: bytes
@@ -49,7 +50,7 @@ class Block(abc.ABC):
     options: dict[str, str]
 
     KIND: ClassVar[str]
-    END: ClassVar[re.Pattern]  # ends with the newline behind which a document may begin
+    END: ClassVar[re.Pattern]  # ends with a newline after which a document may begin
 
     @property
     def size(self) -> int:
@@ -61,17 +62,17 @@ class Block(abc.ABC):
 
     @abc.abstractmethod
     def documents(self) -> Iterator[list[str]]:
-        """As `Chunk.documents`."""
+        """Yields documents as `Chunk.documents` does."""
 
     @functools.cached_property
     def lines(self) -> list[str | None]:
-        """The decoded lines; None for one that is not UTF-8, where data.invalid_utf8=skip."""
+        """The decoded lines; with data.invalid_utf8=skip, None for a line that is not UTF-8."""
         try:
             return [*self.data.decode("utf-8-sig" if self.offset == 0 else "utf-8").split("\n")]
         except UnicodeDecodeError as error:
             if self.options.get("invalid_utf8") == "skip":
                 return [_decoded(line) for line in self.data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
-            # utf-8-sig counts from behind the byte order mark.
+            # utf-8-sig does not count the byte order mark.
             start = len(self.data) - len(error.object) + error.start
             raise UserError(
                 f"{self.path}: byte {self.offset + start} is not valid UTF-8 ({error.reason}); convert the "
@@ -83,11 +84,11 @@ class TextBlock(Block):
     """One paragraph per line, blank lines between documents."""
 
     KIND: ClassVar[str] = "text"
-    # A document ends behind a newline that is followed by a line of white space alone.
+    # A document ends after a newline that a line of white space follows.
     END: ClassVar[re.Pattern] = re.compile(rb"\n[ \t\r\f\v]*\n")
 
     def documents(self) -> Iterator[list[str]]:
-        # A broken line is left out of its document, which goes on.
+        # A document continues after a broken line.
         lines = (line.strip() for line in self.lines if line is not None)
         for filled, paragraphs in itertools.groupby(lines, bool):
             if filled:
@@ -131,12 +132,12 @@ def _decoded(line: bytes) -> str | None:
 
 
 def paragraphs_of(document: str) -> list[str]:
-    """The lines of a document that hold something, stripped."""
+    """Splits a document into lines, stripped and not empty."""
     return [line for paragraph in document.split("\n") if (line := paragraph.strip())]
 
 
 class FileSource:
-    """The files of a glob pattern (`~` works, `**` but in buckets), sorted by name.
+    """The files of a glob pattern, sorted by name; `~` works, and outside buckets `**`.
 
     Raises:
         MissingInput: if there is no such file.
@@ -160,7 +161,7 @@ class FileSource:
         return [self._block.KIND, self._options, digests.of(self.paths)]
 
     def chunks(self) -> Iterator[Block]:
-        """Blocks of at least CHUNK_BYTES (but for a file's last) that end where a document ends."""
+        """Yields blocks that end between documents, of at least CHUNK_BYTES except for a file's last."""
         for path in self.paths:
             offset, line, done = 0, 1, 0
             for data, read_bytes in _cut(read(path), self._block.END, path):
@@ -176,7 +177,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
-    """Joins blocks and cuts them behind the last document end, as soon as there are CHUNK_BYTES."""
+    """Joins blocks and cuts them after the last end of a document, as soon as there are CHUNK_BYTES."""
     rest, read_bytes = b"", 0
     for data, read_bytes in blocks:
         rest += data
@@ -195,7 +196,7 @@ def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Ite
 
 
 def _last_end(data: bytes, end: re.Pattern) -> int:
-    """Position behind the last match of `end`, 0 if there is none. Searches in growing tails."""
+    """Finds the position after the last match of `end`, else 0, by a search in growing tails."""
     tail = 1 << 14
     while True:
         start = max(0, len(data) - tail)
@@ -206,10 +207,10 @@ def _last_end(data: bytes, end: re.Pattern) -> int:
 
 
 def read(path: str) -> Iterator[tuple[bytes, int]]:
-    """Yields (decompressed bytes, bytes of the file read so far).
+    """Yields (decompressed bytes, bytes read of the file so far).
 
     Raises:
-        UserError: if the file cannot be read or its compressed content is broken or ends early.
+        UserError: if the file cannot be read, or its compressed content is broken or ends early.
     """
     try:
         with epath.Path(path).open("rb") as file:
@@ -221,7 +222,7 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
-    """Handles several streams in one file (parallel compressors write them) and zeros between them."""
+    """Decompresses a file, also of several streams (as parallel compressors write) and zeros between them."""
     stream = new()
     while data := file.read(1 << 16):
         while data := data.lstrip(b"\0") if stream.eof else data:
@@ -233,9 +234,9 @@ def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
 
 
 class Digests:
-    """SHA-256 of files' contents, remembered by (path, size, modification time) in a JSON file.
+    """SHA-256 of files' contents, cached by (path, size, modification time) in a JSON file.
 
-    So a big corpus is not read again at every start. A cache that cannot be written only costs time.
+    The cache saves reading a big corpus at every start. If it cannot be written, only time is lost.
     """
 
     def __init__(self, cache: epath.Path):
@@ -246,7 +247,7 @@ class Digests:
             self._known = {}
 
     def of(self, paths: list[str]) -> list[str]:
-        """Hex digests of the files' contents, in the order of `paths`."""
+        """Returns hex digests of the files' contents, in the order of `paths`."""
         before = dict(self._known)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             digests = list(threads.map(self._digest, paths))
@@ -270,11 +271,6 @@ class Digests:
         return digest
 
     def _save(self):
-        temporary = self._cache.with_name(f"{self._cache.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known))
-            temporary.rename(self._cache)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            write(self._cache, json.dumps(self._known))

@@ -1,4 +1,4 @@
-"""TFDS text datasets that are prepared on disk, read record by record without TensorFlow."""
+"""Reads TFDS text datasets that are prepared on disk, record by record and without TensorFlow."""
 
 import dataclasses
 import difflib
@@ -19,7 +19,7 @@ from bert_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Serialized tf.train.Example protos, whose bytes feature `feature` is a document."""
+    """Serialized tf.train.Example protos; their bytes feature `feature` is a document."""
 
     spec: str
     feature: str
@@ -60,19 +60,18 @@ class TfdsSource:
     """A prepared dataset in TFDS's data directory, or at a path: NAME[:SPLIT[:FEATURE]].
 
     SPLIT is a name or an instruction like train[:10%] (default: train), FEATURE a text feature (default:
-    `text`, or the only one). ArrayRecord and TFRecord files are read; nothing is downloaded.
+    `text`, or the only one). It reads ArrayRecord and TFRecord files and downloads nothing.
 
     Raises:
-        MissingInput: if the dataset is not on this machine, with what would get it.
+        MissingInput: if the dataset is not on this machine, with the command that gets it.
         UserError: if the split or the feature does not exist.
     """
 
     def __init__(self, spec: str, rest: str, invalid_utf8: str):
-        # Colons also stand inside train[10%:], before a version number and in gs://.
-        name, *options = re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", rest)
-        split, feature, *extra = [*options, "", ""][: max(2, len(options))]
-        if extra:
+        name, *options = split_spec(rest)
+        if len(options) > 2:
             raise UserError(f"data.source={spec!r} has too many parts: use tfds:NAME[:SPLIT[:FEATURE]].")
+        split, feature = [*options, "", ""][:2]
         info = open_builder(f"data.source={spec!r}", name).info
         self.spec, self._split, self._name = spec, split or "train", info.full_name
         self._invalid_utf8 = invalid_utf8
@@ -97,7 +96,7 @@ class TfdsSource:
         self.size = sum(self._sizes)
 
     def fingerprint(self, digests: Digests) -> list[Any]:  # noqa: ARG002
-        """Name, version and shape: TFDS promises that the same version is the same data."""
+        """Returns name, version and shape: in TFDS the same version is the same data."""
         files = [[os.path.basename(file.filename), file.skip, file.take] for file in self._files]
         return ["tfds", self._name, self._split, self._feature, self._invalid_utf8, files, self._sizes]
 
@@ -113,11 +112,22 @@ class TfdsSource:
                 raise UserError(f"{file.filename} cannot be read ({error}); build it anew.") from error
 
 
+def split_spec(spec: str) -> list[str]:
+    """Splits NAME[:SPLIT[:FEATURE]] into its parts.
+
+    Colons inside train[10%:], before a version number and in gs:// separate nothing.
+
+    >>> split_spec("gs://bucket/wiki:1.0.0:train[:10%]:text")
+    ['gs://bucket/wiki:1.0.0', 'train[:10%]', 'text']
+    """
+    return re.split(r":(?!//|\d+\.\d+\.\d+|[^\[]*\])", spec)
+
+
 def open_builder(where: str, name: str):
-    """TFDS's builder of a dataset that is prepared; `where` says in errors where its name was given.
+    """Opens TFDS's builder of a prepared dataset; errors begin with `where`, the setting that names it.
 
     Raises:
-        MissingInput: if it is not on this machine, with what would get it.
+        MissingInput: if it is not on this machine, with the command that gets it.
     """
     import tensorflow_datasets as tfds
 
@@ -131,7 +141,7 @@ def open_builder(where: str, name: str):
         if builder.info.download_size or builder.info.dataset_size:
             hint = f", {builder.info.download_size} to download and {builder.info.dataset_size} on disk"
     except (tfds.core.registered.DatasetNotFoundError, ImportError):
-        # TFDS only knows datasets whose own requirements are installed, so this one may well exist.
+        # TFDS knows only datasets whose own requirements are installed, so this one may exist.
         known = tfds.list_builders(with_community_datasets=False)
         if near := difflib.get_close_matches(name.split("/")[0], known):
             hint = f"; did you mean {' or '.join(near)}?"
@@ -181,7 +191,7 @@ def _tfrecord_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
 
 
 def _tfrecords(stream: IO[bytes]) -> Iterator[bytes]:
-    """A TFRecord file repeats: length (uint64), its checksum (uint32), the record, its checksum (uint32)."""
+    """Yields records of a file that repeats length (uint64), checksum (uint32), record, checksum (uint32)."""
     while header := stream.read(12):
         (length,) = struct.unpack("<Q", header[:8])
         record = stream.read(length)

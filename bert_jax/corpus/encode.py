@@ -1,0 +1,140 @@
+"""Encodes a chunk of text as token ids, in functions that are pure and picklable: workers run them."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import storable
+from bert_jax.corpus.sentences import split_sentences
+from bert_jax.corpus.sources import Chunk, Source
+from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from bert_jax.corpus.workers import Workers
+from bert_jax.errors import UserError
+
+
+def train_tokenizer(
+    sources: Sequence[Source], data: DataConfig, vocab_size: int, workers: Workers
+) -> Tokenizer:
+    """Trains a tokenizer on at most data.tokenizer_sample_mb of text, spread evenly over the corpus.
+
+    A unigram model needs 12 times the sample's size of memory, and half a second of a core per megabyte.
+
+    Raises:
+        UserError: if there is no text, or the vocabulary size does not fit it.
+    """
+    chunks = itertools.chain.from_iterable(source.chunks() for source in sources)
+    counts: collections.Counter[str] = collections.Counter()
+    for more in workers.map(count_words, sample(chunks, data.tokenizer_sample_mb * 10**6)):
+        counts.update(more)
+    if not counts:
+        raise UserError(f"data.source={data.source!r} has no text: every document is empty.")
+    return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase)
+
+
+def sample(chunks: Iterable[Chunk], max_bytes: int) -> list[Chunk]:
+    """Takes every n-th chunk, at least one, with the smallest power of two n that keeps to `max_bytes`."""
+    kept: list[Chunk] = []
+    every, size = 1, 0
+    for number, chunk in enumerate(chunks):
+        if number % every:
+            continue
+        kept.append(chunk)
+        size += chunk.size
+        while size > max_bytes and len(kept) > 1:
+            kept, every = kept[::2], 2 * every
+            size = sum(chunk.size for chunk in kept)
+    return kept
+
+
+def count_words(chunk: Chunk) -> collections.Counter[str]:
+    """Counts the words of a chunk, split at white space."""
+    return collections.Counter(
+        word for document in chunk.documents() for paragraph in document for word in paragraph.split()
+    )
+
+
+@dataclasses.dataclass
+class EncodedDocuments:
+    """The documents of one chunk that belong to one split."""
+
+    unigram_counts: np.ndarray  # int64 [V]
+    records: list[bytes] = dataclasses.field(default_factory=list)  # serialized tf.train.Example protos
+    sentence_lengths: list[np.ndarray] = dataclasses.field(default_factory=list)  # uint16 [sentences] of each
+    # SHA-256 of each document's sentence lengths and token ids.
+    digests: list[bytes] = dataclasses.field(default_factory=list)
+
+    def add(self, ids: np.ndarray, sentence_lengths: np.ndarray) -> None:
+        """Adds a document: token ids in the stored type [tokens] and sentence lengths, uint16 [sentences]."""
+        tokens, lengths = ids.tobytes(), sentence_lengths.tobytes()
+        self.records.append(serialized_example(sentence_lengths=lengths, token_ids=tokens))
+        self.sentence_lengths.append(sentence_lengths)
+        self.digests.append(hashlib.sha256(b"%d " % len(lengths) + lengths + tokens).digest())
+        self.unigram_counts += np.bincount(ids, minlength=len(self.unigram_counts))
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentEncoder:
+    """Encodes chunks; workers run it."""
+
+    tokenizer: Tokenizer
+    language: str
+    held_out_fraction: float
+
+    def __call__(self, chunk: Chunk) -> tuple[dict[str, EncodedDocuments], int, int, int]:
+        """Returns the documents by split, bytes of text, bytes of the source's files read, lines skipped."""
+        sentences: list[str] = []
+        ends, splits, text_bytes = [0], [], 0
+        for paragraphs in chunk.documents():
+            text = "\n".join(paragraphs).encode()
+            sentences += split_sentences(paragraphs, self.language)
+            ends.append(len(sentences))
+            splits.append(split_of(text, self.held_out_fraction))
+            text_bytes += len(text)
+        ids, lengths = self.tokenizer.encode_flat(sentences)
+        ids = ids.astype(id_dtype(self.tokenizer.vocab_size))
+        token_ends = np.concatenate([[0], np.cumsum(lengths)])[ends]
+        parts: dict[str, EncodedDocuments] = {}
+        for number, split in enumerate(splits):
+            sentence_lengths = storable(lengths[ends[number] : ends[number + 1]])
+            if len(sentence_lengths):
+                if split not in parts:
+                    parts[split] = EncodedDocuments(np.zeros(self.tokenizer.vocab_size, np.int64))
+                parts[split].add(ids[token_ends[number] : token_ends[number + 1]], sentence_lengths)
+        return parts, text_bytes, chunk.read_bytes, chunk.skipped
+
+
+def split_of(text: bytes, held_out_fraction: float) -> str:
+    """Assigns a document to a split by its content alone, so that copies of it are never in both."""
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return "heldout" if number < held_out_fraction * 2**64 else "train"
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """Returns the smallest unsigned type of token ids, little-endian."""
+    return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
+
+
+def serialized_example(**features: bytes) -> bytes:
+    """Serializes bytes features as a tf.train.Example, in the order given.
+
+    The result equals that of TFDS's own serializer and takes a fraction of the time. The last feature's bytes
+    end the record, so that they are read without parsing.
+    """
+    # Field numbers: Example.features 1, Features.feature 1 (a map: key 1, value 2), Feature.bytes_list 1.
+    pairs = ((name.encode(), _field(1, _field(1, value))) for name, value in features.items())
+    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, value)) for name, value in pairs))
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Serializes a length-delimited field of a protocol buffer."""
+    size, prefix = len(payload), bytearray([number << 3 | 2])
+    while size > 127:
+        prefix.append(size & 127 | 128)
+        size >>= 7
+    prefix.append(size)
+    return bytes(prefix) + payload

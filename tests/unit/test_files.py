@@ -1,0 +1,113 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from bert_jax import files
+from bert_jax.errors import UserError
+from bert_jax.files import new_folder, whole_folder, write
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def fail(file):
+    file.write(b"half")
+    raise OSError("no space")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    write(path, "één")
+    assert path.read_bytes() == "één".encode()
+    with pytest.raises(OSError, match="no space"):
+        write(path, fail)
+    assert path.read_bytes() == "één".encode()
+    write(str(path), lambda file: file.write(b"two"))
+    assert path.read_bytes() == b"two"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    output = tmp_path / "some" / "out"
+
+    def build(content):
+        with new_folder(output) as folder:
+            (folder / "a").touch()
+            (folder / "b").write_text(content)
+
+    with pytest.raises(TypeError):
+        build(None)
+    assert list((tmp_path / "some").iterdir()) == []
+    output.mkdir()  # an empty folder may be there
+    build("text")
+    assert names(tmp_path) == ["some/out/a", "some/out/b"]
+    with pytest.raises(UserError, match=r"--output=.*out exists; give another"), new_folder(output):
+        pass
+    with pytest.raises(UserError, match=r"--output=.* cannot be written"), new_folder(output / "a" / "b"):
+        pass
+    assert names(tmp_path) == ["some/out/a", "some/out/b"]
+
+
+def test_what_came_into_the_folder_meanwhile_is_kept(tmp_path):
+    def build():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "mine").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        build()
+    assert names(tmp_path) == ["out/mine"]
+
+
+def test_a_folder_without_its_last_file_is_replaced_and_one_with_it_stays(tmp_path):
+    path = epath.Path(tmp_path / "data")
+    path.mkdir()
+    (path / "part").touch()
+
+    def build(content):
+        with whole_folder(path, last="manifest") as folder:
+            (folder / "manifest").write_text(content)
+
+    build("first")
+    build("second")  # as another process does that was slower
+    assert (path / "manifest").read_text() == "first"
+    assert names(tmp_path) == ["data/manifest"]
+
+
+def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = os.uname().nodename
+    left, elsewhere, running = (
+        tmp_path / f".x.building-{name}"
+        for name in (f"{host}-{ended.pid}", f"another-host-{os.getpid()}", f"{host}-{os.getppid()}")
+    )
+    for folder in (left, elsewhere, running):
+        folder.mkdir()
+    with new_folder(tmp_path / "out"):
+        assert not left.exists()
+        assert elsewhere.exists()
+        assert running.exists()
+
+
+def test_a_copy_to_a_bucket_gets_the_last_file_last(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    (source / "z").mkdir(parents=True)
+    for name in ("b", "a", "z/c", "manifest"):
+        (source / name).write_text(name)
+    written = []
+    path_type = type(epath.Path(tmp_path))
+    write_bytes = path_type.write_bytes
+    monkeypatch.setattr(
+        path_type, "write_bytes", lambda path, data: (written.append(path.name), write_bytes(path, data))
+    )
+    files._copy(epath.Path(source), epath.Path(tmp_path / "copy"), "manifest")
+    assert sorted(written[:-1]) == ["a", "b", "c"]
+    assert written[-1] == "manifest"
+    assert names(tmp_path / "copy") == names(source)
+    assert (tmp_path / "copy" / "z" / "c").read_text() == "z/c"
