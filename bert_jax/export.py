@@ -27,13 +27,13 @@ from bert_jax.convert import folder_flag
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
-from bert_jax.inference.finetuned import Finetuned, load_finetuned
-from bert_jax.inference.pretrained import Pretrained, Row, batch_of, load
+from bert_jax.inference.finetuned import Finetuned
+from bert_jax.inference.pretrained import Pretrained, Row, batch_of
 from bert_jax.interop import heads, huggingface, tokenizer_json
 from bert_jax.interop.heads import HEADS
 from bert_jax.interop.model_card import model_card
 from bert_jax.model.config import ModelConfig
-from bert_jax.training.checkpoint import open_checkpoint
+from bert_jax.training.opening import open_checkpoint
 from bert_jax.training.step import abstract_model
 
 TOLERANCE, RELATIVE = 1e-4, 1e-5  # of a logit; more of large ones, which regression may have
@@ -123,11 +123,11 @@ def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.
 
 
 def _load(source: pathlib.Path) -> tuple[Pretrained | Finetuned, Network]:
-    _, meta = open_checkpoint(source, "--input")
-    if "task" not in meta["config"]:
-        pretrained = load(source)
+    opened = open_checkpoint(source, "--input")
+    if not opened.is_finetuned:
+        pretrained = Pretrained.of(opened)
         return pretrained, Network(heads.PRETRAINING, {}, pretrained.config.model, pretrained.params)
-    tuned = load_finetuned(source)
+    tuned = Finetuned.of(opened)
     return tuned, Network(tuned.config.task.name, tuned.task.facts, tuned.config.model, tuned.params)
 
 

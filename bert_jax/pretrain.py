@@ -22,9 +22,10 @@ from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import hosts
-from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
+from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
+from bert_jax.training.opening import open_checkpoint
 from bert_jax.training.workdir import check_workdir, keep_compiled, lock, versions
 
 
@@ -103,7 +104,7 @@ def check(config: Config, workdir: epath.Path) -> None:
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     folder = check_workdir(workdir, config)
     if config.init_from and not committed_steps(folder / "checkpoints"):
-        check_network(*open_checkpoint(config.init_from, "init_from"), config.model)
+        open_checkpoint(config.init_from, "init_from").check_network(config.model)
 
 
 if __name__ == "__main__":

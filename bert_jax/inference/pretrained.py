@@ -10,7 +10,7 @@ Of a fine-tuned checkpoint it gives the encoder; what its head predicts is `load
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,14 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from bert_jax.config import Config, from_dict
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.config import Config, from_checkpoint
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import PLAINLY, Compute, Encoder
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.training.checkpoint import open_checkpoint, restore_params
-from bert_jax.training.config import MeshConfig
-from bert_jax.training.mesh import make_mesh
-from bert_jax.training.step import abstract_model, with_shardings
+from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
 
@@ -61,15 +58,7 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r} is unknown; use float32 or bfloat16.")
-    folder, meta = open_checkpoint(checkpoint)
-    fine_tuned = "task" in meta["config"]
-    config: Config | FinetuneConfig
-    config = from_dict(meta["config"], FinetuneConfig) if fine_tuned else from_dict(meta["config"], Config)
-    network = Headless if fine_tuned else BertForPreTraining
-    structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, Compute(jnp.dtype(dtype))))
-    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
-    return Pretrained(config, load_tokenizer(folder / "tokenizer"), structure, params, meta)
+    return Pretrained.of(open_checkpoint(checkpoint), dtype)
 
 
 class Headless(nnx.Module):
@@ -135,6 +124,15 @@ class Pretrained:
         self._states = jax.jit(states, static_argnums=2)
         self._guesses = jax.jit(guesses, static_argnums=4)
         self._follows = jax.jit(follows)
+
+    @classmethod
+    def of(cls, opened: OpenedCheckpoint, dtype: str = "float32") -> Self:
+        """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
+        kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
+        config = from_checkpoint(opened.meta["config"], kind, opened.folder)
+        network, compute = Headless if opened.is_finetuned else BertForPreTraining, Compute(jnp.dtype(dtype))
+        structure, params = opened.network(lambda rngs: network(config.model, rngs, compute))
+        return cls(config, opened.tokenizer, structure, params, opened.meta)
 
     def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
         """The `top_k` most probable pieces for every `[MASK]` of every text, each mask for itself.

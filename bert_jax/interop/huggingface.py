@@ -21,9 +21,9 @@ from bert_jax.errors import UserError
 from bert_jax.interop import heads, pytorch, tensorflow
 from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head
 from bert_jax.model.config import ModelConfig
-from bert_jax.training.config import MeshConfig
-from bert_jax.training.mesh import make_mesh, path_name
-from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
+from bert_jax.training.mesh import path_name
+from bert_jax.training.opening import first_device_mesh, fresh_network
+from bert_jax.training.step import abstract_model, with_shardings
 
 ENCODER = {
     "encoder/embeddings/token": "bert.embeddings.word_embeddings",
@@ -324,9 +324,10 @@ def _problems(found: list[tuple[str, np.ndarray | None]], shape: tuple[int, ...]
 
 def _filled(arrays: dict[str, np.ndarray], build: Callable[[nnx.Rngs], nnx.Module], abstract: Any) -> Any:
     """The tree of parameters, with initial values where there is no array."""
-    tree = with_shardings(abstract, make_mesh(MeshConfig(), jax.local_devices()[:1]))
-    if len(arrays) < len(jax.tree.leaves(tree)):  # compiling it takes most of the time
-        tree = init_params(build, TrainState(jnp.int32(0), tree, ()), SEED)
+    if len(arrays) == len(jax.tree.leaves(abstract)):
+        tree = with_shardings(abstract, first_device_mesh())
+    else:  # compiling it takes most of the time
+        tree = fresh_network(build, SEED)[1]
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(arrays.get(path_name(path), leaf), leaf.sharding), tree
     )

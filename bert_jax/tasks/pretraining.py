@@ -22,8 +22,8 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.losses import Term, accuracy, cross_entropy
 from bert_jax.model.partition import DATA, FSDP, axis_size
-from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import Phase
+from bert_jax.training.opening import open_checkpoint
 
 Batch = dict[str, jax.Array]
 log = logging.getLogger("bert_jax")
@@ -106,14 +106,16 @@ class Pretraining(PretrainingObjective):
         """
         config = self._config
         if config.init_from:
-            folder, meta = open_checkpoint(config.init_from, "init_from")
+            opened = open_checkpoint(config.init_from, "init_from")
+            folder = opened.folder
             for name, content in self.files.items():
                 if not (folder / name).exists() or (folder / name).read_bytes() != content:
                     raise UserError(
                         f"init_from: {folder} was trained with another {name}; use its tokenizer: "
                         f"data.tokenizer=sentencepiece:{folder / name} or wordpiece:VOCAB.txt."
                     )
-            params = restore_params(folder, meta, config.model, abstract)
+            opened.check_network(config.model)
+            params = opened.params(abstract)
             log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
             return params
         log.info("started at step 0 with random weights (seed %d)", config.train.seed)

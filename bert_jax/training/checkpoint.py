@@ -11,7 +11,6 @@ checks files, commits and removes.
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -25,7 +24,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
 from bert_jax.training.fingerprints import digests, fingerprints, in_hexadecimal
 from bert_jax.training.step import TrainState
 
@@ -235,7 +233,7 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
     for folder in (path / "checkpoints", path):
         if steps := committed_steps(folder):
             newest, best = folder / str(steps[-1]), None
-            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `open_checkpoint` tells
+            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `find_sound` checks
                 best = json.loads((newest / "meta" / "metadata").read_text())["selection"]["best_step"]
             return folder / str(best) if best in steps else newest
     runs = sorted(found.parent for found in path.glob("*_*/checkpoints"))  # of folds or seeds
@@ -269,7 +267,7 @@ def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
     return meta | {"digests": json.loads((folder / CHECKSUMS).read_text())["arrays"]}
 
 
-def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
+def find_sound(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
     """Finds a checkpoint (see `find_checkpoint`), checks its files and returns its folder and `meta`.
 
     Raises:
@@ -282,37 +280,20 @@ def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epat
         raise _unusable(folder, damage) from None
 
 
-def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig, abstract_params: Any) -> Any:
-    """The parameters of an opened checkpoint, laid out as `abstract_params` says.
+def restore(folder: epath.Path, meta: dict[str, Any], abstract_params: Any) -> Any:
+    """Restores the parameters of a checkpoint, laid out as `abstract_params` says.
 
     Args:
-        folder, meta: what `open_checkpoint` returned.
-        model: the network that `abstract_params` belong to.
-        abstract_params: ShapeDtypeStructs with shardings; of everything, or of the encoder alone.
+        folder, meta: what `find_sound` returned.
+        abstract_params: ShapeDtypeStructs with shardings; of everything, or of a part, e.g. the encoder.
 
     Raises:
-        UserError: when the checkpoint is damaged or holds another network.
+        UserError: when the checkpoint is damaged.
     """
-    check_network(folder, meta, model)
     try:
         return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
     except DamagedCheckpoint as damage:
         raise _unusable(folder, damage) from None
-
-
-def check_network(folder: epath.Path, meta: dict[str, Any], model: ModelConfig) -> None:
-    """Raises UserError when an opened checkpoint holds another network than `model`."""
-    theirs = meta["config"]["model"]
-    differing = [
-        f"model.{name} is {theirs.get(name)!r} there and {value!r} here"
-        for name, value in dataclasses.asdict(model).items()
-        if theirs.get(name) != value and "dropout" not in name and "initializer" not in name
-    ]
-    if differing:
-        raise UserError(
-            f"checkpoint {folder} holds another network: {'; '.join(differing)}. Take its values or another "
-            "checkpoint."
-        )
 
 
 def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
@@ -358,3 +339,11 @@ def _unusable(folder: epath.Path, damage: DamagedCheckpoint) -> UserError:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# For bert_jax/tasks/finetuning.py and frozen.py, until they use `opening.open_checkpoint`.
+open_checkpoint = find_sound
+
+
+def restore_params(folder: epath.Path, meta: dict[str, Any], _model: Any, abstract_params: Any) -> Any:
+    return restore(folder, meta, abstract_params)

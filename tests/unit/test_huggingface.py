@@ -23,7 +23,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
 from bert_jax.interop.model_card import model_card
-from bert_jax.training.checkpoint import open_checkpoint
+from bert_jax.training.opening import open_checkpoint
 from tests.parity.names import to_params
 from tests.saved import save, sentencepiece, wordpiece
 
@@ -283,7 +283,7 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, tokenizer):
     assert_equal(after.params, before.params)
     assert after.tokenizer.files() == before.tokenizer.files()
     assert (after.config.model, after.max_length) == (before.config.model, before.max_length)
-    assert open_checkpoint(imported)[1]["imported"]["initialised"] == []
+    assert open_checkpoint(imported).meta["imported"]["initialised"] == []
     assert "--config.model.num_hidden_layers=2" in (exported / "README.md").read_text()
 
 
