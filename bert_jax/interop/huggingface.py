@@ -4,7 +4,6 @@ A torch Linear keeps its weight as [out, in], we keep kernels as [in, out]; its 
 stacked along a leading axis.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,10 +15,11 @@ import safetensors
 import safetensors.flax
 from flax import nnx
 
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import heads, pytorch, tensorflow
 from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head
+from bert_jax.interop.vocabulary import read_json, read_vocabulary
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.mesh import path_name
 from bert_jax.training.opening import first_device_mesh, fresh_network
@@ -50,7 +50,6 @@ TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 GELU = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-TOKENIZER_DEFAULTS = {"tokenize_chinese_chars": True, "strip_accents": None}
 SEED = 0  # of modules that a file does not have
 
 
@@ -98,19 +97,6 @@ def read(
     loaded = to_params(tensors, model, HEADS[task], heads.num_labels(task, facts), directory)
     limit = model.max_position_embeddings
     return Source(task, facts, model, tokenizer, min(longest or limit, limit), *loaded)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; raises UserError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; --input is a folder of Hugging Face files."
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return content
 
 
 def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: str | None) -> ModelConfig:
@@ -226,45 +212,6 @@ def write_config(model: ModelConfig, pad_id: int, task: str, facts: Mapping[str,
         "torch_dtype": "float32",
         **{theirs: getattr(model, ours) for ours, theirs in CONFIG.items()},
     }
-
-
-def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
-    """The tokenizer of a directory, and how many tokens it lets through if it says so.
-
-    A sentencepiece.model is what our own export puts beside the tokenizer.json made from it.
-
-    Raises:
-        UserError: if there is none, or it normalises as ours cannot.
-    """
-    path = directory / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    longest = settings.get("model_max_length")
-    longest = longest if isinstance(longest, int) and longest >= 8 else None  # 10^30 says: no limit
-    if (path := directory / SentencePieceTokenizer.FILE).exists():
-        return SentencePieceTokenizer(path.read_bytes(), str(path)), longest
-    if (path := directory / "vocab.txt").exists():
-        try:
-            vocabulary = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not a UTF-8 text file ({error}).") from None
-    elif (path := directory / "tokenizer.json").exists():
-        content = read_json(path)
-        try:
-            kind, pieces = content["model"]["type"], content["model"]["vocab"]
-            vocabulary = sorted(pieces, key=pieces.__getitem__) if kind == "WordPiece" else []
-            settings = {"do_lower_case": (content["normalizer"] or {}).get("lowercase")} | settings
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is not a file of the tokenizers library.") from None
-        if kind != "WordPiece":
-            raise UserError(f"{path} is a tokenizer of type {kind!r}; only WordPiece can be imported.")
-    else:
-        raise UserError(f"{directory} holds no vocabulary: neither vocab.txt nor tokenizer.json.")
-    if (lowercase := settings.get("do_lower_case")) is None:  # Google's checkpoints say it in their name only
-        lowercase = all(piece == piece.lower() for piece in vocabulary if not piece.startswith("["))
-    for key, default in TOKENIZER_DEFAULTS.items():
-        if (value := settings.get(key, default)) not in (default, lowercase if value is not None else None):
-            raise UserError(f"{directory}/tokenizer_config.json: {key}={value} cannot be honoured.")
-    return WordPieceTokenizer(vocabulary, lowercase, str(path)), longest
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -52,7 +52,10 @@ def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
     # Not BertTokenizer for SentencePiece: that would put WordPiece's normalizer in the place of ours.
     kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer, WordPieceTokenizer):
-        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lowercase}
+        # Only tokenizer.json has a rule for control characters: BertTokenizer would not keep it.
+        if tokenizer.settings.get("clean_text", True):
+            kind = {"tokenizer_class": "BertTokenizer"}
+        kind |= tokenizer.settings
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return kind | special | {"model_max_length": max_length, "model_input_names": inputs}
 

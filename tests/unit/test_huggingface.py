@@ -4,10 +4,8 @@ import json
 import os
 import pathlib
 import pickle
-import random
 import shlex
 import shutil
-import unicodedata
 import zipfile
 
 import jax
@@ -24,6 +22,7 @@ from bert_jax.files import new_folder
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
 from bert_jax.interop.model_card import model_card
 from bert_jax.training.opening import open_checkpoint
+from tests.mixed_text import mixed_lines
 from tests.parity.names import to_params
 from tests.saved import save, sentencepiece, wordpiece
 
@@ -31,12 +30,6 @@ PARITY = pathlib.Path(__file__).parents[1] / "parity"
 PYTORCH = PARITY / "pytorch_model.bin"
 PIECES = [*SPECIAL_PIECES, "Great", *(f"w{number}" for number in range(122))]
 LAYERS = 3
-UNIGRAM = '{"model": {"type": "Unigram", "vocab": [["a", 0]]}, "normalizer": null}'
-MIXED = """
-the strong state naïve café über Łódź straße İstanbul Ελληνικός Привет مرحبا हिन्दी กำนี้ 한국어 tiếng Việt
-東京都 日本語、です。 你好世界 ～ﾃｽﾄ～ ｶﾞｷﾞ ｆｕｌｌ ﬁne ① Ⅻ 3½ “quoted” e-mail
-😀 👩\u200d👩\u200d👧 🇩🇪 👍🏽 ✈️ ﷺ
-"""
 
 
 @pytest.fixture(scope="module")
@@ -160,29 +153,6 @@ def test_files_that_are_missing_or_broken(write):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         huggingface.read(folder)
-
-
-def test_vocabularies(write):
-    folder = write()
-    assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[5]]  # has capitals, so it needs them
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[1]]
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 16}')
-    tokenizer, longest = huggingface.read_vocabulary(folder)
-    assert (tokenizer.encode(["Great"]), longest) == ([[5]], 16)
-    (folder / "vocab.txt").unlink()
-    tokenizer_json.build(tokenizer).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").unlink()
-    again, longest = huggingface.read_vocabulary(folder)
-    assert (again.files(), longest) == (tokenizer.files(), None)
-    for content, message in (("{}", "not a file of the tokenizers library"), (UNIGRAM, "type 'Unigram'")):
-        (folder / "tokenizer.json").write_text(content)
-        with pytest.raises(UserError, match=message):
-            huggingface.read_vocabulary(folder)
-    (folder / "vocab.txt").write_text("\n".join(PIECES))
-    (folder / "tokenizer_config.json").write_text('{"strip_accents": true}')
-    with pytest.raises(UserError, match="strip_accents=True cannot be honoured"):
-        huggingface.read_vocabulary(folder)
 
 
 def in_shards(folder, tensors, sizes):
@@ -316,21 +286,6 @@ def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
     (tmp_path / "exported" / "mine").touch()
     with pytest.raises(UserError, match="exists; give another"):
         export()
-
-
-def mixed_lines(count):
-    """Lines with accents in both forms, CJK, control characters and emoji, some of them no words at all."""
-    words = MIXED.split()
-    letters = [character for character in "".join(words) if not unicodedata.combining(character)]
-    pool = "".join(letters) + "\t\x00\x07\x1f\x7f\u00a0\u00ad\u200b\u200d\u3000\ufeff\ufffd Åẞŉ$…—"
-    rng, lines = random.Random(0), ["", " ", "\x07", "\u200b a  b "]
-    while len(lines) < count:
-        parts = [
-            rng.choice(words) if rng.random() < 0.6 else "".join(rng.choices(pool, k=rng.randint(1, 8)))
-            for _ in range(rng.randint(0, 12))
-        ]
-        lines.append(unicodedata.normalize(rng.choice(("NFC", "NFD")), " ".join(parts)))
-    return words, lines
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "unigram", "unigram cased", "bpe", "bpe cased"])
