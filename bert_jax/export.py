@@ -26,7 +26,7 @@ from bert_jax import command
 from bert_jax.convert import folder_flag
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import new_folder
+from bert_jax.files import new_folder, write
 from bert_jax.inference.finetuned import Finetuned
 from bert_jax.inference.pretrained import Pretrained, Row, batch_of
 from bert_jax.interop import heads, huggingface, tokenizer_json
@@ -70,26 +70,25 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     Raises:
         UserError: if there is no checkpoint, or what was written is not the same network and tokenizer.
     """
-    bert, network = _load(source)
+    opened = open_checkpoint(source, "--input")
+    bert = Finetuned.of(opened) if opened.is_finetuned else Pretrained.of(opened)
+    network = _network(bert)
     longest = bert.config.data.max_seq_length
     # Transformers asks what the file was written for.
     weights = safetensors.numpy.save(_tensors(network), metadata={"format": "pt"})
-    (output / "model.safetensors").write_bytes(weights)
-    special = {key: value for key, value in tokenizer_json.settings(bert.tokenizer, longest).items()
-               if key.endswith("_token")}  # fmt: skip
+    settings = tokenizer_json.settings(bert.tokenizer, longest)
     config = huggingface.write_config(network.model, bert.tokenizer.pad_id, network.task, network.facts)
-    for name, content in (
-        ("config.json", config),
-        ("tokenizer_config.json", tokenizer_json.settings(bert.tokenizer, longest)),
-        ("special_tokens_map.json", special),
-    ):
-        (output / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    for name, file in bert.tokenizer.files().items():
-        if not (output / name).exists():  # of WordPiece it holds less than what is there
-            (output / name).write_bytes(file)
-    tokenizer_json.build(bert.tokenizer).save(str(output / "tokenizer.json"))
-    card = model_card(source, bert.config, network.task, network.facts, bert.meta)
-    (output / "README.md").write_text(card)
+    files: dict[str, bytes | str] = {
+        **bert.tokenizer.files(),
+        "model.safetensors": weights,
+        "config.json": _json(config),
+        "tokenizer_config.json": _json(settings),  # more than WordPiece's own has
+        "special_tokens_map.json": _json({k: v for k, v in settings.items() if k.endswith("_token")}),
+        "tokenizer.json": tokenizer_json.build(bert.tokenizer).to_str(pretty=True),
+        "README.md": model_card(opened, bert.config, network.task, network.facts),
+    }
+    for name, content in files.items():
+        write(output / name, content)
     check(network, bert.tokenizer, longest, output)
 
 
@@ -122,13 +121,14 @@ def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.
     )
 
 
-def _load(source: pathlib.Path) -> tuple[Pretrained | Finetuned, Network]:
-    opened = open_checkpoint(source, "--input")
-    if not opened.is_finetuned:
-        pretrained = Pretrained.of(opened)
-        return pretrained, Network(heads.PRETRAINING, {}, pretrained.config.model, pretrained.params)
-    tuned = Finetuned.of(opened)
-    return tuned, Network(tuned.config.task.name, tuned.task.facts, tuned.config.model, tuned.params)
+def _network(bert: Pretrained | Finetuned) -> Network:
+    if isinstance(bert, Finetuned):
+        return Network(bert.config.task.name, bert.task.facts, bert.config.model, bert.params)
+    return Network(heads.PRETRAINING, {}, bert.config.model, bert.params)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def _tensors(network: Network) -> dict[str, np.ndarray]:

@@ -339,7 +339,7 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     if (path := directory / WordPieceTokenizer.FILE).exists():
         settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_text())
         lowercase = settings.pop("do_lower_case")
-        return WordPieceTokenizer.from_text(path.read_text(), lowercase, str(path), **settings)
+        return WordPieceTokenizer.from_text(path.read_bytes().decode(), lowercase, str(path), **settings)
     files = f"{SentencePieceTokenizer.FILE} or {WordPieceTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
 

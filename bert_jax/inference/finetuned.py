@@ -77,7 +77,7 @@ class Finetuned:
     def of(cls, opened: OpenedCheckpoint) -> Self:
         """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
         config = from_checkpoint(opened.meta["config"], FinetuneConfig, opened.folder)
-        task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_text()))
+        task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_bytes()))
         structure, params = opened.network(lambda rngs: task.build(config.model, rngs, PLAINLY))
         return cls(config, task, opened.tokenizer, structure, params, opened.meta)
 

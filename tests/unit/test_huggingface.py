@@ -21,6 +21,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
 from bert_jax.interop.model_card import model_card
+from bert_jax.training import checkpoint
 from bert_jax.training.opening import open_checkpoint
 from tests.mixed_text import mixed_lines
 from tests.parity.names import to_params
@@ -258,15 +259,30 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, tokenizer):
 
 
 def test_the_model_card_gives_the_command_and_the_metrics(tmp_path):
-    save(tmp_path / "run", wordpiece())
+    """The run's own, without the row that a kill cut short, and not those of the folder around it."""
+    run = tmp_path / "run" / "seed_1"
+    save(run, wordpiece())
     rows = [{"step": 0, "eval_loss": 9.5}, {"step": 0, "loss": 8.0}, {"step": 1, "eval_loss": 7.5}]
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    bert = bert_jax.load(tmp_path / "run")
-    card = model_card(tmp_path / "run", bert.config, "none", {}, bert.meta)
-    assert "| eval_loss | 9.5 |" in card
-    assert "7.5" not in card
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 2, "eval_l')
+    (run.parent / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 1.25}\n')
+    for given in (run, run / "checkpoints/0"):
+        opened = open_checkpoint(given)
+        card = model_card(opened, bert_jax.load(given).config, "none", {})
+        assert "# seed_1" in card.splitlines()
+        assert "| eval_loss | 9.5 |" in card
+        assert "7.5" not in card
+        assert "1.25" not in card
     command = card.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
     assert {"--config=bert_base", "--config.data.source=corpus:"} < set(shlex.split(command))
+
+
+def test_a_checkpoint_is_read_once_to_be_exported(monkeypatch, tmp_path):
+    save(tmp_path / "run", wordpiece())
+    (tmp_path / "out").mkdir()
+    hashed, of_file = [], checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path) or of_file(path))
+    export_lib.export(tmp_path / "run", tmp_path / "out")
+    assert len(hashed) == len(set(hashed)) > 5
 
 
 def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):

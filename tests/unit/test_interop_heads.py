@@ -1,5 +1,6 @@
 """Heads of fine-tuning, out and in again. That the encoder survives is tested in test_huggingface.py."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
 from bert_jax.interop import heads, huggingface, tensorflow
 from bert_jax.interop.model_card import model_card
+from bert_jax.training.opening import open_checkpoint
 from tests.saved import LONGEST, save_finetuned, wordpiece
 
 FACTS = {
@@ -249,9 +251,9 @@ def test_the_model_card_of_a_fine_tuned_checkpoint(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     results = {"step": 0, "scores": {"test": {"accuracy": 0.25}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    bert = load_finetuned(tmp_path)
-    meta = bert.meta | {"data_digest": "5eed"}
-    card = model_card(tmp_path, bert.config, "classification", bert.task.facts, meta)
+    bert, opened = load_finetuned(tmp_path), open_checkpoint(tmp_path)
+    opened = dataclasses.replace(opened, meta=opened.meta | {"data_digest": "5eed"})
+    card = model_card(opened, bert.config, "classification", bert.task.facts)
     for line in (
         "pipeline_tag: text-classification",
         "Classification of pairs. Labels: bad, fine, good. "
