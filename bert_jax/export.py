@@ -141,9 +141,8 @@ def _tensors(network: Network) -> dict[str, np.ndarray]:
 
 def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str, np.ndarray]:
     """Each sentence as a row [CLS] … [SEP]; every position asks for its logits."""
-    rows = [[tokenizer.cls_id, *row[: longest - 2], tokenizer.sep_id] for row in ids]
-    shape = len(rows), max(map(len, rows))
-    batch = batch_of([Row(row, len(row)) for row in rows], shape, tokenizer.pad_id)
+    rows = [Row(row[: longest - 2], []) for row in ids]
+    batch = batch_of(rows, (len(rows), max(row.length for row in rows)), tokenizer)
     return batch | {"masked_lm_positions": batch["position_ids"]}
 
 

@@ -16,8 +16,8 @@ from flax import nnx
 from bert_jax.config import from_checkpoint
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.inference.pretrained import TOKENS
 from bert_jax.model.encoder import PLAINLY
+from bert_jax.model.features import TOKENS
 from bert_jax.tasks.config import TASKS, FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK, Laid, make_task
