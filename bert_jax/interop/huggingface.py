@@ -193,7 +193,7 @@ def from_params(params: Any, head: Head) -> dict[str, np.ndarray]:
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         ours, array = path_name(path), np.asarray(leaf)
-        if ours.startswith(f"{POOLER}/") and not head.pooled:
+        if ours.startswith(f"{POOLER}/") and head.per_token:  # their heads of tokens have no pooler
             continue
         array = np.swapaxes(array, -1, -2) if ours.endswith("kernel") else array
         parts = array if "/layers/" in ours else array[None]
