@@ -1,4 +1,4 @@
-"""Ask a checkpoint: fill masks, judge whether a sentence follows, write features; classify, answer, tag.
+"""Use a checkpoint: fill masks, judge whether a sentence follows, write features; classify, answer, tag.
 
     python -m bert_jax.predict fill-mask --text="It was the [MASK] of times."
     python -m bert_jax.predict next-sentence --text="He went to sea." --next="The ship was old."
@@ -16,17 +16,15 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Callable
-from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from bert_jax import command
+from bert_jax import command, files
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
@@ -77,6 +75,7 @@ def features() -> None:
 
 def fine_tuned(*tasks: str) -> None:
     """Predicts with a checkpoint that was fine-tuned for one of these tasks: a JSON object for each input."""
+    output = None if flags.FLAGS.output is None else _output()
     bert = load_finetuned(_checkpoint(fine_tuned=True), tasks)
     if flags.FLAGS.input and pathlib.Path(flags.FLAGS.input).suffix != ".txt":
         examples = bert.task.read(flags.FLAGS.input, "--input", labelled=False)
@@ -89,11 +88,10 @@ def fine_tuned(*tasks: str) -> None:
     predictions = bert.predict(examples)
     rows = [bert.task.row(*pair) for pair in zip(examples, predictions, strict=True)]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if flags.FLAGS.output is None:
+    if output is None:
         print(content, end="")
     else:
-        output = _output()
-        _write(output, lambda file: file.write(content.encode()))
+        _write(output, content)
         print(f"{output}: {len(rows)} predictions")
 
 
@@ -159,26 +157,23 @@ def _output() -> pathlib.Path:
     return output
 
 
-def _write(output: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Has a file written whole or not at all."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+def _write(output: pathlib.Path, content: files.Content) -> None:
     try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(output)
+        files.write(output, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
 
 
+VERBS = {  # mode -> the tasks whose checkpoints it uses
+    "classify": ("classification", "regression"),
+    "answer": ("question_answering",),
+    "tag": ("token_classification",),
+}
 MODES: dict[str, Callable[[], None]] = {
     "fill-mask": fill_mask,
     "next-sentence": next_sentence,
     "features": features,
-    "classify": functools.partial(fine_tuned, "classification", "regression"),
-    "answer": functools.partial(fine_tuned, "question_answering"),
-    "tag": functools.partial(fine_tuned, "token_classification"),
+    **{verb: functools.partial(fine_tuned, *tasks) for verb, tasks in VERBS.items()},
 }
 
 if __name__ == "__main__":
