@@ -4,9 +4,9 @@
     python -m bert_jax.predict fill-mask --checkpoint=imported/bert_base --text="A [MASK] day."
 
 A directory with the head of a task, e.g. a BertForSequenceClassification, becomes a fine-tuned checkpoint;
---task=none takes its encoder alone, to train it further.
+--task=none imports its encoder alone, to train it further.
 
-Nothing of the files is executed, and neither PyTorch nor TensorFlow is needed.
+No code in the files is executed, and neither PyTorch nor TensorFlow is needed.
 """
 
 import logging
@@ -34,10 +34,16 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "The folder to read: config, weights and vocabulary.")
     flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
-    flags.DEFINE_enum("task", None, list(HEADS), "Whose head is imported (default: as its config says).")
-    flags.DEFINE_boolean(
-        "pairs", None, "Of classification and regression: texts come in pairs (default: no)."
+    flags.DEFINE_enum(
+        "task", None, list(HEADS), "The task whose head is imported (default: that of its config)."
     )
-    flags.DEFINE_boolean("version_2", None, "Of question answering: some have no answer (default: no).")
-    flags.DEFINE_enum("hidden_act", None, ACTIVATIONS, "Instead of what its config says.")
+    flags.DEFINE_boolean(
+        "pairs", None, "For classification and regression: texts come in pairs (default: no)."
+    )
+    flags.DEFINE_boolean(
+        "version_2", None, "For question answering: some questions have no answer (default: no)."
+    )
+    flags.DEFINE_enum(
+        "hidden_act", None, ACTIVATIONS, "The activation, where that of its config is not known or wrong."
+    )
     command.run(main)

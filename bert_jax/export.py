@@ -4,8 +4,8 @@
 
 A fine-tuned checkpoint keeps its head: it becomes a BertForSequenceClassification or the like.
 
-What was written is read again and must give the same tokens and the same logits, with Transformers if that
-and PyTorch are installed. Otherwise nothing is left behind.
+The files are read again, by Transformers if that and PyTorch are installed, and must give the same tokens and
+logits; otherwise nothing is written.
 """
 
 import logging

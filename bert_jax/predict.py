@@ -8,8 +8,9 @@
     python -m bert_jax.predict answer --checkpoint=runs/finetune/squad --text="Who?" --next="A paragraph."
     python -m bert_jax.predict tag --checkpoint=runs/finetune/ner --input=sentences.txt --output=tags.jsonl
 
-With --input, every line is a text; a pair (next-sentence; question and paragraph) has a tab between. The last
-three take the files that they are fine-tuned with too, without labels.
+With --input, every line of the file is a text; the two texts of a pair (next-sentence; question and
+paragraph) have a tab between them. The last three also read the kinds of
+files that fine-tuning reads, without labels.
 """
 
 import contextlib
@@ -35,7 +36,9 @@ log = logging.getLogger("bert_jax")
 
 def main(mode: str) -> None:
     if flags.FLAGS.input is not None and flags.FLAGS.next is not None:
-        raise UserError("--next goes with --text; a line of --input holds both texts, with a tab between.")
+        raise UserError(
+            "--next goes with --text; a line of --input holds both texts, with a tab between them."
+        )
     MODES[mode]()
 
 
@@ -57,7 +60,7 @@ def next_sentence() -> None:
 
 
 def features() -> None:
-    """Writes one vector a text: an array, or a table for whatever reads Parquet."""
+    """Writes one vector for each text: an array (.npy) or a Parquet table."""
     texts, output, with_text = _texts(blank_lines=True), _output(), flags.FLAGS.with_text
     if output.suffix not in (".npy", ".parquet"):
         raise UserError(f"--output={output} must end in .npy or .parquet.")
@@ -74,7 +77,7 @@ def features() -> None:
 
 
 def fine_tuned(*tasks: str) -> None:
-    """Predicts with a checkpoint that was fine-tuned for one of these tasks: a JSON object for each input."""
+    """Predicts with a checkpoint that was fine-tuned for one of these tasks; a JSON object for each input."""
     output = None if flags.FLAGS.output is None else _output()
     bert = load_finetuned(_checkpoint(fine_tuned=True), tasks)
     if flags.FLAGS.input and pathlib.Path(flags.FLAGS.input).suffix != ".txt":
@@ -96,13 +99,13 @@ def fine_tuned(*tasks: str) -> None:
 
 
 def newest_checkpoint(fine_tuned: bool = False, folder: str = "runs") -> pathlib.Path:
-    """The checkpoint of the newest pretrained or fine-tuned run; raises UserError if there is none."""
+    """Finds the checkpoint of the newest pretrained or fine-tuned run; raises UserError if there is none."""
     found = pathlib.Path(folder).glob("**/checkpoints/*/checksums.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError):
             config = json.loads((path.parent / "meta" / "metadata").read_text())["config"]
             if ("task" in config) == fine_tuned:
-                return path.parents[1] / find_checkpoint(path.parents[2]).name  # relative: what is typed next
+                return path.parents[1] / find_checkpoint(path.parents[2]).name  # relative, as people type it
     kind, verb = ("fine-tuned", "finetune") if fine_tuned else ("pretrained", "pretrain")
     raise UserError(
         f"--checkpoint is missing and {folder}/ holds no {kind} run; give a run's folder, or {verb} first: "
@@ -118,7 +121,7 @@ def _checkpoint(fine_tuned: bool = False) -> str:
 
 
 def _texts(blank_lines: bool = False) -> list[str]:
-    """--text, or the lines of --input."""
+    """Reads --text, or the lines of --input."""
     text, path = flags.FLAGS.text, flags.FLAGS.input
     if (text is None) == (path is None):
         raise UserError("give either --text or --input: what to predict from.")
@@ -135,7 +138,7 @@ def _texts(blank_lines: bool = False) -> list[str]:
 
 
 def _pairs() -> list[tuple[str, str]]:
-    """--text and --next, or the halves of the lines of --input."""
+    """Reads --text and --next, or the two texts in each line of --input."""
     texts = _texts()
     if flags.FLAGS.text is not None:
         if flags.FLAGS.next is None:
@@ -148,7 +151,7 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def _output() -> pathlib.Path:
-    """--output, checked before anything is computed."""
+    """Checks --output, before anything is computed."""
     if flags.FLAGS.output is None:
         raise UserError("--output is missing: the .npy or .parquet file to write, one row for each text.")
     output = pathlib.Path(flags.FLAGS.output)
@@ -178,12 +181,18 @@ MODES: dict[str, Callable[[], None]] = {
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
-    flags.DEFINE_string("text", None, "The text; [MASK] marks what to guess.")
+    flags.DEFINE_string("text", None, "The text; [MASK] marks a word to guess.")
     flags.DEFINE_string("next", None, "The sentence that may follow --text.")
     flags.DEFINE_string("input", None, "A file with one text a line, instead of --text.")
-    flags.DEFINE_string("output", None, "The .npy or .parquet file for features: row n is line n.")
-    flags.DEFINE_bool("with_text", False, "Of features in .parquet: write the texts into it as well.")
-    flags.DEFINE_enum("pooling", "mean", ["mean", "cls"], "Of features: over all tokens, or [CLS].")
-    flags.DEFINE_integer("layer", -1, "Of features: 0 is the embeddings, -1 the last layer.")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "The file to write: .npy or .parquet for features (row n is line n), .jsonl for predictions.",
+    )
+    flags.DEFINE_bool("with_text", False, "For features in .parquet: write the texts too.")
+    flags.DEFINE_enum(
+        "pooling", "mean", ["mean", "cls"], "For features: mean over all tokens, or the state of [CLS]."
+    )
+    flags.DEFINE_integer("layer", -1, "For features: 0 is the embeddings, -1 the last layer.")
     flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)
     command.run(main, modes=tuple(MODES))

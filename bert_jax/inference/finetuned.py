@@ -1,4 +1,4 @@
-"""A fine-tuned checkpoint as something to use: `bert_jax.load_finetuned(path)` classifies, answers, tags.
+"""Uses a fine-tuned checkpoint: `bert_jax.load_finetuned(path)` classifies, answers, tags.
 
 trec = bert_jax.load_finetuned("runs/trec")
 trec.predict(trec.task.read("questions.tsv", "input", labelled=False))
@@ -57,7 +57,7 @@ class Finetuned:
         task: reads examples, and scores predictions.
         tokenizer: text to ids and back.
         params: nested dict of arrays.
-        meta: what the checkpoint says of itself.
+        meta: of the checkpoint (step, versions, digest of the data).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Finetuned:
         return cls(config, task, opened.tokenizer, structure, params, opened.meta)
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """The prediction for each example of `task.read`; JSON, as `task.decode` says."""
+        """Predicts for each example of `task.read`; returns JSON, see `task.decode`."""
         if not examples:
             return []
         laid = Laid(self.task, examples, self.tokenizer, self.config.data)

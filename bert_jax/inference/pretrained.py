@@ -1,10 +1,10 @@
-"""A checkpoint as something to use: `bert_jax.load(path)` encodes, fills masks and gives features.
+"""Uses a checkpoint: `bert_jax.load(path)` encodes texts, fills masks and computes features.
 
 bert = bert_jax.load("runs/bert_tiny")
 bert.fill_mask(["The [MASK] of the United States."])
 bert.features(["A sentence.", "Another one."])
 
-Of a fine-tuned checkpoint it gives the encoder; what its head predicts is `load_finetuned`'s.
+Of a fine-tuned checkpoint it loads the encoder; `load_finetuned` loads the head too.
 """
 
 import collections
@@ -32,15 +32,15 @@ from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
 
 MASK = "[MASK]"
-# Stands for a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
-# Without it SentencePiece would take the full stop of "[MASK]." for a new word.
+# Replaces a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
+# Without it SentencePiece would start a new word at the full stop of "[MASK].".
 STAND_IN = "\U0010fffd"
 SHORTEST = 16  # tokens of a row; a row is padded to a power of two, so that few shapes are compiled
 MASKS = 64  # whose probabilities, over the whole vocabulary, are in memory at a time
 
 
 class Guess(NamedTuple):
-    """A piece that may stand at a mask, as people read it: `##s` goes on with a word."""
+    """A piece that may replace a mask, as people read it: `##s` continues a word."""
 
     token: str
     probability: float
@@ -50,9 +50,9 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     """Loads a checkpoint on one device, whatever it was trained on.
 
     Args:
-        checkpoint: of pretraining or fine-tuned; a run's folder (its newest, or best, checkpoint) or
+        checkpoint: of pretraining or fine-tuning; a run's folder (its newest, or best, checkpoint) or
             `checkpoints/STEP`.
-        dtype: of the activations, float32 or bfloat16; what comes out is float32.
+        dtype: of the activations, float32 or bfloat16; results are float32.
 
     Raises:
         UserError: if there is no checkpoint, it is damaged, or `dtype` is another.
@@ -63,17 +63,17 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
 
 
 class Pretrained:
-    """A pretrained encoder with its tokenizer and heads; of a fine-tuned one, without the heads.
+    """A pretrained encoder with its tokenizer and heads; a fine-tuned one has no heads here.
 
-    Texts are batched by length and run jitted. What comes out for a text does not depend on the texts beside
-    it: the length of its row depends on it alone, and the number of rows on that length. `[MASK]` in any text
-    is the special piece.
+    Texts are batched by length. The result for a text does not depend on the texts beside it: the length of
+    its row depends on it alone, and the number of rows on that length. `[MASK]` in a text becomes the special
+    piece.
 
     Attributes:
         config: what it was trained with.
         tokenizer: text to ids and back.
         params: nested dict of arrays.
-        meta: what the checkpoint says of itself (step, versions, digest of the data).
+        meta: of the checkpoint (step, versions, digest of the data).
         max_length: tokens of a row, specials included, that it was trained with.
     """
 
@@ -123,13 +123,14 @@ class Pretrained:
         return cls(config, opened.tokenizer, structure, params, opened.meta)
 
     def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
-        """The `top_k` most probable pieces for every `[MASK]` of every text, each mask for itself.
+        """Finds the `top_k` most probable pieces for every `[MASK]` of every text, each mask by itself.
 
-        Of each text come its masks in order, of each mask its guesses from the most probable on.
+        Returns:
+            For each text its masks in order, for each mask its guesses, the most probable first.
 
         Raises:
             UserError: for a text without `[MASK]` or with more tokens than the network was trained for, for
-                a `top_k` that the vocabulary does not hold, and of a fine-tuned checkpoint.
+                a `top_k` that the vocabulary does not hold, and for a fine-tuned checkpoint.
         """
         self._check_heads("fill_mask")
         if not 1 <= top_k <= self.tokenizer.vocab_size:
@@ -152,11 +153,13 @@ class Pretrained:
         return results
 
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The probability that the second text of each pair follows the first: float32 [pairs].
+        """Computes the probability that the second text of each pair follows the first: float32 [pairs].
+
+        A second text without tokens counts as none, as in training.
 
         Raises:
-            UserError: for what is no pair or has too many tokens, if the network knows no pairs, and of a
-                fine-tuned checkpoint.
+            UserError: for a text that is not a pair or has too many tokens, for a network that was trained
+                without pairs, and for a fine-tuned checkpoint.
         """
         self._check_heads("next_sentence")
         for pair in pairs:
@@ -168,7 +171,7 @@ class Pretrained:
         return result
 
     def encode(self, texts: Sequence[Text], layer: int = -1) -> list[np.ndarray]:
-        """The hidden states of every token, `[CLS]` and `[SEP]` included: float32 [tokens, D] for each text.
+        """Computes the hidden states of all tokens, `[CLS]` and `[SEP]` included: float32 [tokens, D] a text.
 
         `layer` is 0 for the embeddings, 1 … L for a layer's output, -1 for the last.
 
@@ -184,7 +187,7 @@ class Pretrained:
         return result
 
     def features(self, texts: Sequence[Text], pooling: str = "mean", layer: int = -1) -> np.ndarray:
-        """One vector for each text: float32 [texts, D].
+        """Computes one vector for each text: float32 [texts, D].
 
         Args:
             texts, layer: as in `encode`.
@@ -210,7 +213,7 @@ class Pretrained:
             )
 
     def _why_no_pairs(self) -> str:
-        """The setting that leaves the network single texts only, or nothing."""
+        """Returns the setting by which the network was trained without pairs, or an empty string."""
         if isinstance(self.config, FinetuneConfig):
             return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
         return "data.second_objective=none" if self.config.data.second_objective == "none" else ""
@@ -237,7 +240,7 @@ class Pretrained:
         return rows
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts. A mask stands for one piece, with the space before it if there is one."""
+        """Encodes texts. A mask replaces one piece, with the space before it if there is one."""
         segments = [
             segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
         ]
@@ -254,7 +257,7 @@ class Pretrained:
         return result
 
     def _batches(self, rows: list["Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        """Batches of rows of like length, with the numbers of the texts in their first rows."""
+        """Batches rows of similar length; yields the numbers of the texts in the rows, and the batch."""
         by_length = collections.defaultdict(list)
         for number, row in enumerate(rows):
             power_of_two = 1 << (row.length - 1).bit_length()
@@ -266,7 +269,7 @@ class Pretrained:
                 yield some, batch_of([rows[n] for n in some], (size, length), self.tokenizer)
 
     def _shown(self, token: int) -> str:
-        """A piece without SentencePiece's mark of a space, and with ## where letters go on with a word."""
+        """Writes a piece without SentencePiece's mark of a space, with ## where letters continue a word."""
         piece = self.tokenizer.piece(token).removeprefix("##")
         text = piece.removeprefix("▁") or piece
         return f"##{text}" if text[:1].isalnum() and not self.tokenizer.word_starts[token] else text

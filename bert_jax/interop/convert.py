@@ -1,4 +1,4 @@
-"""Writes what was read from a Hugging Face or Google directory as a checkpoint."""
+"""Converts a Hugging Face or Google directory to a checkpoint."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ def convert(
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
     read = huggingface.read(source, hidden_act, task, stated)
-    tell(
+    log_choices(
         read,
         by_task="--task" if task else "its config",
         by_act="--hidden_act" if hidden_act else "its config",
@@ -52,14 +52,14 @@ def convert(
         files["task.json"] = (json.dumps(read.facts, indent=1, ensure_ascii=False) + "\n").encode()
     checkpoints = Checkpoints(output / "checkpoints", files, keep_last=1, keep_every=0)
     state = TrainState(jnp.int32(0), read.params, {"count": jnp.int32(0)})
-    checkpoints.save(state, json.loads(json.dumps(meta)))
+    checkpoints.save(state, meta)
     checkpoints.close()
     count = sum(leaf.size for leaf in jax.tree.leaves(read.params))
     log.info("%s parameters, params_digest %s", f"{count:,}", digest)
 
 
 def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
-    """The config of a checkpoint with what was read: of pretraining, or fine-tuned."""
+    """Makes the config of the checkpoint: of pretraining, or of fine-tuning where a task was read."""
     if read.task == PRETRAINING:
         pairs = "next_sentence" if read.model.type_vocab_size > 1 else "none"
         return Config(
@@ -70,15 +70,15 @@ def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
     return FinetuneConfig(model=read.model, task=TaskConfig(read.task), data=data)
 
 
-def tell(read: huggingface.Source, by_task: str, by_act: str) -> None:
-    """Logs what was chosen, and by whom."""
+def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:
+    """Logs what was read; `by_task` and `by_act` say what decided the task and the activation."""
     if read.task == PRETRAINING:
         log.info("task: none (%s), a checkpoint of pretraining", by_task)
     else:
         facts = ", ".join(f"{name} {value}" for name, value in read.facts.items())
         log.info("task: %s (%s), a fine-tuned checkpoint; %s", read.task, by_task, facts)
     kind = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh"}[read.model.hidden_act]
-    log.info("hidden_act: %s (%s), as %s has it", read.model.hidden_act, kind, by_act)
+    log.info("hidden_act: %s (%s), from %s", read.model.hidden_act, kind, by_act)
     sample = " ".join(read.tokenizer.piece(token) for token in read.tokenizer.encode(["Hello, World"])[0])
     log.info('vocabulary: %d pieces; "Hello, World" is %s', read.tokenizer.vocab_size, sample)
     log.info("initialised: %s", f"{', '.join(read.initialised)} (not in the file; untrained)"

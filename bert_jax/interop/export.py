@@ -21,13 +21,13 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     """Writes the best checkpoint of `source` into the folder `output` and checks what was written.
 
     Raises:
-        UserError: if there is no checkpoint, or what was written is not the same network and tokenizer.
+        UserError: if there is no checkpoint, or the files do not give the same tokens and logits again.
     """
     opened = open_checkpoint(source, "--input")
     bert = Finetuned.of(opened) if opened.is_finetuned else Pretrained.of(opened)
     network = _network(bert)
     longest = bert.config.data.max_seq_length
-    # Transformers asks what the file was written for.
+    # Transformers refuses a file without this entry.
     weights = safetensors.numpy.save(_tensors(network), metadata={"format": "pt"})
     settings = tokenizer_json.settings(bert.tokenizer, longest)
     config = huggingface.write_config(network.model, bert.tokenizer.pad_id, network.task, network.facts)
@@ -35,7 +35,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         **bert.tokenizer.files(),
         "model.safetensors": weights,
         "config.json": _json(config),
-        "tokenizer_config.json": _json(settings),  # more than WordPiece's own has
+        "tokenizer_config.json": _json(settings),  # replaces that of WordPiece, which has fewer keys
         "special_tokens_map.json": _json({k: v for k, v in settings.items() if k.endswith("_token")}),
         "tokenizer.json": tokenizer_json.build(bert.tokenizer).to_str(pretty=True),
         "README.md": model_card(opened, bert.config, network.task, network.facts),
@@ -56,7 +56,7 @@ def _json(content: dict[str, Any]) -> str:
 
 
 def _tensors(network: Network) -> dict[str, np.ndarray]:
-    """What model.safetensors is to hold; a regression's output is in the units of the data there."""
+    """Makes the tensors of model.safetensors; a regression's output is in the units of the data there."""
     params = network.params
     if network.task == "regression":
         params = heads.unstandardised(params, network.facts)

@@ -1,4 +1,4 @@
-"""The heads of Hugging Face's BERT: the architecture of each task of ours, and what config.json says of it.
+"""The heads of Hugging Face's BERT: the architecture of each task, and its settings in config.json.
 
 A task is one of `bert_jax.tasks.config.TASKS`, or `PRETRAINING`.
 """
@@ -27,7 +27,7 @@ PRETRAINING_NAMES = {
 
 
 class Head(NamedTuple):
-    """An architecture of theirs, and the module of ours that computes the same."""
+    """An architecture of Transformers, and our module that computes the same."""
 
     architecture: str
     pipeline: str  # of the model hub
@@ -89,7 +89,7 @@ def num_labels(task: str, facts: Mapping[str, Any]) -> int:
 
 
 def recognised(settings: Mapping[str, Any]) -> str:
-    """The task of a config.json, by its architecture; `PRETRAINING` where that is of none."""
+    """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
     match settings.get("architectures"):
         case [str(architecture), *_]:
             tasks = [task for task, head in HEADS.items() if head.architecture == architecture]
@@ -110,11 +110,11 @@ def read_facts(
     stated: Mapping[str, bool],
     origin: pathlib.Path,
 ) -> dict[str, Any]:
-    """The facts of a task (see `Downstream`) as a config.json has them.
+    """Reads the facts of a task (see `Downstream`) from a config.json.
 
     Args:
         settings, tensors: of the directory `origin`.
-        stated: facts by which the user overrules the file, `pairs` or `version_2`.
+        stated: facts that overrule the file, `pairs` or `version_2`.
 
     Raises:
         UserError: for labels that are not distinct names, several labels at a time, or facts that the task
@@ -122,7 +122,7 @@ def read_facts(
     """
     names = HEADS[task].stated
     if foreign := [name for name in stated if name not in names]:
-        raise UserError(f"--{foreign[0]} says nothing about --task={task}; leave it out.")
+        raise UserError(f"--{foreign[0]} is not a setting of --task={task}; leave it out.")
     written = settings.get("task_specific_params")
     written = written.get(task) if isinstance(written, dict) else None
     written = written if isinstance(written, dict) else {}
@@ -135,7 +135,7 @@ def read_facts(
 
 
 def write_settings(task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json is to say of the head: what `recognised` and `read_facts` read."""
+    """Writes the settings of config.json that `recognised` and `read_facts` read."""
     head = HEADS[task]
     settings: dict[str, Any] = {"architectures": [head.architecture]}
     if task == PRETRAINING:
@@ -151,7 +151,10 @@ def write_settings(task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unstandardised(params: Any, facts: Mapping[str, Any]) -> Any:
-    """Parameters of a regression whose output is in the units of the data: output·deviation + mean."""
+    """Scales a regression's parameters so that the output is in the units of the data.
+
+    The new output is output · deviation + mean.
+    """
     kernel, bias = (np.asarray(params["classifier"][name], np.float64) for name in ("kernel", "bias"))
     classifier = {"kernel": kernel * facts["deviation"], "bias": bias * facts["deviation"] + facts["mean"]}
     return params | {"classifier": {name: array.astype(np.float32) for name, array in classifier.items()}}
@@ -172,7 +175,7 @@ def _labels(
     known = [label for label in labels if isinstance(label, str)]
     if not len(labels) == len(set(known)) >= 2:
         raise UserError(
-            f"{origin}/config.json: id2label={names!r} must name two classes or more, from '0' on, each in "
-            "another way."
+            f"{origin}/config.json: id2label={names!r} must name two classes or more, from '0' on, with "
+            "distinct names."
         )
     return known

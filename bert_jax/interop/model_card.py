@@ -67,13 +67,13 @@ def _about(task: str, facts: Mapping[str, Any]) -> str:
 
 
 def _command(config: Config | FinetuneConfig) -> str:
-    """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
+    """Makes a command that trains with this config: a shipped config and the values that differ from it."""
     values, note = config.flat(), ""
     module, name = "pretrain", "bert_base"
     if isinstance(config, FinetuneConfig):
         module, name = "finetune", "finetune/classification"
-        note = f"# until train.num_epochs had made {config.train.num_steps} steps\n"
-        del values["optimizer.warmup_steps"]  # what train.warmup_share came to
+        note = f"# train.num_epochs came to {config.train.num_steps} steps\n"
+        del values["optimizer.warmup_steps"]  # follows from train.warmup_share
         values["train.hidden_dropout"] = config.model.hidden_dropout
         values["train.attention_dropout"] = config.model.attention_dropout
     shipped = flatten_dict(runpy.run_path(str(find_config(name)))["get_config"]().to_dict(), sep=".")
@@ -83,7 +83,7 @@ def _command(config: Config | FinetuneConfig) -> str:
 
 
 def _metrics(checkpoint: epath.Path, step: int) -> dict[str, float]:
-    """The last held-out numbers of its run up to a step, and the scores of fine-tuning; {} without any."""
+    """Reads the last held-out metrics of its run up to a step, and the scores of fine-tuning, if any."""
     found: dict[str, float] = {}
     for run in checkpoint.parents[:2]:
         for row in read_rows(run / "metrics.jsonl"):

@@ -1,4 +1,4 @@
-"""Checks that an exported directory gives the tokens and the logits of the network that it was made from."""
+"""Checks that an exported directory gives the same tokens and logits as the checkpoint."""
 
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ from bert_jax.interop.heads import HEADS
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.step import abstract_model
 
-TOLERANCE, RELATIVE = 1e-4, 1e-5  # of a logit; more of large ones, which regression may have
+TOLERANCE, RELATIVE = 1e-4, 1e-5  # of a logit; relative too, since a regression may have large ones
 SENTENCES = (
     "It was the best of times, it was the worst of times, it was the age of wisdom.",
     "Call me Ishmael. Some years ago, never mind how long precisely, I went to sea.",
@@ -41,15 +41,13 @@ class Network(NamedTuple):
 
 
 def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.Path) -> None:
-    """Raises UserError if the written tokens are others, or a logit differs by more than `TOLERANCE`."""
+    """Raises UserError if the exported tokens differ, or a logit differs by more than the tolerance."""
     ids = tokenizer.encode(SENTENCES)
     written = tokenizers.Tokenizer.from_file(str(output / "tokenizer.json"))
     theirs = written.encode_batch(SENTENCES, add_special_tokens=False)
     for sentence, expected, found in zip(SENTENCES, ids, theirs, strict=True):
         if found.ids != expected:
-            raise UserError(
-                f"--output: tokenizer.json splits {sentence!r} in another way; nothing is written."
-            )
+            raise UserError(f"--output: tokenizer.json splits {sentence!r} differently; nothing is written.")
     batch = _batch(ids, tokenizer, longest)
     real = batch["sequence_ids"] > 0
     ours = _flat(_logits(network, batch), real)
@@ -60,7 +58,7 @@ def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.
         reader = "convert (no Transformers here)"
         again = _logits(Network(read.task, read.facts, read.model, read.params), batch)
     differences = np.abs(ours - _flat(again, real))
-    if not np.all(differences <= TOLERANCE + RELATIVE * np.abs(ours)):  # nor if it is not a number
+    if not np.all(differences <= TOLERANCE + RELATIVE * np.abs(ours)):  # also where it is NaN
         raise UserError(
             f"--output: {reader} computes logits that differ by {differences.max():.2g}; nothing is written."
         )
@@ -70,14 +68,14 @@ def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.
 
 
 def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str, np.ndarray]:
-    """Each sentence as a row [CLS] … [SEP]; every position asks for its logits."""
+    """Builds a row [CLS] … [SEP] of each sentence, with a masked-LM prediction at every position."""
     rows = [Row(row[: longest - 2], []) for row in ids]
     batch = batch_of(rows, (len(rows), max(row.length for row in rows)), tokenizer)
     return batch | {"masked_lm_positions": batch["position_ids"]}
 
 
 def _logits(network: Network, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Logits of every token [B, T, …] or of the sequence [B, …], whichever the head has."""
+    """Computes the logits of every token [B, T, …] or of the sequence [B, …], as the head has them."""
     head, facts = HEADS[network.task], network.facts
     structure, _ = abstract_model(head.build(network.model, heads.num_labels(network.task, facts)))
     with jax.default_matmul_precision("highest"):
@@ -91,7 +89,7 @@ def _logits(network: Network, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
 def _transformers_logits(
     folder: pathlib.Path, head: heads.Head, batch: dict[str, np.ndarray]
 ) -> list[np.ndarray]:
-    # Not of our requirements, so imported only where it happens to be.
+    # Not a requirement: imported only where it is installed.
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     network = getattr(transformers, head.architecture).from_pretrained(folder).eval()
     names = {"input_ids": "input_ids", "token_type_ids": "token_type_ids", "attention_mask": "sequence_ids"}
@@ -103,5 +101,5 @@ def _transformers_logits(
 
 
 def _flat(logits: list[np.ndarray], real: np.ndarray) -> np.ndarray:
-    """All logits but those of padding in one axis; `real` is bool [B, T]."""
+    """Puts all logits but those of padding into one axis; `real` is bool [B, T]."""
     return np.concatenate([(x[real] if x.ndim == 3 else x).ravel() for x in logits])

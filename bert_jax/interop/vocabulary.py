@@ -1,6 +1,6 @@
 """Reads the vocabulary of a Hugging Face directory, with the rules by which it splits text.
 
-Files, in the order in which they count: sentencepiece.model (of our own export), tokenizer.json, vocab.txt.
+The first of these files counts: sentencepiece.model (of our own export), tokenizer.json, vocab.txt.
 """
 
 import json
@@ -22,7 +22,7 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     """Reads the tokenizer of a directory: its ids are those of AutoTokenizer.
 
     Returns:
-        The tokenizer, and how many tokens it lets through, None without a limit.
+        The tokenizer, and the most tokens of a text that it takes, None without a limit.
 
     Raises:
         UserError: if there is none, or it splits text by rules that `WordPieceTokenizer` does not have.

@@ -122,7 +122,7 @@ def test_all_tensors_that_do_not_fit_are_listed(write, weights):
     [
         ({"model_type": "roberta"}, "model_type='roberta'; only 'bert'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
-        ({"hidden_act": "relu"}, "hidden_act='relu' is not of gelu, gelu_new"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not one of gelu, gelu_new"),
         ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
         ({"vocab_size": 127}, "128 pieces and the config says vocab_size=127"),
         ({"num_attention_heads": 5}, "model.hidden_size=48 is not divisible"),

@@ -177,7 +177,7 @@ def test_labels_without_names_are_counted(write):
     [
         ({"id2label": {"0": "bad"}, "problem_type": "single_label_classification"}, "two classes or more"),
         ({"id2label": {"0": "bad", "2": "good"}}, "two classes or more, from '0' on"),
-        ({"id2label": {"0": "bad", "1": "bad", "2": "good"}}, "each in another way"),
+        ({"id2label": {"0": "bad", "1": "bad", "2": "good"}}, "with distinct names"),
         ({"id2label": {"0": "bad", "1": 1, "2": "good"}}, "must name"),
         ({"id2label": ["bad", "good"]}, "must name"),
         ({"problem_type": "multi_label_classification"}, "only one label a text .* --task=none"),
@@ -223,7 +223,7 @@ def test_what_no_file_says_can_be_stated(write):
     folder = write({"task_specific_params": None})
     assert huggingface.read(folder).facts["pairs"] is False
     assert huggingface.read(folder, stated={"pairs": True}).facts["pairs"] is True
-    with pytest.raises(UserError, match="--version_2 says nothing about --task=classification"):
+    with pytest.raises(UserError, match="--version_2 is not a setting of --task=classification"):
         huggingface.read(folder, stated={"version_2": True})
 
 
