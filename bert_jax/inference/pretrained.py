@@ -26,7 +26,6 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.downstream import Placement
 from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
@@ -287,12 +286,21 @@ class Row(NamedTuple):
         return 2 + len(self.a) + (len(self.b) + 1 if self.b else 0)
 
 
+class OnePerRow(NamedTuple):
+    """The sequences of rows that hold one each, for `assemble`. ints [n]."""
+
+    row: np.ndarray
+    slot: np.ndarray
+    length_a: np.ndarray
+    length_b: np.ndarray
+
+
 def batch_of(rows: Sequence[Row], shape: tuple[int, int], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """Builds what the encoder and the pooler read (see `assemble`), one sequence a row; `shape` is (B, T)."""
-    numbers, none = np.arange(len(rows)), np.zeros(len(rows), np.int64)
-    lengths = (np.array([len(part) for part in parts], np.int64) for parts in zip(*rows, strict=True))
+    length_a, length_b = np.array([[len(row.a), len(row.b)] for row in rows]).T
+    placed = OnePerRow(np.arange(len(rows)), np.zeros(len(rows), np.int64), length_a, length_b)
     tokens = np.fromiter(itertools.chain(*itertools.chain(*rows)), np.int32)
-    return assemble(Placement(numbers, none, numbers, *lengths), tokens, (*shape, 1), tokenizer)
+    return assemble(placed, tokens, (*shape, 1), tokenizer)
 
 
 def _shortened(text: Text) -> str:
