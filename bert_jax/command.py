@@ -98,7 +98,7 @@ def config_docstring() -> str:
 
 
 def folder_flag(name: str) -> pathlib.Path:
-    """A flag that names a folder; raises UserError without it."""
+    """The path of a flag that names a folder; raises UserError where it is missing."""
     if not (value := flags.FLAGS[name].value):
         raise UserError(f"--{name} is missing: a folder (--help says more).")
     return pathlib.Path(value)

@@ -84,6 +84,29 @@ def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
     return kind(**built)
 
 
+def from_checkpoint(values: dict[str, Any], kind: type[Kind], origin: Any) -> Kind:
+    """Builds the config that a checkpoint was saved with; fields that are missing there take their defaults.
+
+    Raises:
+        UserError: for keys of a newer version, and as `from_dict`; `origin` names the checkpoint.
+    """
+    unknown = [
+        key
+        for name, value in values.items()
+        for key in ([f"{name}.{field}" for field in value] if isinstance(value, dict) else [name])
+        if key not in known_keys(kind)
+    ]
+    if unknown:
+        raise UserError(
+            f"{origin} was written by a newer version of bert_jax: it has {', '.join(unknown)}; upgrade "
+            "bert_jax to use it."
+        )
+    try:
+        return from_dict(values, kind)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+
+
 def _check_type(key: str, value: Any, kind: Any) -> None:
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise UserError(
@@ -93,14 +116,22 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
 
 def check_key(key: str, kind: Any = Config) -> None:
     """Raises UserError, naming the nearest known keys, unless `key` (e.g. `train.num_steps`) exists."""
-    known = ["init_from", *sections(kind)]
-    for section, fields in sections(kind).items():
-        known += [f"{section}.{field.name}" for field in dataclasses.fields(fields)]
+    known = known_keys(kind)
     if key not in known:
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.endswith("." + leaf)]
         hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
         raise UserError(f"config.{key} does not exist{hint}")
+
+
+def known_keys(kind: Any) -> list[str]:
+    """Every key of a kind of config: its sections, and their fields as `train.num_steps`."""
+    fields = [
+        f"{section}.{field.name}"
+        for section, values in sections(kind).items()
+        for field in dataclasses.fields(values)
+    ]
+    return ["init_from", *sections(kind), *fields]
 
 
 def config_files() -> dict[str, pathlib.Path]:

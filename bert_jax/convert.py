@@ -4,39 +4,26 @@
     python -m bert_jax.predict fill-mask --checkpoint=imported/bert_base --text="A [MASK] day."
 
 A directory with the head of a task, e.g. a BertForSequenceClassification, becomes a fine-tuned checkpoint;
---task=none takes its encoder alone, to train it further.
+--task=none imports its encoder alone, to train it further.
 
-Nothing of the files is executed, and neither PyTorch nor TensorFlow is needed.
+No code in the files is executed, and neither PyTorch nor TensorFlow is needed.
 """
 
-import json
 import logging
-import pathlib
-from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 from bert_jax import command
-from bert_jax.config import Config
-from bert_jax.corpus.config import DataConfig
-from bert_jax.errors import UserError
 from bert_jax.files import new_folder
-from bert_jax.interop import huggingface
-from bert_jax.interop.heads import HEADS, PRETRAINING
+from bert_jax.interop.convert import convert
+from bert_jax.interop.heads import HEADS
 from bert_jax.model.config import ACTIVATIONS
-from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
-from bert_jax.training.checkpoint import Checkpoints
-from bert_jax.training.fingerprints import params_digest
-from bert_jax.training.step import TrainState
-from bert_jax.training.workdir import versions
 
 log = logging.getLogger("bert_jax")
 
 
 def main() -> None:
-    source, output = folder_flag("input"), folder_flag("output")
+    source, output = command.folder_flag("input"), command.folder_flag("output")
     values = {name: flags.FLAGS[name].value for name in ("pairs", "version_2")}
     stated = {name: value for name, value in values.items() if value is not None}
     with new_folder(output) as folder:
@@ -44,85 +31,19 @@ def main() -> None:
     log.info("wrote %s; --checkpoint and --config.init_from take it", output / "checkpoints" / "0")
 
 
-def folder_flag(name: str) -> pathlib.Path:
-    """A flag that names a folder; raises UserError without it."""
-    if not (value := flags.FLAGS[name].value):
-        raise UserError(f"--{name} is missing: a folder (--help says more).")
-    return pathlib.Path(value)
-
-
-def convert(
-    source: pathlib.Path,
-    output: pathlib.Path,
-    hidden_act: str | None = None,
-    task: str | None = None,
-    stated: Mapping[str, bool] | None = None,
-) -> None:
-    """Writes the weights and the vocabulary of `source` as `output`/checkpoints/0, and logs what was chosen.
-
-    Args and Raises as `huggingface.read`.
-    """
-    if not source.is_dir():
-        raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
-    read = huggingface.read(source, hidden_act, task, stated)
-    tell(
-        read,
-        by_task="--task" if task else "its config",
-        by_act="--hidden_act" if hidden_act else "its config",
-    )
-    digest = params_digest(read.params)
-    meta = {
-        "config": config_of(read).to_dict(),
-        "versions": versions(),
-        "imported": {"from": source.name, "params_digest": digest, "initialised": read.initialised},
-    }
-    files = {f"tokenizer/{name}": content for name, content in read.tokenizer.files().items()}
-    if read.task != PRETRAINING:
-        files["task.json"] = (json.dumps(read.facts, indent=1, ensure_ascii=False) + "\n").encode()
-    checkpoints = Checkpoints(output / "checkpoints", files, keep_last=1, keep_every=0)
-    state = TrainState(jnp.int32(0), read.params, {"count": jnp.int32(0)})
-    checkpoints.save(state, json.loads(json.dumps(meta)))
-    checkpoints.close()
-    count = sum(leaf.size for leaf in jax.tree.leaves(read.params))
-    log.info("%s parameters, params_digest %s", f"{count:,}", digest)
-
-
-def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
-    """The config of a checkpoint with what was read: of pretraining, or fine-tuned."""
-    if read.task == PRETRAINING:
-        pairs = "next_sentence" if read.model.type_vocab_size > 1 else "none"
-        return Config(
-            read.model, DataConfig("imported", max_seq_length=read.max_length, second_objective=pairs)
-        )
-    second = "text_pair" if read.facts.get("pairs") else ""
-    data = TaskData(text_pair=second, max_seq_length=read.max_length)
-    return FinetuneConfig(model=read.model, task=TaskConfig(read.task), data=data)
-
-
-def tell(read: huggingface.Source, by_task: str, by_act: str) -> None:
-    """Logs what was chosen, and by whom."""
-    if read.task == PRETRAINING:
-        log.info("task: none (%s), a checkpoint of pretraining", by_task)
-    else:
-        facts = ", ".join(f"{name} {value}" for name, value in read.facts.items())
-        log.info("task: %s (%s), a fine-tuned checkpoint; %s", read.task, by_task, facts)
-    kind = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh"}[read.model.hidden_act]
-    log.info("hidden_act: %s (%s), as %s has it", read.model.hidden_act, kind, by_act)
-    sample = " ".join(read.tokenizer.piece(token) for token in read.tokenizer.encode(["Hello, World"])[0])
-    log.info('vocabulary: %d pieces; "Hello, World" is %s', read.tokenizer.vocab_size, sample)
-    log.info("initialised: %s", f"{', '.join(read.initialised)} (not in the file; untrained)"
-             if read.initialised else "nothing; every head is in the file")  # fmt: skip
-    if read.ignored:
-        log.info("not imported: %s (of another task)", ", ".join(read.ignored))
-
-
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "The folder to read: config, weights and vocabulary.")
     flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
-    flags.DEFINE_enum("task", None, list(HEADS), "Whose head is imported (default: as its config says).")
-    flags.DEFINE_boolean(
-        "pairs", None, "Of classification and regression: texts come in pairs (default: no)."
+    flags.DEFINE_enum(
+        "task", None, list(HEADS), "The task whose head is imported (default: that of its config)."
     )
-    flags.DEFINE_boolean("version_2", None, "Of question answering: some have no answer (default: no).")
-    flags.DEFINE_enum("hidden_act", None, ACTIVATIONS, "Instead of what its config says.")
+    flags.DEFINE_boolean(
+        "pairs", None, "For classification and regression: texts come in pairs (default: no)."
+    )
+    flags.DEFINE_boolean(
+        "version_2", None, "For question answering: some questions have no answer (default: no)."
+    )
+    flags.DEFINE_enum(
+        "hidden_act", None, ACTIVATIONS, "The activation, where that of its config is not known or wrong."
+    )
     command.run(main)

@@ -1,4 +1,4 @@
-"""Ask a checkpoint: fill masks, judge whether a sentence follows, write features; classify, answer, tag.
+"""Use a checkpoint: fill masks, judge whether a sentence follows, write features; classify, answer, tag.
 
     python -m bert_jax.predict fill-mask --text="It was the [MASK] of times."
     python -m bert_jax.predict next-sentence --text="He went to sea." --next="The ship was old."
@@ -8,25 +8,24 @@
     python -m bert_jax.predict answer --checkpoint=runs/finetune/squad --text="Who?" --next="A paragraph."
     python -m bert_jax.predict tag --checkpoint=runs/finetune/ner --input=sentences.txt --output=tags.jsonl
 
-With --input, every line is a text; a pair (next-sentence; question and paragraph) has a tab between. The last
-three take the files that they are fine-tuned with too, without labels.
+With --input, every line of the file is a text; the two texts of a pair (next-sentence; question and
+paragraph) have a tab between them. The last three also read the kinds of
+files that fine-tuning reads, without labels.
 """
 
 import contextlib
 import functools
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Callable
-from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from bert_jax import command
+from bert_jax import command, files
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
@@ -37,7 +36,9 @@ log = logging.getLogger("bert_jax")
 
 def main(mode: str) -> None:
     if flags.FLAGS.input is not None and flags.FLAGS.next is not None:
-        raise UserError("--next goes with --text; a line of --input holds both texts, with a tab between.")
+        raise UserError(
+            "--next goes with --text; a line of --input holds both texts, with a tab between them."
+        )
     MODES[mode]()
 
 
@@ -59,7 +60,7 @@ def next_sentence() -> None:
 
 
 def features() -> None:
-    """Writes one vector a text: an array, or a table for whatever reads Parquet."""
+    """Writes one vector for each text: an array (.npy) or a Parquet table."""
     texts, output, with_text = _texts(blank_lines=True), _output(), flags.FLAGS.with_text
     if output.suffix not in (".npy", ".parquet"):
         raise UserError(f"--output={output} must end in .npy or .parquet.")
@@ -76,7 +77,8 @@ def features() -> None:
 
 
 def fine_tuned(*tasks: str) -> None:
-    """Predicts with a checkpoint that was fine-tuned for one of these tasks: a JSON object for each input."""
+    """Predicts with a checkpoint that was fine-tuned for one of these tasks; a JSON object for each input."""
+    output = None if flags.FLAGS.output is None else _output()
     bert = load_finetuned(_checkpoint(fine_tuned=True), tasks)
     if flags.FLAGS.input and pathlib.Path(flags.FLAGS.input).suffix != ".txt":
         examples = bert.task.read(flags.FLAGS.input, "--input", labelled=False)
@@ -89,22 +91,21 @@ def fine_tuned(*tasks: str) -> None:
     predictions = bert.predict(examples)
     rows = [bert.task.row(*pair) for pair in zip(examples, predictions, strict=True)]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if flags.FLAGS.output is None:
+    if output is None:
         print(content, end="")
     else:
-        output = _output()
-        _write(output, lambda file: file.write(content.encode()))
+        _write(output, content)
         print(f"{output}: {len(rows)} predictions")
 
 
 def newest_checkpoint(fine_tuned: bool = False, folder: str = "runs") -> pathlib.Path:
-    """The checkpoint of the newest pretrained or fine-tuned run; raises UserError if there is none."""
+    """Finds the checkpoint of the newest pretrained or fine-tuned run; raises UserError if there is none."""
     found = pathlib.Path(folder).glob("**/checkpoints/*/checksums.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError):
             config = json.loads((path.parent / "meta" / "metadata").read_text())["config"]
             if ("task" in config) == fine_tuned:
-                return path.parents[1] / find_checkpoint(path.parents[2]).name  # relative: what is typed next
+                return path.parents[1] / find_checkpoint(path.parents[2]).name  # relative, as people type it
     kind, verb = ("fine-tuned", "finetune") if fine_tuned else ("pretrained", "pretrain")
     raise UserError(
         f"--checkpoint is missing and {folder}/ holds no {kind} run; give a run's folder, or {verb} first: "
@@ -120,7 +121,7 @@ def _checkpoint(fine_tuned: bool = False) -> str:
 
 
 def _texts(blank_lines: bool = False) -> list[str]:
-    """--text, or the lines of --input."""
+    """Reads --text, or the lines of --input."""
     text, path = flags.FLAGS.text, flags.FLAGS.input
     if (text is None) == (path is None):
         raise UserError("give either --text or --input: what to predict from.")
@@ -137,7 +138,7 @@ def _texts(blank_lines: bool = False) -> list[str]:
 
 
 def _pairs() -> list[tuple[str, str]]:
-    """--text and --next, or the halves of the lines of --input."""
+    """Reads --text and --next, or the two texts in each line of --input."""
     texts = _texts()
     if flags.FLAGS.text is not None:
         if flags.FLAGS.next is None:
@@ -150,7 +151,7 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def _output() -> pathlib.Path:
-    """--output, checked before anything is computed."""
+    """Checks --output, before anything is computed."""
     if flags.FLAGS.output is None:
         raise UserError("--output is missing: the .npy or .parquet file to write, one row for each text.")
     output = pathlib.Path(flags.FLAGS.output)
@@ -159,36 +160,39 @@ def _output() -> pathlib.Path:
     return output
 
 
-def _write(output: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Has a file written whole or not at all."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+def _write(output: pathlib.Path, content: files.Content) -> None:
     try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(output)
+        files.write(output, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
 
 
+VERBS = {  # mode -> the tasks whose checkpoints it uses
+    "classify": ("classification", "regression"),
+    "answer": ("question_answering",),
+    "tag": ("token_classification",),
+}
 MODES: dict[str, Callable[[], None]] = {
     "fill-mask": fill_mask,
     "next-sentence": next_sentence,
     "features": features,
-    "classify": functools.partial(fine_tuned, "classification", "regression"),
-    "answer": functools.partial(fine_tuned, "question_answering"),
-    "tag": functools.partial(fine_tuned, "token_classification"),
+    **{verb: functools.partial(fine_tuned, *tasks) for verb, tasks in VERBS.items()},
 }
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
-    flags.DEFINE_string("text", None, "The text; [MASK] marks what to guess.")
+    flags.DEFINE_string("text", None, "The text; [MASK] marks a word to guess.")
     flags.DEFINE_string("next", None, "The sentence that may follow --text.")
     flags.DEFINE_string("input", None, "A file with one text a line, instead of --text.")
-    flags.DEFINE_string("output", None, "The .npy or .parquet file for features: row n is line n.")
-    flags.DEFINE_bool("with_text", False, "Of features in .parquet: write the texts into it as well.")
-    flags.DEFINE_enum("pooling", "mean", ["mean", "cls"], "Of features: over all tokens, or [CLS].")
-    flags.DEFINE_integer("layer", -1, "Of features: 0 is the embeddings, -1 the last layer.")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "The file to write: .npy or .parquet for features (row n is line n), .jsonl for predictions.",
+    )
+    flags.DEFINE_bool("with_text", False, "For features in .parquet: write the texts too.")
+    flags.DEFINE_enum(
+        "pooling", "mean", ["mean", "cls"], "For features: mean over all tokens, or the state of [CLS]."
+    )
+    flags.DEFINE_integer("layer", -1, "For features: 0 is the embeddings, -1 the last layer.")
     flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)
     command.run(main, modes=tuple(MODES))

@@ -20,8 +20,9 @@ from bert_jax.files import read_rows
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training import hosts, loop
-from bert_jax.training.checkpoint import check_network, committed_steps, open_checkpoint
+from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
+from bert_jax.training.opening import open_checkpoint
 from bert_jax.training.workdir import check_workdir, keep_compiled, lock
 
 SCORES = {
@@ -65,7 +66,7 @@ def check(config: Config, workdir: epath.Path) -> None:
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     folder = check_workdir(workdir, config)
     if config.init_from and not committed_steps(folder / "checkpoints"):
-        check_network(*open_checkpoint(config.init_from, "init_from"), config.model)
+        open_checkpoint(config.init_from, "init_from").check_network(config.model)
 
 
 def open_dataset(config: Config) -> PreparedDataset:

@@ -47,7 +47,9 @@ def save_finetuned(folder, tokenizer, task, facts, **data):
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
     config = FinetuneConfig(model=model, task=TaskConfig(task), data=TaskData(max_seq_length=LONGEST, **data))
     build = HEADS[task].build(model, num_labels(task, facts))
-    return _save(folder, tokenizer, config, build, {"task.json": json.dumps(facts).encode()}, {})
+    return _save(
+        folder, tokenizer, config, build, {"task.json": json.dumps(facts, ensure_ascii=False).encode()}, {}
+    )
 
 
 def _save(folder, tokenizer, config, build, files, axes):

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -243,6 +244,7 @@ class WordPieceTokenizer(Tokenizer):
         vocabulary: the pieces; a piece's place is its id.
         lowercase: lowercase and strip accents, as uncased vocabularies need it.
         name: for errors.
+        rules: `RULES` of BERT's normalizer that are not as usual, e.g. `tokenize_chinese_chars=False`.
 
     Raises:
         UserError: if a special piece is missing or a line is empty or repeated.
@@ -250,8 +252,12 @@ class WordPieceTokenizer(Tokenizer):
 
     FILE = "vocab.txt"
     SETTINGS = "tokenizer_config.json"  # both as Hugging Face names them
+    RULES = types.MappingProxyType({  # names in SETTINGS -> those of tokenizers' BertNormalizer
+        "do_lower_case": "lowercase", "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars", "clean_text": "clean_text",
+    })  # fmt: skip
 
-    def __init__(self, vocabulary: list[str], lowercase: bool, name: str = "the vocabulary"):
+    def __init__(self, vocabulary: list[str], lowercase: bool, name: str = "the vocabulary", **rules: bool):
         ids = {piece: token for token, piece in enumerate(vocabulary)}
         if missing := [piece for piece in SPECIAL_PIECES if piece not in ids]:
             raise UserError(f"{name} has no piece {', '.join(missing)}; a BERT vocabulary has one per line.")
@@ -263,15 +269,17 @@ class WordPieceTokenizer(Tokenizer):
             ids.__getitem__, SPECIAL_PIECES
         )
         self.word_starts = np.array([not piece.startswith("##") for piece in vocabulary])
-        self.lowercase, self._vocabulary = lowercase, vocabulary
+        self.settings, self._vocabulary = {"do_lower_case": lowercase} | rules, vocabulary
         self._tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-        self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+        self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+            **{self.RULES[rule]: value for rule, value in self.settings.items()}
+        )
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         self._tokenizer.decoder = tokenizers.decoders.WordPiece()
 
     @classmethod
-    def from_text(cls, text: str, lowercase: bool, name: str = "the vocabulary") -> Self:
-        return cls(text.removesuffix("\n").split("\n"), lowercase, name)
+    def from_text(cls, text: str, lowercase: bool, name: str = "the vocabulary", **rules: bool) -> Self:
+        return cls(text.removesuffix("\n").split("\n"), lowercase, name, **rules)
 
     def _encode_words(self, words):
         return [word.ids for word in self._tokenizer.encode_batch_fast(words, add_special_tokens=False)]
@@ -295,7 +303,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def files(self):
         vocabulary = "\n".join(self._vocabulary) + "\n"
-        settings = json.dumps({"do_lower_case": self.lowercase}) + "\n"
+        settings = json.dumps(self.settings) + "\n"
         return {self.FILE: vocabulary.encode(), self.SETTINGS: settings.encode()}
 
 
@@ -330,7 +338,8 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
         return SentencePieceTokenizer(path.read_bytes(), str(path))
     if (path := directory / WordPieceTokenizer.FILE).exists():
         settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_text())
-        return WordPieceTokenizer.from_text(path.read_text(), settings["do_lower_case"], str(path))
+        lowercase = settings.pop("do_lower_case")
+        return WordPieceTokenizer.from_text(path.read_bytes().decode(), lowercase, str(path), **settings)
     files = f"{SentencePieceTokenizer.FILE} or {WordPieceTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
 

@@ -1,4 +1,4 @@
-"""A fine-tuned checkpoint as something to use: `bert_jax.load_finetuned(path)` classifies, answers, tags.
+"""Uses a fine-tuned checkpoint: `bert_jax.load_finetuned(path)` classifies, answers, tags.
 
 trec = bert_jax.load_finetuned("runs/trec")
 trec.predict(trec.task.read("questions.tsv", "input", labelled=False))
@@ -6,25 +6,23 @@ trec.predict(trec.task.read("questions.tsv", "input", labelled=False))
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 from etils import epath
 from flax import nnx
 
-from bert_jax.config import from_dict
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.config import from_checkpoint
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.inference.pretrained import TOKENS
 from bert_jax.model.encoder import DEFAULT_COMPUTE
+from bert_jax.model.features import TOKENS
 from bert_jax.tasks.config import TASKS, FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
-from bert_jax.training.checkpoint import open_checkpoint, restore_params
-from bert_jax.training.config import MeshConfig
-from bert_jax.training.mesh import make_mesh
-from bert_jax.training.step import abstract_model, make_evaluation_step, with_shardings
+from bert_jax.tasks.finetuning import TASK, Laid, make_task
+from bert_jax.training.opening import OpenedCheckpoint, first_device_mesh, open_checkpoint
+from bert_jax.training.step import make_evaluation_step
 
 
 def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> "Finetuned":
@@ -37,25 +35,18 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
     Raises:
         UserError: if there is no checkpoint, it is damaged, or it is of another task.
     """
-    folder, meta = open_checkpoint(checkpoint)
-    if "task" not in meta["config"]:
+    opened = open_checkpoint(checkpoint)
+    if not opened.is_finetuned:
         raise UserError(
-            f"checkpoint {folder} is of pretraining; fine-tune it first: make finetune INIT_FROM={checkpoint}"
+            f"checkpoint {opened.folder} is of pretraining; fine-tune it first: make finetune "
+            f"INIT_FROM={checkpoint}"
         )
-    config = from_dict(meta["config"], FinetuneConfig)
-    if config.task.name not in tasks:
+    if (name := opened.meta["config"]["task"]["name"]) not in tasks:
         raise UserError(
-            f"checkpoint {folder} was fine-tuned for {config.task.name}, not for {' or '.join(tasks)}; give "
+            f"checkpoint {opened.folder} was fine-tuned for {name}, not for {' or '.join(tasks)}; give "
             "another --checkpoint."
         )
-    facts = json.loads((folder / TASK).read_text())
-    downstream = make_task(config.task, config.data, facts)
-    structure, abstract = abstract_model(
-        lambda rngs: downstream.objective().build(config.model, rngs, DEFAULT_COMPUTE)
-    )
-    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
-    return Finetuned(config, downstream, load_tokenizer(folder / TOKENIZER), structure, params, meta)
+    return Finetuned.of(opened)
 
 
 class Finetuned:
@@ -66,7 +57,7 @@ class Finetuned:
         task: reads examples, and scores predictions.
         tokenizer: text to ids and back.
         params: nested dict of arrays.
-        meta: what the checkpoint says of itself.
+        meta: of the checkpoint (step, versions, digest of the data).
     """
 
     def __init__(
@@ -81,15 +72,23 @@ class Finetuned:
         self.config, self.task, self.tokenizer = config, task, tokenizer
         self.params, self.meta = params, meta
         self._step = make_evaluation_step(structure, task.objective())
-        self._mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+
+    @classmethod
+    def of(cls, opened: OpenedCheckpoint) -> Self:
+        """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
+        config = from_checkpoint(opened.meta["config"], FinetuneConfig, opened.folder)
+        task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_bytes()))
+        build = task.objective().build
+        structure, params = opened.network(lambda rngs: build(config.model, rngs, DEFAULT_COMPUTE))
+        return cls(config, task, opened.tokenizer, structure, params, opened.meta)
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """The prediction for each example of `task.read`; JSON, as `task.decode` says."""
+        """Predicts for each example of `task.read`; returns JSON, see `task.decode`."""
         if not examples:
             return []
         laid = Laid(self.task, examples, self.tokenizer, self.config.data)
         size = max(1, TOKENS // self.config.data.max_seq_length)
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(first_device_mesh()):
             outputs = [
                 jax.device_get(self._step(self.params, batch)[1])
                 for batch in laid.batches(size, np.arange(size))

@@ -1,16 +1,16 @@
-"""A checkpoint as something to use: `bert_jax.load(path)` encodes, fills masks and gives features.
+"""Uses a checkpoint: `bert_jax.load(path)` encodes texts, fills masks and computes features.
 
 bert = bert_jax.load("runs/bert_tiny")
 bert.fill_mask(["The [MASK] of the United States."])
 bert.features(["A sentence.", "Another one."])
 
-Of a fine-tuned checkpoint it gives the encoder; what its head predicts is `load_finetuned`'s.
+Of a fine-tuned checkpoint it loads the encoder; `load_finetuned` loads the head too.
 """
 
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,31 +18,28 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from bert_jax.config import Config, from_dict
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.config import Config, from_checkpoint
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.data.batch import assemble
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import DEFAULT_COMPUTE, Compute, Encoder
+from bert_jax.model.encoder import Compute
+from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.training.checkpoint import open_checkpoint, restore_params
-from bert_jax.training.config import MeshConfig
-from bert_jax.training.mesh import make_mesh
-from bert_jax.training.step import abstract_model, with_shardings
+from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
 
 MASK = "[MASK]"
-# Stands for a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
-# Without it SentencePiece would take the full stop of "[MASK]." for a new word.
+# Replaces a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
+# Without it SentencePiece would start a new word at the full stop of "[MASK].".
 STAND_IN = "\U0010fffd"
-TOKENS = 2048  # of a batch: enough work for an accelerator, not too much for a single text on a CPU
 SHORTEST = 16  # tokens of a row; a row is padded to a power of two, so that few shapes are compiled
 MASKS = 64  # whose probabilities, over the whole vocabulary, are in memory at a time
 
 
 class Guess(NamedTuple):
-    """A piece that may stand at a mask, as people read it: `##s` goes on with a word."""
+    """A piece that may replace a mask, as people read it: `##s` continues a word."""
 
     token: str
     probability: float
@@ -52,59 +49,30 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     """Loads a checkpoint on one device, whatever it was trained on.
 
     Args:
-        checkpoint: of pretraining or fine-tuned; a run's folder (its newest, or best, checkpoint) or
+        checkpoint: of pretraining or fine-tuning; a run's folder (its newest, or best, checkpoint) or
             `checkpoints/STEP`.
-        dtype: of the activations, float32 or bfloat16; what comes out is float32.
+        dtype: of the activations, float32 or bfloat16; results are float32.
 
     Raises:
         UserError: if there is no checkpoint, it is damaged, or `dtype` is another.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r} is unknown; use float32 or bfloat16.")
-    folder, meta = open_checkpoint(checkpoint)
-    fine_tuned = "task" in meta["config"]
-    config: Config | FinetuneConfig
-    config = from_dict(meta["config"], FinetuneConfig) if fine_tuned else from_dict(meta["config"], Config)
-    network = Headless if fine_tuned else BertForPreTraining
-    structure, abstract = abstract_model(lambda rngs: network(config.model, rngs, Compute(jnp.dtype(dtype))))
-    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    params = restore_params(folder, meta, config.model, with_shardings(abstract, mesh))
-    return Pretrained(config, load_tokenizer(folder / "tokenizer"), structure, params, meta)
-
-
-class Headless(nnx.Module):
-    """The encoder of any checkpoint, under the name that it has there. Arguments as `Encoder`."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE):
-        self.encoder = Encoder(config, rngs, compute)
-
-
-def layer_number(layer: int, model: ModelConfig, key: str = "layer") -> int:
-    """A layer as a number from 0; raises UserError, naming `key`, if there is no such layer."""
-    layers = model.num_hidden_layers
-    if not -layers - 1 <= layer <= layers:
-        raise UserError(f"{key}={layer} does not exist: 0 is the embeddings, {layers} (or -1) the last.")
-    return layer % (layers + 1)
-
-
-def hidden_states(encoder: Encoder, batch: dict[str, jax.Array], layer: int) -> jax.Array:
-    """The states [B, T, D] of a `layer_number`, without dropout."""
-    last = layer == encoder.config.num_hidden_layers
-    return encoder(batch) if last else encoder(batch, all_hidden_states=True)[layer]
+    return Pretrained.of(open_checkpoint(checkpoint), dtype)
 
 
 class Pretrained:
-    """A pretrained encoder with its tokenizer and heads; of a fine-tuned one, without the heads.
+    """A pretrained encoder with its tokenizer and heads; a fine-tuned one has no heads here.
 
-    Texts are batched by length and run jitted. What comes out for a text does not depend on the texts beside
-    it: the length of its row depends on it alone, and the number of rows on that length. `[MASK]` in any text
-    is the special piece.
+    Texts are batched by length. The result for a text does not depend on the texts beside it: the length of
+    its row depends on it alone, and the number of rows on that length. `[MASK]` in a text becomes the special
+    piece.
 
     Attributes:
         config: what it was trained with.
         tokenizer: text to ids and back.
         params: nested dict of arrays.
-        meta: what the checkpoint says of itself (step, versions, digest of the data).
+        meta: of the checkpoint (step, versions, digest of the data).
         max_length: tokens of a row, specials included, that it was trained with.
     """
 
@@ -122,6 +90,10 @@ class Pretrained:
         def states(params, batch, layer):
             return hidden_states(nnx.merge(structure, params).encoder, batch, layer)
 
+        def features(params, batch, layer, pooling):
+            hidden = states(params, batch, layer)
+            return pool(hidden, batch["sequence_ids"], batch["cls_positions"], pooling)[:, 0]
+
         def guesses(params, hidden, rows, positions, top_k):
             model = nnx.merge(structure, params)
             logits = model.masked_lm(hidden[rows, positions], model.encoder.embeddings.token.embedding[...])
@@ -133,24 +105,38 @@ class Pretrained:
             return jax.nn.softmax(model.next_sentence(pooled).astype(jnp.float32))[:, 0, 0]  # label 0: IsNext
 
         self._states = jax.jit(states, static_argnums=2)
+        self._features = jax.jit(features, static_argnums=(2, 3))
         self._guesses = jax.jit(guesses, static_argnums=4)
         self._follows = jax.jit(follows)
 
-    def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
-        """The `top_k` most probable pieces for every `[MASK]` of every text, each mask for itself.
+    @classmethod
+    def of(cls, opened: OpenedCheckpoint, dtype: str = "float32") -> Self:
+        """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
+        kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
+        config = from_checkpoint(opened.meta["config"], kind, opened.folder)
+        network, compute = (
+            EncoderOnly if opened.is_finetuned else BertForPreTraining,
+            Compute(jnp.dtype(dtype)),
+        )
+        structure, params = opened.network(lambda rngs: network(config.model, rngs, compute))
+        return cls(config, opened.tokenizer, structure, params, opened.meta)
 
-        Of each text come its masks in order, of each mask its guesses from the most probable on.
+    def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
+        """Finds the `top_k` most probable pieces for every `[MASK]` of every text, each mask by itself.
+
+        Returns:
+            For each text its masks in order, for each mask its guesses, the most probable first.
 
         Raises:
             UserError: for a text without `[MASK]` or with more tokens than the network was trained for, for
-                a `top_k` that the vocabulary does not hold, and of a fine-tuned checkpoint.
+                a `top_k` that the vocabulary does not hold, and for a fine-tuned checkpoint.
         """
         self._check_heads("fill_mask")
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise UserError(f"top_k={top_k} must be between 1 and {self.tokenizer.vocab_size}, all pieces.")
         rows = self._rows(texts)
         for text, row in zip(texts, rows, strict=True):
-            if self.tokenizer.mask_id not in row.ids:
+            if self.tokenizer.mask_id not in row.a + row.b:
                 raise UserError(f"{_shortened(text)} has no {MASK}: put it where a word is to be guessed.")
         results: list[list[list[Guess]]] = [[] for _ in texts]
         for numbers, batch in self._batches(rows):
@@ -166,11 +152,13 @@ class Pretrained:
         return results
 
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The probability that the second text of each pair follows the first: float32 [pairs].
+        """Computes the probability that the second text of each pair follows the first: float32 [pairs].
+
+        A second text without tokens counts as none, as in training.
 
         Raises:
-            UserError: for what is no pair or has too many tokens, if the network knows no pairs, and of a
-                fine-tuned checkpoint.
+            UserError: for a text that is not a pair or has too many tokens, for a network that was trained
+                without pairs, and for a fine-tuned checkpoint.
         """
         self._check_heads("next_sentence")
         for pair in pairs:
@@ -182,22 +170,23 @@ class Pretrained:
         return result
 
     def encode(self, texts: Sequence[Text], layer: int = -1) -> list[np.ndarray]:
-        """The hidden states of every token, `[CLS]` and `[SEP]` included: float32 [tokens, D] for each text.
+        """Computes the hidden states of all tokens, `[CLS]` and `[SEP]` included: float32 [tokens, D] a text.
 
         `layer` is 0 for the embeddings, 1 … L for a layer's output, -1 for the last.
 
         Raises:
             UserError: for a layer that does not exist or a text of too many tokens.
         """
-        result = {
-            number: states[: int(length)].copy()
-            for numbers, hidden, lengths in self._hidden_states(texts, layer)
-            for number, states, length in zip(numbers, hidden, lengths, strict=True)
-        }
-        return [result[number] for number in range(len(texts))]
+        number, rows = layer_number(layer, self.config.model), self._rows(texts)
+        result: list[np.ndarray] = [np.empty(0)] * len(texts)
+        for numbers, batch in self._batches(rows):
+            hidden = np.asarray(self._states(self.params, batch, number), np.float32)
+            for text, states in zip(numbers, hidden, strict=False):
+                result[text] = states[: rows[text].length].copy()
+        return result
 
     def features(self, texts: Sequence[Text], pooling: str = "mean", layer: int = -1) -> np.ndarray:
-        """One vector for each text: float32 [texts, D].
+        """Computes one vector for each text: float32 [texts, D].
 
         Args:
             texts, layer: as in `encode`.
@@ -206,23 +195,14 @@ class Pretrained:
         Raises:
             UserError: for another pooling, and as `encode`.
         """
-        if pooling not in ("mean", "cls"):
-            raise UserError(f"pooling={pooling!r} is unknown; use mean or cls.")
-        result = np.zeros((len(texts), self.config.model.hidden_size), np.float32)
-        for numbers, hidden, lengths in self._hidden_states(texts, layer):
-            inside = np.arange(hidden.shape[1]) < lengths[:, None]
-            mean = hidden.sum(axis=1, where=inside[..., None]) / lengths[:, None]
-            result[numbers] = mean if pooling == "mean" else hidden[:, 0]
-        return result
-
-    def _hidden_states(
-        self, texts: Sequence[Text], layer: int
-    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-        """Numbers of texts with their states, float32 [texts, T, D], and how many of the T are real."""
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling={pooling!r} is unknown; use {' or '.join(POOLINGS)}.")
         number = layer_number(layer, self.config.model)
+        result = np.zeros((len(texts), self.config.model.hidden_size), np.float32)
         for numbers, batch in self._batches(self._rows(texts)):
-            hidden = np.asarray(self._states(self.params, batch, number), np.float32)
-            yield numbers, hidden[: len(numbers)], batch["sequence_ids"][: len(numbers)].sum(axis=1)
+            vectors = self._features(self.params, batch, number, pooling)
+            result[numbers] = np.asarray(vectors)[: len(numbers)]
+        return result
 
     def _check_heads(self, use: str) -> None:
         if isinstance(self.config, FinetuneConfig):
@@ -232,13 +212,13 @@ class Pretrained:
             )
 
     def _why_no_pairs(self) -> str:
-        """The setting that leaves the network single texts only, or nothing."""
+        """Returns the setting by which the network was trained without pairs, or an empty string."""
         if isinstance(self.config, FinetuneConfig):
             return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
         return "data.second_objective=none" if self.config.data.second_objective == "none" else ""
 
     def _rows(self, texts: Sequence[Text]) -> list["Row"]:
-        """Every text as [CLS] A [SEP], or [CLS] A [SEP] B [SEP]; all are encoded in one go."""
+        """Encodes all texts in one go."""
         if isinstance(texts, str):
             raise UserError(f"texts={texts[:40]!r} is a single text; give a list of texts.")
         parts = [(text,) if isinstance(text, str) else text for text in texts]
@@ -249,18 +229,17 @@ class Pretrained:
                 raise UserError(
                     f"{_shortened(text)}: this network knows no pairs; it was trained with {problem}."
                 )
-            first, *second = ([*next(ids), self.tokenizer.sep_id] for _ in pair)
-            row = Row([self.tokenizer.cls_id, *first, *itertools.chain(*second)], 1 + len(first))
-            if len(row.ids) > self.max_length:
+            row = Row(next(ids), next(ids) if len(pair) > 1 else [])
+            if row.length > self.max_length:
                 raise UserError(
-                    f"{_shortened(text)} has {len(row.ids)} tokens and the network was trained with rows of "
+                    f"{_shortened(text)} has {row.length} tokens and the network was trained with rows of "
                     f"data.max_seq_length={self.max_length}; shorten or split it."
                 )
             rows.append(row)
         return rows
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts. A mask stands for one piece, with the space before it if there is one."""
+        """Encodes texts. A mask replaces one piece, with the space before it if there is one."""
         segments = [
             segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
         ]
@@ -277,42 +256,56 @@ class Pretrained:
         return result
 
     def _batches(self, rows: list["Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        """Batches of rows of like length, with the numbers of the texts in their first rows."""
+        """Batches rows of similar length; yields the numbers of the texts in the rows, and the batch."""
         by_length = collections.defaultdict(list)
         for number, row in enumerate(rows):
-            power_of_two = 1 << (len(row.ids) - 1).bit_length()
+            power_of_two = 1 << (row.length - 1).bit_length()
             by_length[min(self.max_length, max(SHORTEST, power_of_two))].append(number)
         for length, numbers in by_length.items():
             size = max(1, TOKENS // length)
             for start in range(0, len(numbers), size):
                 some = numbers[start : start + size]
-                yield some, batch_of([rows[n] for n in some], (size, length), self.tokenizer.pad_id)
+                yield some, batch_of([rows[n] for n in some], (size, length), self.tokenizer)
 
     def _shown(self, token: int) -> str:
-        """A piece without SentencePiece's mark of a space, and with ## where letters go on with a word."""
+        """Writes a piece without SentencePiece's mark of a space, with ## where letters continue a word."""
         piece = self.tokenizer.piece(token).removeprefix("##")
         text = piece.removeprefix("▁") or piece
         return f"##{text}" if text[:1].isalnum() and not self.tokenizer.word_starts[token] else text
 
 
 class Row(NamedTuple):
-    ids: list[int]
-    first: int  # tokens of [CLS] A [SEP]
+    """A text, or a pair, that is to be a row [CLS] A [SEP] or, if B has tokens, [CLS] A [SEP] B [SEP]."""
+
+    a: list[int]
+    b: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens, specials included."""
+        return 2 + len(self.a) + (len(self.b) + 1 if self.b else 0)
 
 
-def batch_of(rows: Sequence[Row], shape: tuple[int, int], pad_id: int) -> dict[str, np.ndarray]:
-    """What the encoder and the pooler read, int32 [B, T] and [B, 1], of at most B rows."""
-    batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "sequence_ids")}
-    batch["input_ids"] = np.full(shape, pad_id, np.int32)
-    batch["position_ids"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-    batch["cls_positions"] = np.zeros((shape[0], 1), np.int32)
-    for number, (ids, first) in enumerate(rows):
-        batch["input_ids"][number, : len(ids)] = ids
-        batch["sequence_ids"][number, : len(ids)] = 1
-        batch["token_type_ids"][number, first : len(ids)] = 1
-    return batch
+class OnePerRow(NamedTuple):
+    """The sequences of rows that hold one each, for `assemble`. ints [n]."""
+
+    row: np.ndarray
+    slot: np.ndarray
+    length_a: np.ndarray
+    length_b: np.ndarray
+
+
+def batch_of(rows: Sequence[Row], shape: tuple[int, int], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """Builds what the encoder and the pooler read (see `assemble`), one sequence a row; `shape` is (B, T)."""
+    length_a, length_b = np.array([[len(row.a), len(row.b)] for row in rows]).T
+    placed = OnePerRow(np.arange(len(rows)), np.zeros(len(rows), np.int64), length_a, length_b)
+    tokens = np.fromiter(itertools.chain(*itertools.chain(*rows)), np.int32)
+    return assemble(placed, tokens, (*shape, 1), tokenizer)
 
 
 def _shortened(text: Text) -> str:
     text = text if isinstance(text, str) else " | ".join(text)
     return f"text {text!r}" if len(text) <= 60 else f"text {text[:60]!r}…"
+
+
+Headless = EncoderOnly  # for tasks/frozen.py, until it imports model/features.py

@@ -1,4 +1,4 @@
-"""The heads of Hugging Face's BERT: the architecture of each task of ours, and what config.json says of it.
+"""The heads of Hugging Face's BERT: the architecture of each task, and its settings in config.json.
 
 A task is one of `bert_jax.tasks.config.TASKS`, or `PRETRAINING`.
 """
@@ -18,60 +18,78 @@ PRETRAINING = "none"
 POOLER = "encoder/pooler"
 
 
-class Head(NamedTuple):
-    """An architecture of theirs and the module of ours that computes the same."""
-
-    architecture: str
-    auto_class: str  # that users load it with
-    pipeline: str  # of the model hub
-    module: Callable[..., nnx.Module]  # of ours
-    names: dict[str, str]  # of the modules that are not the encoder's: ours -> theirs
-    optional: tuple[str, ...] = ()  # modules of ours that a file need not have
-    problem_type: str | None = None
-
-    @property
-    def pooled(self) -> bool:
-        """Whether their architecture has a pooler; ours always do."""
-        return self.module is not BertForTokens
-
-    def build(self, model: ModelConfig, num_labels: int) -> Callable[[nnx.Rngs], nnx.Module]:
-        """What makes the module; `num_labels` does not matter to pretraining."""
-        sizes = (model,) if self.module is BertForPreTraining else (model, num_labels)
-        return lambda rngs: self.module(*sizes, rngs)
-
-
 PRETRAINING_NAMES = {
     "masked_lm": "cls.predictions",
     "masked_lm/transform": "cls.predictions.transform.dense",
     "masked_lm/norm": "cls.predictions.transform.LayerNorm",
     "next_sentence": "cls.seq_relationship",
 }
-CLASSIFIER = {"classifier": "classifier"}
-SEQUENCES = ("BertForSequenceClassification", "AutoModelForSequenceClassification", "text-classification")
+
+
+class Head(NamedTuple):
+    """An architecture of Transformers, and our module that computes the same."""
+
+    architecture: str
+    pipeline: str  # of the model hub
+    classifier: str = "classifier"  # name of its dense layer; "": the heads of pretraining
+    problem_type: str | None = None
+    stated: tuple[str, ...] = ()  # facts that config.json has no key for: `task_specific_params` holds them
+    num_outputs: int | None = None  # None: one for each label
+    per_token: bool = False
+
+    @property
+    def auto_class(self) -> str:
+        """What users load it with."""
+        kind = self.architecture.removeprefix("BertFor") if self.classifier else "MaskedLM"
+        return f"AutoModelFor{kind}"
+
+    @property
+    def module(self) -> Callable[..., nnx.Module]:
+        if not self.classifier:
+            return BertForPreTraining
+        return BertForTokens if self.per_token else BertForSequences
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The modules beside the encoder: ours -> theirs."""
+        return {"classifier": self.classifier} if self.classifier else PRETRAINING_NAMES
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Modules of ours that a file need not have."""
+        if not self.classifier:
+            return (POOLER, "masked_lm", "next_sentence")
+        return (POOLER,) if self.per_token else ()
+
+    def build(self, model: ModelConfig, num_labels: int) -> Callable[[nnx.Rngs], nnx.Module]:
+        """Returns what makes the module; pretraining has no use for `num_labels`."""
+        sizes = (model, num_labels) if self.classifier else (model,)
+        return lambda rngs: self.module(*sizes, rngs)
+
+
+SEQUENCES = ("BertForSequenceClassification", "text-classification", "classifier")
 HEADS = {
-    PRETRAINING: Head("BertForPreTraining", "AutoModelForMaskedLM", "fill-mask", BertForPreTraining,
-                      PRETRAINING_NAMES, (POOLER, "masked_lm", "next_sentence")),
-    "classification": Head(*SEQUENCES, BertForSequences, CLASSIFIER,
-                           problem_type="single_label_classification"),
-    "regression": Head(*SEQUENCES, BertForSequences, CLASSIFIER, problem_type="regression"),
-    "question_answering": Head("BertForQuestionAnswering", "AutoModelForQuestionAnswering",
-                               "question-answering", BertForTokens, {"classifier": "qa_outputs"}, (POOLER,)),
-    "token_classification": Head("BertForTokenClassification", "AutoModelForTokenClassification",
-                                 "token-classification", BertForTokens, CLASSIFIER, (POOLER,)),
+    PRETRAINING: Head("BertForPreTraining", "fill-mask", classifier="", num_outputs=0),
+    "classification": Head(*SEQUENCES, "single_label_classification", ("pairs",)),
+    "regression": Head(*SEQUENCES, "regression", ("pairs",), num_outputs=1),
+    "question_answering": Head("BertForQuestionAnswering", "question-answering", "qa_outputs",
+                               stated=("version_2",), num_outputs=2, per_token=True),
+    "token_classification": Head("BertForTokenClassification", "token-classification", per_token=True),
 }  # fmt: skip
-PREFIXES = ("cls.", "classifier.", "qa_outputs.")  # of the tensors of any head
-NUM_LABELS = {PRETRAINING: 0, "regression": 1, "question_answering": 2}  # where no labels say it
-# Facts that config.json has no key of its own for: our export puts them under `task_specific_params`.
-STATED = {"classification": ("pairs",), "regression": ("pairs",), "question_answering": ("version_2",)}
+PREFIXES = (
+    "cls.",
+    *sorted({f"{head.classifier}." for head in HEADS.values() if head.classifier}),
+)  # of tensors
 
 
 def num_labels(task: str, facts: Mapping[str, Any]) -> int:
-    """Outputs of the classifier."""
-    return len(facts["labels"]) if "labels" in facts else NUM_LABELS[task]
+    """Counts the outputs of the classifier."""
+    outputs = HEADS[task].num_outputs
+    return len(facts["labels"]) if outputs is None else outputs
 
 
 def recognised(settings: Mapping[str, Any]) -> str:
-    """The task of a config.json, by its architecture; `PRETRAINING` where that is of none."""
+    """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
     match settings.get("architectures"):
         case [str(architecture), *_]:
             tasks = [task for task, head in HEADS.items() if head.architecture == architecture]
@@ -92,32 +110,32 @@ def read_facts(
     stated: Mapping[str, bool],
     origin: pathlib.Path,
 ) -> dict[str, Any]:
-    """The facts of a task (see `Downstream`) as a config.json has them.
+    """Reads the facts of a task (see `Downstream`) from a config.json.
 
     Args:
         settings, tensors: of the directory `origin`.
-        stated: facts by which the user overrules the file, `pairs` or `version_2`.
+        stated: facts that overrule the file, `pairs` or `version_2`.
 
     Raises:
         UserError: for labels that are not distinct names, several labels at a time, or facts that the task
             does not have.
     """
-    names = STATED.get(task, ())
+    names = HEADS[task].stated
     if foreign := [name for name in stated if name not in names]:
-        raise UserError(f"--{foreign[0]} says nothing about --task={task}; leave it out.")
+        raise UserError(f"--{foreign[0]} is not a setting of --task={task}; leave it out.")
     written = settings.get("task_specific_params")
     written = written.get(task) if isinstance(written, dict) else None
     written = written if isinstance(written, dict) else {}
     facts: dict[str, Any] = {name: stated.get(name, written.get(name) is True) for name in names}
     if task == "regression":
         facts |= {"mean": 0.0, "deviation": 1.0}  # folded into the classifier
-    elif task not in NUM_LABELS:
+    elif HEADS[task].num_outputs is None:
         facts["labels"] = _labels(settings, tensors, origin)
     return facts
 
 
 def write_settings(task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json is to say of the head: what `recognised` and `read_facts` read."""
+    """Writes the settings of config.json that `recognised` and `read_facts` read."""
     head = HEADS[task]
     settings: dict[str, Any] = {"architectures": [head.architecture]}
     if task == PRETRAINING:
@@ -127,13 +145,16 @@ def write_settings(task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     settings["label2id"] = {label: number for number, label in enumerate(labels)}
     if head.problem_type:
         settings["problem_type"] = head.problem_type
-    if task in STATED:
-        settings["task_specific_params"] = {task: {name: facts[name] for name in STATED[task]}}
+    if head.stated:
+        settings["task_specific_params"] = {task: {name: facts[name] for name in head.stated}}
     return settings
 
 
 def unstandardised(params: Any, facts: Mapping[str, Any]) -> Any:
-    """Parameters of a regression whose output is in the units of the data: output·deviation + mean."""
+    """Scales a regression's parameters so that the output is in the units of the data.
+
+    The new output is output · deviation + mean.
+    """
     kernel, bias = (np.asarray(params["classifier"][name], np.float64) for name in ("kernel", "bias"))
     classifier = {"kernel": kernel * facts["deviation"], "bias": bias * facts["deviation"] + facts["mean"]}
     return params | {"classifier": {name: array.astype(np.float32) for name, array in classifier.items()}}
@@ -154,7 +175,7 @@ def _labels(
     known = [label for label in labels if isinstance(label, str)]
     if not len(labels) == len(set(known)) >= 2:
         raise UserError(
-            f"{origin}/config.json: id2label={names!r} must name two classes or more, from '0' on, each in "
-            "another way."
+            f"{origin}/config.json: id2label={names!r} must name two classes or more, from '0' on, with "
+            "distinct names."
         )
     return known

@@ -1,10 +1,9 @@
-"""Hugging Face's BERT: names and layout of its tensors, its config.json, its vocabularies; both ways.
+"""Reads and writes Hugging Face's BERT: names and layout of its tensors, and its config.json.
 
-A torch Linear keeps its weight as [out, in], we keep kernels as [in, out]; its layers are numbered, ours are
+The weight of a torch Linear is [out, in], our kernels are [in, out]; its layers are numbered, ours are
 stacked along a leading axis.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,14 +15,15 @@ import safetensors
 import safetensors.flax
 from flax import nnx
 
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import heads, pytorch, tensorflow
 from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head
+from bert_jax.interop.vocabulary import read_json, read_vocabulary
 from bert_jax.model.config import ModelConfig
-from bert_jax.training.config import MeshConfig
-from bert_jax.training.mesh import make_mesh, path_name
-from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
+from bert_jax.training.mesh import path_name
+from bert_jax.training.opening import first_device_mesh, fresh_network
+from bert_jax.training.step import abstract_model, with_shardings
 
 ENCODER = {
     "encoder/embeddings/token": "bert.embeddings.word_embeddings",
@@ -40,7 +40,7 @@ ENCODER = {
     "encoder/layers/output_norm": "bert.encoder.layer.{}.output.LayerNorm",
     POOLER: "bert.pooler.dense",
 }
-# Config keys: ours -> theirs. What a file leaves out is as in BERT-base, there as here.
+# Config keys: ours -> theirs. Where a file has no value, that of BERT-base holds for both.
 SAME = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
         "max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps")  # fmt: skip
 DROPOUT = {"hidden_dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"}
@@ -50,19 +50,18 @@ TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 GELU = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-TOKENIZER_DEFAULTS = {"tokenize_chinese_chars": True, "strip_accents": None}
-SEED = 0  # of modules that a file does not have
+SEED = 0  # of the initial values of modules that a file does not have
 
 
 class Source(NamedTuple):
-    """What was read from a directory; `params` is a tree as training has it."""
+    """The content of a directory."""
 
     task: str  # see `heads`
     facts: dict[str, Any]  # of the task
     model: ModelConfig
     tokenizer: Tokenizer
     max_length: int  # tokens of a row
-    params: Any
+    params: Any  # nested dict of arrays, as in training
     initialised: list[str]  # modules that the file does not have
     ignored: list[str]  # tensors of another task's head
 
@@ -76,8 +75,8 @@ def read(
     """Reads a directory as `save_pretrained` writes it, or one of Google's with a `bert_model.ckpt.index`.
 
     Args:
-        hidden_act: instead of what its config says.
-        task: whose head is read; by default that of its config's architecture.
+        hidden_act: overrules its config.
+        task: whose head is read (default: that of its config's architecture).
         stated: as in `heads.read_facts`.
 
     Raises:
@@ -100,21 +99,8 @@ def read(
     return Source(task, facts, model, tokenizer, min(longest or limit, limit), *loaded)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; raises UserError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; --input is a folder of Hugging Face files."
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return content
-
-
 def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: str | None) -> ModelConfig:
-    """A config.json as ours.
+    """Reads a config.json.
 
     Raises:
         UserError: for a network that is not BERT, or an activation that is not known.
@@ -126,7 +112,7 @@ def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: s
     if hidden_act is None and theirs not in GELU:
         known = ", ".join(GELU)
         raise UserError(
-            f"{directory}/config.json: hidden_act={theirs!r} is not of {known}; give --hidden_act."
+            f"{directory}/config.json: hidden_act={theirs!r} is not one of {known}; give --hidden_act."
         )
     values = {ours: settings[theirs] for ours, theirs in CONFIG.items() if theirs in settings}
     for name, value in values.items():
@@ -138,7 +124,7 @@ def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: s
 
 
 def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors by name, of the first kind of file that is there, whole or in shards.
+    """Reads all tensors by name from the first kind of file that exists, whole or in shards.
 
     Raises:
         UserError: if there is none, a shard is missing, or a file is damaged.
@@ -160,13 +146,13 @@ def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
 def to_params(
     tensors: dict[str, np.ndarray], model: ModelConfig, head: Head, num_labels: int, origin: pathlib.Path
 ) -> tuple[Any, list[str], list[str]]:
-    """Parameters on one device from tensors by Hugging Face's names.
+    """Makes parameters on one device from tensors by Hugging Face's names.
 
     Returns:
-        The parameters in float32; modules that were missing and have initial values; tensors left out.
+        The parameters in float32; modules that the file lacks and that have initial values; tensors left out.
 
     Raises:
-        UserError: that lists all tensors which are missing, of another shape, or not known.
+        UserError: a list of all tensors that are missing, of another shape, or not known.
     """
     own = tuple(f"{name}." for name in head.names.values())
     foreign = tuple(prefix for prefix in PREFIXES if not any(name.startswith(prefix) for name in own))
@@ -203,11 +189,11 @@ def to_params(
 
 
 def from_params(params: Any, head: Head) -> dict[str, np.ndarray]:
-    """Tensors by Hugging Face's names, those of its architecture: what `to_params` reads, bit for bit."""
+    """Makes the tensors of its architecture by Hugging Face's names; `to_params` reads them back exactly."""
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         ours, array = path_name(path), np.asarray(leaf)
-        if ours.startswith(f"{POOLER}/") and not head.pooled:
+        if ours.startswith(f"{POOLER}/") and head.per_token:  # their heads of tokens have no pooler
             continue
         array = np.swapaxes(array, -1, -2) if ours.endswith("kernel") else array
         parts = array if "/layers/" in ours else array[None]
@@ -217,7 +203,7 @@ def from_params(params: Any, head: Head) -> dict[str, np.ndarray]:
 
 
 def write_config(model: ModelConfig, pad_id: int, task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json is to hold."""
+    """Makes the content of config.json."""
     return heads.write_settings(task, facts) | {
         "model_type": "bert",
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[model.hidden_act],
@@ -226,45 +212,6 @@ def write_config(model: ModelConfig, pad_id: int, task: str, facts: Mapping[str,
         "torch_dtype": "float32",
         **{theirs: getattr(model, ours) for ours, theirs in CONFIG.items()},
     }
-
-
-def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
-    """The tokenizer of a directory, and how many tokens it lets through if it says so.
-
-    A sentencepiece.model is what our own export puts beside the tokenizer.json made from it.
-
-    Raises:
-        UserError: if there is none, or it normalises as ours cannot.
-    """
-    path = directory / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    longest = settings.get("model_max_length")
-    longest = longest if isinstance(longest, int) and longest >= 8 else None  # 10^30 says: no limit
-    if (path := directory / SentencePieceTokenizer.FILE).exists():
-        return SentencePieceTokenizer(path.read_bytes(), str(path)), longest
-    if (path := directory / "vocab.txt").exists():
-        try:
-            vocabulary = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not a UTF-8 text file ({error}).") from None
-    elif (path := directory / "tokenizer.json").exists():
-        content = read_json(path)
-        try:
-            kind, pieces = content["model"]["type"], content["model"]["vocab"]
-            vocabulary = sorted(pieces, key=pieces.__getitem__) if kind == "WordPiece" else []
-            settings = {"do_lower_case": (content["normalizer"] or {}).get("lowercase")} | settings
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is not a file of the tokenizers library.") from None
-        if kind != "WordPiece":
-            raise UserError(f"{path} is a tokenizer of type {kind!r}; only WordPiece can be imported.")
-    else:
-        raise UserError(f"{directory} holds no vocabulary: neither vocab.txt nor tokenizer.json.")
-    if (lowercase := settings.get("do_lower_case")) is None:  # Google's checkpoints say it in their name only
-        lowercase = all(piece == piece.lower() for piece in vocabulary if not piece.startswith("["))
-    for key, default in TOKENIZER_DEFAULTS.items():
-        if (value := settings.get(key, default)) not in (default, lowercase if value is not None else None):
-            raise UserError(f"{directory}/tokenizer_config.json: {key}={value} cannot be honoured.")
-    return WordPieceTokenizer(vocabulary, lowercase, str(path)), longest
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -277,7 +224,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _shards(
     index: pathlib.Path, reader: Callable[[pathlib.Path], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The tensors of all files of an index, whose `weight_map` says for each of them which file it is in."""
+    """Reads the tensors of all files of an index; its `weight_map` names the file of each tensor."""
     files = read_json(index).get("weight_map")
     files = files if isinstance(files, dict) else {}
     names = list(files.values())
@@ -293,14 +240,14 @@ def _shards(
 
 
 def _names(path: str, head: Head, layers: int) -> list[str]:
-    """Their name of one of our parameters: one for each layer where it is stacked."""
+    """Lists their names of one of our parameters: one name, or one for each layer where it is stacked."""
     module, leaf = path.rsplit("/", 1)
     name = f"{(ENCODER | head.names)[module]}.{'bias' if leaf == 'bias' else 'weight'}"
     return [name.format(layer) for layer in range(layers)] if "{}" in name else [name]
 
 
 def _canonical(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names as of today: with prefix, and LayerNorm as weight and bias; without buffers."""
+    """Renames tensors of old files: adds the prefix, LayerNorm has weight and bias, no buffers."""
     result = {}
     for name, tensor in tensors.items():
         name = f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
@@ -323,10 +270,11 @@ def _problems(found: list[tuple[str, np.ndarray | None]], shape: tuple[int, ...]
 
 
 def _filled(arrays: dict[str, np.ndarray], build: Callable[[nnx.Rngs], nnx.Module], abstract: Any) -> Any:
-    """The tree of parameters, with initial values where there is no array."""
-    tree = with_shardings(abstract, make_mesh(MeshConfig(), jax.local_devices()[:1]))
-    if len(arrays) < len(jax.tree.leaves(tree)):  # compiling it takes most of the time
-        tree = init_params(build, TrainState(jnp.int32(0), tree, ()), SEED)
+    """Makes the tree of parameters, with initial values where there is no array."""
+    if len(arrays) == len(jax.tree.leaves(abstract)):
+        tree = with_shardings(abstract, first_device_mesh())
+    else:  # compiling it takes most of the time
+        tree = fresh_network(build, SEED)[1]
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(arrays.get(path_name(path), leaf), leaf.sharding), tree
     )

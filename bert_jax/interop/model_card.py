@@ -1,35 +1,35 @@
 """The README.md of an exported directory."""
 
 import json
-import pathlib
 import runpy
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from bert_jax.config import Config, find_config
+from bert_jax.files import read_rows
 from bert_jax.interop.heads import HEADS, PRETRAINING
 from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.training.opening import OpenedCheckpoint
 from bert_jax.version import __version__
 
 
 def model_card(
-    source: pathlib.Path,
-    config: Config | FinetuneConfig,
-    task: str,
-    facts: Mapping[str, Any],
-    meta: Mapping[str, Any],
+    opened: OpenedCheckpoint, config: Config | FinetuneConfig, task: str, facts: Mapping[str, Any]
 ) -> str:
-    """Where the weights come from, how good they are, how to make and to use them. No text of the data.
+    """Describes where the weights come from, how good they are, how to make and to use them.
+
+    It holds no text of the data.
 
     Args:
-        source: the run's folder or one of its checkpoints; the metrics lie beside.
-        config, facts, meta: of the checkpoint.
+        opened: the checkpoint; its run's metrics are read from the folder that it lies in.
+        config, facts: of the checkpoint.
         task: as in `heads`.
     """
-    head, step = HEADS[task], meta.get("step", 0)
+    head, meta, step = HEADS[task], opened.meta, opened.meta.get("step", 0)
     lines = [
         "---",
         "library_name: transformers",
@@ -37,7 +37,7 @@ def model_card(
         "tags: [bert, jax]",
         "---",
     ]
-    lines += ["", f"# {source.resolve().name}", ""]
+    lines += ["", f"# {opened.folder.parents[1].name}", ""]
     lines += [f"BERT, written by bert_jax {__version__} after step {step}.", ""]
     if task != PRETRAINING:
         lines += ["## Task", "", _about(task, facts), ""]
@@ -48,7 +48,7 @@ def model_card(
         lines += [f"Imported from {imported['from']}; parts without training: {untrained}.", ""]
     else:
         lines += ["## Command", "", "```bash", _command(config), "```", ""]
-    if metrics := _metrics(source, step):
+    if metrics := _metrics(opened.folder, step):
         lines += ["## Metrics, held-out text", "", "| name | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()] + [""]
     lines += ["## Use", "", "```python", f"from transformers import {head.auto_class}, AutoTokenizer", ""]
@@ -67,13 +67,13 @@ def _about(task: str, facts: Mapping[str, Any]) -> str:
 
 
 def _command(config: Config | FinetuneConfig) -> str:
-    """A command that trains with this config: what differs from a shipped one, whatever file it came from."""
+    """Makes a command that trains with this config: a shipped config and the values that differ from it."""
     values, note = config.flat(), ""
     module, name = "pretrain", "bert_base"
     if isinstance(config, FinetuneConfig):
         module, name = "finetune", "finetune/classification"
-        note = f"# until train.num_epochs had made {config.train.num_steps} steps\n"
-        del values["optimizer.warmup_steps"]  # what train.warmup_share came to
+        note = f"# train.num_epochs came to {config.train.num_steps} steps\n"
+        del values["optimizer.warmup_steps"]  # follows from train.warmup_share
         values["train.hidden_dropout"] = config.model.hidden_dropout
         values["train.attention_dropout"] = config.model.attention_dropout
     shipped = flatten_dict(runpy.run_path(str(find_config(name)))["get_config"]().to_dict(), sep=".")
@@ -82,18 +82,17 @@ def _command(config: Config | FinetuneConfig) -> str:
     return note + " \\\n    ".join([f"python -m bert_jax.{module} --config={name}", *words])
 
 
-def _metrics(source: pathlib.Path, step: int) -> dict[str, float]:
-    """The last held-out numbers up to a step of the run, and the scores of fine-tuning; {} without any."""
+def _metrics(checkpoint: epath.Path, step: int) -> dict[str, float]:
+    """Reads the last held-out metrics of its run up to a step, and the scores of fine-tuning, if any."""
     found: dict[str, float] = {}
-    for folder in (source, *list(source.resolve().parents)[:2]):
-        if (path := folder / "metrics.jsonl").is_file():
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            for row in rows:
-                held_out = {name: x for name, x in row.items() if name.startswith("eval_")}
-                found = held_out if held_out and row["step"] <= step else found
-        if (path := folder / "results.json").is_file() and (of := json.loads(path.read_text()))[
-            "step"
-        ] == step:
-            for split, scores in of["scores"].items():
+    for run in checkpoint.parents[:2]:
+        for row in read_rows(run / "metrics.jsonl"):
+            held_out = {name: x for name, x in row.items() if name.startswith("eval_")}
+            found = held_out if held_out and row["step"] <= step else found
+        if (path := run / "results.json").exists():
+            results = json.loads(path.read_bytes())
+            for split, scores in results["scores"].items() if results["step"] == step else ():
                 found |= {f"{split}_{name}": value for name, value in scores.items()}
+        if found:
+            break
     return found

@@ -1,7 +1,7 @@
-"""Reads the tensors of a `pytorch_model.bin` without PyTorch, and without running what it says.
+"""Reads the tensors of a `pytorch_model.bin` without PyTorch and without executing it.
 
-The file is a zip archive of a pickle and of one member for each storage. A pickle can name any function of
-any module and have it called; here only the handful of names that tensors are made of exist.
+The file is a zip archive of a pickle and of one member for each storage. A pickle can call any function of
+any module; here only the few names that tensors are made of exist.
 """
 
 import collections

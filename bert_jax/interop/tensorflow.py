@@ -26,7 +26,7 @@ Handle = tuple[int, int]  # offset and size
 
 
 def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
-    """The variables of Google's BERT by Hugging Face's names and in its layout, without the optimizer's.
+    """Reads the variables of Google's BERT, by Hugging Face's names and in its layout, but the optimizer's.
 
     Raises:
         UserError: if a file is missing, damaged, or no checkpoint.
@@ -41,7 +41,7 @@ def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_variables(index: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values of all variables but the optimizer's, checked against their CRC."""
+    """Reads names and values of all variables but the optimizer's; checks them against their CRC."""
     table = dict(_table(index.read_bytes()))
     shards = _message(table.pop(b""))[1][0]
     for key, value in table.items():
@@ -60,7 +60,7 @@ def read_variables(index: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _renamed(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    """`bert/encoder/layer_0/output/dense/kernel` becomes `bert.encoder.layer.0.output.dense.weight`."""
+    """Renames `bert/encoder/layer_0/output/dense/kernel` to `bert.encoder.layer.0.output.dense.weight`."""
     if name.endswith("/kernel"):
         value = value.T
     name = re.sub(r"/layer_(\d+)/", r"/layer/\1/", name)
@@ -73,7 +73,7 @@ def _renamed(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a table."""
+    """Reads the keys and values of a table."""
     footer = content[-FOOTER:]
     if len(footer) != FOOTER or struct.unpack("<Q", footer[-8:])[0] != MAGIC:
         raise ValueError("the end of the index is missing")
@@ -115,7 +115,7 @@ def _handle(content: bytes, position: int) -> tuple[Handle, int]:
 
 
 def _varint(content: bytes, position: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, and the position behind it."""
+    """Reads an integer of seven bits a byte; returns it and the position behind it."""
     value = shift = 0
     while True:
         byte = content[position]
@@ -126,7 +126,7 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
 
 
 def _message(content: bytes) -> dict[int, list]:
-    """The fields of a protocol buffer by number: integers, or bytes."""
+    """Reads the fields of a protocol buffer by number: integers, or bytes."""
     fields: dict[int, list] = {}
     for field in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(content)):
         fields.setdefault(field.field_number, []).append(field.data)
@@ -134,6 +134,6 @@ def _message(content: bytes) -> dict[int, list]:
 
 
 def _masked_crc(content: bytes) -> int:
-    """CRC-32C, rotated and shifted as LevelDB stores it."""
+    """Computes the CRC-32C, rotated and shifted as LevelDB stores it."""
     crc = google_crc32c.value(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Our tokenizers as a `tokenizer.json`, which the `tokenizers` library and AutoTokenizer load as it is."""
+"""Writes our tokenizers as a `tokenizer.json`, for the `tokenizers` library and AutoTokenizer."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ from bert_jax.corpus.tokenizer import (
 from bert_jax.errors import UserError
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
-# What SentencePiece's rule nmt_nfkc does besides NFKC: it removes these and takes those for a space.
+# What SentencePiece's rule nmt_nfkc does besides NFKC: it removes REMOVED and replaces SPACES by a space.
 REMOVED = "[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]"
 SPACES = "[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd]"
-# Characters that the rule leaves alone and NFKC or lowercasing would not, and what stands for them meanwhile.
+# Characters that the rule keeps and NFKC or lowercasing would change, and what replaces them meanwhile.
 KEPT = {"～": "\uf8f0"}
 KEPT_IN_FOLDING = {"İ": "\uf8f1"}
 FOLDED = {"ς": "σ", "\u0345": "ι"}  # simple case folding where it is not lowercasing
 
 
 def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """A tokenizer of the same ids, except that special pieces written in a text are special there.
+    """Builds a tokenizer of the same ids, except that special pieces written in a text become special ids.
 
-    Combining marks in an order that Unicode does not use (a mark above before one below, on one letter) are
-    the one thing known to be normalised differently for SentencePiece vocabularies.
+    For SentencePiece vocabularies one difference is known: combining marks in an order that Unicode does not
+    use (on one letter, a mark above before a mark below).
     """
     if isinstance(tokenizer, WordPieceTokenizer):
         result = tokenizer.backend()
@@ -46,13 +46,16 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
-    """tokenizer_config.json for the tokenizer.json beside it."""
+    """Makes the content of tokenizer_config.json for the tokenizer.json beside it."""
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special = dict(zip(names, map(tokenizer.piece, tokenizer.special_ids), strict=True))
-    # Not BertTokenizer for SentencePiece: that would put WordPiece's normalizer in the place of ours.
+    # For SentencePiece BertTokenizer would replace the normalizer by WordPiece's.
     kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer, WordPieceTokenizer):
-        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lowercase}
+        # BertTokenizer has no setting for control characters and would ignore the rule in tokenizer.json.
+        if tokenizer.settings.get("clean_text", True):
+            kind = {"tokenizer_class": "BertTokenizer"}
+        kind |= tokenizer.settings
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return kind | special | {"model_max_length": max_length, "model_input_names": inputs}
 
@@ -80,7 +83,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
 
 
 def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
-    """All ways to put a piece together from two, best pieces first: SentencePiece merges by score."""
+    """Lists all pairs of pieces that make a piece, best pieces first: SentencePiece merges by score."""
     known = {piece for piece, _ in pieces}
     splits = [
         (-score, token, piece[:cut], piece[cut:])
@@ -92,10 +95,10 @@ def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
 
 
 def _normalizer(spec: Any) -> normalizers.Normalizer:
-    """What SentencePiece does to a text before it looks for pieces.
+    """Builds the normalization that SentencePiece applies to a text before it looks for pieces.
 
-    Its own rules are written out: `normalizers.Precompiled` loses a combining mark behind every letter that
-    the rule changes. It serves for rules which are not SentencePiece's.
+    SentencePiece's own rules are written out, because `normalizers.Precompiled` loses a combining mark behind
+    every letter that the rule changes. Other rules use it.
     """
     rule = spec.name
     steps: list[Any] = []

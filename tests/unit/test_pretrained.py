@@ -32,7 +32,7 @@ class Saved:
     def plain(self, text):
         """Probabilities at the masks [masks, V], of IsNext, and all states [L + 1, tokens, D]."""
         masked_lm, next_sentence, states = self._model(row_of(self.bert, text))
-        ids = self.bert._rows([text])[0].ids
+        ids = ids_of(self.bert, text)
         probabilities = np.asarray(jax.nn.softmax(masked_lm))[0, : ids.count(self.bert.tokenizer.mask_id)]
         return probabilities, jax.nn.softmax(next_sentence)[0, 0, 0], np.asarray(states)[:, 0, : len(ids)]
 
@@ -57,16 +57,22 @@ def bert(with_sentencepiece):
     return with_sentencepiece.bert
 
 
-def pieces(bert, text):
+def ids_of(bert, text):
     (row,) = bert._rows([text])
-    return " ".join(map(bert.tokenizer.piece, row.ids))
+    cls, sep = bert.tokenizer.cls_id, bert.tokenizer.sep_id
+    return [cls, *row.a, sep, *([*row.b, sep] if row.b else [])]
+
+
+def pieces(bert, text):
+    return " ".join(map(bert.tokenizer.piece, ids_of(bert, text)))
 
 
 def row_of(bert, text):
     """A batch of this text alone."""
-    ids, first = bert._rows([text])[0]
-    positions = np.flatnonzero(np.array(ids) == bert.tokenizer.mask_id)
-    row = Sequence(np.array(ids), (np.arange(len(ids)) >= first) * 1, positions, positions, 0)
+    ids = np.array(ids_of(bert, text))
+    positions = np.flatnonzero(ids == bert.tokenizer.mask_id)
+    first = 1 + int(np.argmax(ids == bert.tokenizer.sep_id))
+    row = Sequence(ids, (np.arange(len(ids)) >= first) * 1, positions, positions, 0)
     return batch_of([[row]], LONGEST, 8, 1)
 
 
@@ -168,7 +174,8 @@ def test_pieces_as_people_read_them(bert):
 def test_no_texts_and_empty_texts(bert):
     assert (bert.fill_mask([]), bert.encode([]), bert.next_sentence([]).shape) == ([], [], (0,))
     assert bert.features([]).shape == (0, 16)
-    assert [state.shape for state in bert.encode(["", "so", ("", "")])] == [(2, 16), (3, 16), (3, 16)]
+    texts = ["", "so", ("so", ""), ("", ""), ("", "so")]  # an empty second text is none, as in training
+    assert [len(state) for state in bert.encode(texts)] == [2, 3, 3, 2, 4]
     assert np.isfinite(bert.features(["", "  "])).all()
 
 

@@ -1,0 +1,109 @@
+"""Opens a checkpoint as a network with its tokenizer on one device, whatever devices it was trained on."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
+from bert_jax.training import checkpoint
+from bert_jax.training.config import MeshConfig
+from bert_jax.training.mesh import make_mesh
+from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
+
+Build = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint whose files have been found and checked; its arrays are read by `network` or `params`.
+
+    Attributes:
+        folder: `…/checkpoints/STEP`.
+        meta: step, config, versions, digests and what else the run saved there.
+        model: the shape of its network.
+        tokenizer: text to ids and back.
+    """
+
+    folder: epath.Path
+    meta: dict[str, Any]
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether it has the head of a task instead of those of pretraining."""
+        return "task" in self.meta["config"]
+
+    def network(self, build: Build) -> tuple[nnx.GraphDef, Any]:
+        """The structure of what `build` makes, and its parameters on this process's first device.
+
+        `build` may make a part of the network, e.g. an encoder without heads.
+
+        Raises:
+            UserError: when the checkpoint is damaged.
+        """
+        structure, abstract = abstract_model(build)
+        return structure, self.params(with_shardings(abstract, first_device_mesh()))
+
+    def params(self, abstract: Any) -> Any:
+        """The parameters with the shardings of `abstract`, ShapeDtypeStructs of all of them or a part.
+
+        Raises:
+            UserError: when the checkpoint is damaged.
+        """
+        return checkpoint.restore(self.folder, self.meta, abstract)
+
+    def check_network(self, model: ModelConfig) -> None:
+        """Raises UserError when the checkpoint holds another network than `model`; dropout may differ."""
+        differing = [
+            f"model.{name} is {getattr(self.model, name)!r} there and {value!r} here"
+            for name, value in dataclasses.asdict(model).items()
+            if getattr(self.model, name) != value and "dropout" not in name and "initializer" not in name
+        ]
+        if differing:
+            raise UserError(
+                f"checkpoint {self.folder} holds another network: {'; '.join(differing)}. Take its values or "
+                "another checkpoint."
+            )
+
+
+def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> OpenedCheckpoint:
+    """Finds a checkpoint (see `checkpoint.find_checkpoint`) and checks every file of it.
+
+    Args:
+        path: a run's folder or one of its `checkpoints/STEP`.
+        key: the flag or config key that `path` was given with, for errors.
+
+    Raises:
+        UserError: when there is no checkpoint, it is damaged, a newer version of bert_jax wrote it, or its
+            vocabulary is not that of its network.
+    """
+    folder, meta = checkpoint.find_sound(path, key)
+    model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if tokenizer.vocab_size != model.vocab_size:
+        raise UserError(
+            f"{key}: the vocabulary of {folder} has {tokenizer.vocab_size} pieces and its network "
+            f"model.vocab_size={model.vocab_size}; they must be of one model."
+        )
+    return OpenedCheckpoint(folder, meta, model, tokenizer)
+
+
+def fresh_network(build: Build, seed: int) -> tuple[nnx.GraphDef, Any]:
+    """The structure of what `build` makes, and random parameters on this process's first device."""
+    structure, abstract = abstract_model(build)
+    placed = TrainState(jnp.int32(0), with_shardings(abstract, first_device_mesh()), ())
+    return structure, init_params(build, placed, seed)
+
+
+def first_device_mesh() -> Mesh:
+    """The mesh of this process's first device alone."""
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])

@@ -1,0 +1,107 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import bert_jax
+from bert_jax import config as config_lib
+from bert_jax.errors import UserError
+from bert_jax.inference.finetuned import load_finetuned
+from bert_jax.model.encoder import Encoder
+from bert_jax.tasks.finetuning import Base
+from bert_jax.training.checkpoint import CHECKSUMS, _sha256
+from bert_jax.training.opening import first_device_mesh, fresh_network, open_checkpoint
+from tests.saved import save, save_finetuned, wordpiece
+
+FACTS = {"labels": ["a", "b"], "pairs": False}
+
+
+class EncoderAlone(nnx.Module):
+    def __init__(self, config, rngs):
+        self.encoder = Encoder(config, rngs)
+
+
+def changed(run, change):
+    """Has `change` edit the config of a saved checkpoint, which stays sound."""
+    folder = run / "checkpoints/0"
+    sums = json.loads((folder / CHECKSUMS).read_text())
+    meta = json.loads((folder / "meta/metadata").read_text())
+    change(meta["config"])
+    (folder / "meta/metadata").write_text(json.dumps(meta))
+    sums["files"]["meta/metadata"] = _sha256(folder / "meta/metadata")
+    (folder / CHECKSUMS).write_text(json.dumps(sums))
+
+
+def test_a_part_of_the_network_on_the_first_device(tmp_path):
+    saved = save(tmp_path / "run", wordpiece(), data=2, fsdp=2)
+    opened = open_checkpoint(tmp_path / "run")
+    structure, params = opened.network(lambda rngs: EncoderAlone(opened.model, rngs))
+    assert list(params) == ["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], nnx.to_pure_dict(nnx.state(saved.encoder)))
+    first = {first_device_mesh().devices.item()}
+    assert all(leaf.devices() == first for leaf in jax.tree.leaves(params))
+    assert isinstance(nnx.merge(structure, params), EncoderAlone)
+    assert (opened.folder.name, opened.is_finetuned, opened.model.hidden_size) == ("0", False, 16)
+    random = fresh_network(lambda rngs: EncoderAlone(opened.model, rngs), seed=0)[1]
+    assert jax.tree.map(np.shape, random) == jax.tree.map(np.shape, params)
+
+
+def test_another_network_is_named(tmp_path):
+    save(tmp_path / "run", wordpiece())
+    opened = open_checkpoint(tmp_path / "run")
+    opened.check_network(dataclasses.replace(opened.model, hidden_dropout=0.3, initializer_range=0.5))
+    with pytest.raises(UserError, match=r"model\.num_hidden_layers is 2 there and 6 here"):
+        opened.check_network(dataclasses.replace(opened.model, num_hidden_layers=6))
+
+
+def test_the_vocabulary_must_be_that_of_the_network(tmp_path):
+    save(tmp_path / "run", wordpiece())
+    changed(tmp_path / "run", lambda config: config["model"].update(vocab_size=7))
+    with pytest.raises(UserError, match=r"init_from: the vocabulary of .* its network model.vocab_size=7"):
+        open_checkpoint(tmp_path / "run", "init_from")
+
+
+def test_fields_that_a_checkpoint_does_not_know_take_their_defaults(tmp_path):
+    """As a version before the field wrote it."""
+
+    def without_fields(config):
+        del config["model"]["position_initializer"], config["model"]["layer_norm_eps"]
+        del config["train"]["attention"]
+
+    save(tmp_path / "run", wordpiece())
+    save_finetuned(tmp_path / "tuned", wordpiece(), "classification", FACTS)
+    for run in ("run", "tuned"):
+        changed(tmp_path / run, without_fields)
+        assert bert_jax.load(tmp_path / run).config.model.position_initializer == "normal"
+    opened = open_checkpoint(tmp_path / "run")
+    opened.check_network(opened.model)
+    assert load_finetuned(tmp_path / "tuned").config.train.attention == "auto"
+    assert Base.open(str(tmp_path / "run")).model == opened.model
+
+
+@pytest.mark.parametrize("key", ["model.rotary", "data.mixture", "probes"])
+def test_a_checkpoint_of_a_newer_version_is_one_line(tmp_path, key):
+    def with_field(config):
+        section, _, field = key.partition(".")
+        config.setdefault(section, {})[field or "every"] = 1
+
+    save(tmp_path / "run", wordpiece())
+    save_finetuned(tmp_path / "tuned", wordpiece(), "classification", FACTS)
+    for run in ("run", "tuned"):
+        changed(tmp_path / run, with_field)
+    line = rf"checkpoints/0 was written by a newer version of bert_jax: it has {key}.*; upgrade bert_jax to"
+    uses = [lambda: bert_jax.load(tmp_path / "run"), lambda: load_finetuned(tmp_path / "tuned")]
+    if key.startswith("model."):
+        uses += [lambda: open_checkpoint(tmp_path / "run"), lambda: Base.open(str(tmp_path / "run"))]
+    for use in uses:
+        with pytest.raises(UserError, match=line):
+            use()
+
+
+def test_a_value_that_a_version_does_not_know_names_the_checkpoint():
+    values = {"data": {"masking": "spans"}}
+    with pytest.raises(UserError, match=r"runs/a/checkpoints/5: data\.masking='spans' is unknown"):
+        config_lib.from_checkpoint(values, config_lib.Config, "runs/a/checkpoints/5")
