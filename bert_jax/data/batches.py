@@ -13,6 +13,7 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.data import masking
 from bert_jax.data.epoch_plan import EpochPlan, PlanConfig, Sequences, count_rows
 from bert_jax.data.hashing import bits, key
+from bert_jax.data.mixture import EpochRows
 from bert_jax.errors import UserError
 
 Shape = tuple[int, int, int]  # R rows, T tokens, S sequences per row
@@ -50,9 +51,8 @@ class Batches:
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
         config = _plan_config(data)
-        self._count_rows = functools.partial(count_rows, index, config, seed)
+        self._epochs = EpochRows(functools.partial(count_rows, index, config, seed))
         self._make_plan = functools.lru_cache(_PLANS_KEPT)(functools.partial(EpochPlan, index, config, seed))
-        self._first_rows = [0]  # of the epochs up to the first one that is not counted yet
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
         self._maskable[list(tokenizer.special_ids)] = False
@@ -108,16 +108,9 @@ class Batches:
 
     def _sequences(self, rows: np.ndarray) -> tuple[Sequences, np.ndarray]:
         """The sequences of rows numbered through all epochs, and a key for the masks of each row."""
-        with self._lock:
-            while self._first_rows[-1] <= rows.max(initial=0):
-                num_rows = self._count_rows(len(self._first_rows) - 1)
-                self._first_rows.append(self._first_rows[-1] + num_rows)
-        epochs = np.searchsorted(self._first_rows, rows, "right") - 1
         row_keys = np.empty(len(rows), np.uint64)
         parts = []
-        for epoch in np.unique(epochs).tolist():
-            (mine,) = np.nonzero(epochs == epoch)
-            in_epoch = rows[mine] - self._first_rows[epoch]
+        for epoch, mine, in_epoch in self._epochs(rows):
             row_keys[mine] = bits(key(self._seed, epoch, "mask"), in_epoch)
             part = self._plan(epoch).rows(in_epoch)
             parts.append(part._replace(row=mine[part.row]))
