@@ -128,7 +128,7 @@ def _load(source: pathlib.Path) -> tuple[Pretrained | Finetuned, Network]:
         pretrained = load(source)
         return pretrained, Network(heads.PRETRAINING, {}, pretrained.config.model, pretrained.params)
     tuned = load_finetuned(source)
-    return tuned, Network(tuned.config.task.name, tuned.task.facts, tuned.config.model, tuned.params)
+    return tuned, Network(tuned.config.task.name, tuned.task.label_info, tuned.config.model, tuned.params)
 
 
 def _tensors(network: Network) -> dict[str, np.ndarray]:

@@ -20,7 +20,9 @@ from bert_jax.inference.pretrained import TOKENS
 from bert_jax.model.encoder import PLAINLY
 from bert_jax.tasks.config import TASKS, FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.finetuning import TASK, TOKENIZER, Laid, make_task
+from bert_jax.tasks.finetuning import TASK, TOKENIZER
+from bert_jax.tasks.packed import PackedExamples
+from bert_jax.tasks.registry import make_task
 from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
@@ -87,11 +89,11 @@ class Finetuned:
         """The prediction for each example of `task.read`; JSON, as `task.decode` says."""
         if not examples:
             return []
-        laid = Laid(self.task, examples, self.tokenizer, self.config.data)
+        packed = PackedExamples(self.task, examples, self.tokenizer, self.config.data)
         size = max(1, TOKENS // self.config.data.max_seq_length)
         with jax.set_mesh(self._mesh):
             outputs = [
                 jax.device_get(self._step(self.params, batch)[1])
-                for batch in laid.batches(size, np.arange(size))
+                for batch in packed.batches(size, np.arange(size))
             ]
-        return laid.predictions(outputs, size)
+        return packed.predictions(outputs, size)
