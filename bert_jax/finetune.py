@@ -46,10 +46,9 @@ def main() -> int:
     except UserError as error:
         hosts.require_same({}, str(error))  # raises it on every process
         raise
-    experiment = next(iter(runs.values()))  # all start from one checkpoint and read the same files
-    facts = {f"config.{key}": repr(value) for key, value in config.flat().items()}
-    facts |= {"--test": repr(flags.FLAGS.test), "code": hosts.code_digest()}
-    facts |= {"base": json.dumps(experiment.init_from.provenance()), "data": experiment.splits.digest}
+    experiment = next(iter(runs.values()))  # the facts are the same for all
+    facts = {"base": json.dumps(experiment.init_from.provenance()), "data": experiment.splits.digest}
+    facts["code"] = hosts.code_digest()
     hosts.require_same(facts | versions())
     scores: dict[str, list[Scores]] = {}
     for folder, experiment in runs.items():

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from bert_jax import finetune
 from bert_jax.config import from_dict
 from bert_jax.data.mixture import EpochRows
 from bert_jax.errors import UserError
@@ -131,44 +129,6 @@ def test_epochs_become_steps(folder):
     assert run.train.eval_every == run.train.checkpoint_every == round(rows / 8)
     assert run.train.seed == 3
     assert run.model.hidden_dropout == 0.1
-
-
-@pytest.mark.parametrize(("rows", "last"), [(1040, 31), (1060, 32), (900, 27), (70, 2)])
-def test_evaluations_are_spread_evenly_and_the_last_is_after_the_last_step(folder, rows, last):
-    """With 10.4 batches an epoch and three epochs there are three evaluations, not one more a step later."""
-    per_epoch = {"num_epochs": 3.0, "evaluations_per_epoch": 1}
-    config = config_of(folder, data={"global_batch_size": 100}, train=per_epoch)
-    train = config.for_run(InitFrom.open(config.init_from).model, rows, 0).train
-    assert train.num_steps == last
-    steps = {*range(train.eval_every, last + 1, train.eval_every), last}
-    assert len(steps) == min(3, last)
-    assert train.checkpoint_every == train.eval_every
-
-
-def test_what_ends_a_run_is_part_of_its_identity(folder):
-    one, two = (config_of(folder, train={"evaluations_per_epoch": count}).identity() for count in (1, 2))
-    assert {key for key in one if one[key] != two[key]} == {"train.evaluations_per_epoch"}
-
-
-def test_processes_compare_their_configs(folder, monkeypatch):
-    """Else processes with different learning rates would train one model without notice."""
-    config = config_of(folder, optimizer={"learning_rate": 3e-4})
-    compared = {}
-
-    def require_same(facts):
-        compared.update(facts)
-        raise UserError("compared")
-
-    monkeypatch.setattr(finetune, "set_up", lambda: (config, {folder: experiment(folder)}, folder))
-    monkeypatch.setattr(finetune.hosts, "connect", lambda: None)
-    monkeypatch.setattr(finetune.hosts, "require_same", require_same)
-    monkeypatch.setattr(finetune, "flags", types.SimpleNamespace(FLAGS=types.SimpleNamespace(test=False)))
-    with pytest.raises(UserError, match="compared"):
-        finetune.main()
-    for key, value in config.flat().items():
-        assert compared[f"config.{key}"] == repr(value)
-    assert compared["config.optimizer.learning_rate"] == "0.0003"
-    assert compared["--test"] == "False"
 
 
 def test_a_base_of_a_newer_version_is_one_line(folder, tmp_path):
