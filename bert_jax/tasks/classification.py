@@ -12,8 +12,10 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import SequenceClassification, SequenceRegression
 from bert_jax.tasks.config import TaskConfig, TaskData
-from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.records import read_records, text_column
+
+SEQUENCES = ("BertForSequenceClassification", "text-classification")  # of the hub
 
 
 class Example(NamedTuple):
@@ -97,6 +99,7 @@ class Classification(_Sequences):
     name = "classification"
     metrics = ("accuracy", "f1", "macro_f1", "matthews")
     frozen = True
+    hub = HubHead(*SEQUENCES, problem_type="single_label_classification", stated=("pairs",))
 
     @property
     def labels(self) -> list[str]:
@@ -181,6 +184,8 @@ class Regression(_Sequences):
 
     name = "regression"
     metrics = ("spearman", "pearson")
+    num_outputs = 1
+    hub = HubHead(*SEQUENCES, problem_type="regression", stated=("pairs",))
 
     def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns mean and standard deviation of the training numbers."""

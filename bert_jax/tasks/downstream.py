@@ -6,7 +6,7 @@ To add a task, write a `Downstream` and add it to `bert_jax.tasks.registry.TASK_
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -55,6 +55,16 @@ class TaskExample(Protocol):
         ...
 
 
+class HubHead(NamedTuple):
+    """The same head in Hugging Face's Transformers, for `bert_jax.interop`."""
+
+    architecture: str
+    pipeline: str  # of the model hub
+    classifier: str = "classifier"  # name of its dense layer
+    problem_type: str | None = None
+    stated: tuple[str, ...] = ()  # what of label_info config.json has no key of its own for
+
+
 class Downstream(abc.ABC):
     """A task on labelled examples: base class of all.
 
@@ -67,6 +77,8 @@ class Downstream(abc.ABC):
         verb: the mode of `predict` that uses its checkpoints.
         frozen: whether `task.frozen` can compare it with classifiers on frozen features.
         per_token: whether the outputs of the objective are [B, T, …] rather than [B, S, …].
+        num_outputs: of the head; None: one for each label.
+        hub: the same head in Transformers.
         too_long: what was truncated, for the log.
         label_info: JSON that a checkpoint needs beside its parameters, e.g. the names of the labels.
     """
@@ -75,6 +87,8 @@ class Downstream(abc.ABC):
     verb: ClassVar[str]
     frozen: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
+    num_outputs: ClassVar[int | None] = None
+    hub: ClassVar[HubHead]
     too_long: ClassVar[str] = "examples are longer than data.max_seq_length"
 
     def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):

@@ -12,7 +12,7 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import SpanExtraction
 from bert_jax.tasks.config import TaskConfig, TaskData
-from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.squad import Question, exact_match_and_f1, read_squad
 
 ASKING = ("what", "who", "when", "where", "which", "why", "how")
@@ -45,6 +45,8 @@ class QuestionAnswering(Downstream):
     name = "question_answering"
     verb = "answer"
     per_token = True
+    num_outputs = 2
+    hub = HubHead("BertForQuestionAnswering", "question-answering", "qa_outputs", stated=("version_2",))
     too_long = "questions are longer than task.max_question_tokens"
 
     def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):

@@ -12,6 +12,10 @@ TASK_CLASSES: tuple[type[Downstream], ...] = (
     Classification, Regression, QuestionAnswering, TokenClassification
 )  # fmt: skip
 
+VERBS = {  # mode of `predict` -> the tasks whose checkpoints it uses
+    kind.verb: tuple(other.name for other in TASK_CLASSES if other.verb == kind.verb) for kind in TASK_CLASSES
+}
+
 
 def task_class(name: str) -> type[Downstream]:
     """Returns the class of a task, one of `bert_jax.tasks.config.TASKS`."""

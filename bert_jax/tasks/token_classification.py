@@ -11,7 +11,7 @@ from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fsc
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model import objectives
-from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.records import Record, read_records, read_text, text_column
 
 RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz|\.zst)?$")  # other sources are columns
@@ -63,6 +63,7 @@ class TokenClassification(Downstream):
     metrics = ("f1", "precision", "recall", "token_accuracy")
     frozen = True
     per_token = True
+    hub = HubHead("BertForTokenClassification", "token-classification")
     too_long = "words are longer than data.max_seq_length"
 
     @property
