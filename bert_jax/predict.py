@@ -30,7 +30,6 @@ from bert_jax import command
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
-from bert_jax.tasks.registry import VERBS
 from bert_jax.training.checkpoint import find_checkpoint
 
 log = logging.getLogger("bert_jax")
@@ -177,7 +176,10 @@ MODES: dict[str, Callable[[], None]] = {
     "fill-mask": fill_mask,
     "next-sentence": next_sentence,
     "features": features,
-} | {verb: functools.partial(fine_tuned, *tasks) for verb, tasks in VERBS.items()}
+    "classify": functools.partial(fine_tuned, "classification", "regression"),
+    "answer": functools.partial(fine_tuned, "question_answering"),
+    "tag": functools.partial(fine_tuned, "token_classification"),
+}
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")

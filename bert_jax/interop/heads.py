@@ -13,8 +13,6 @@ from flax import nnx
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining, BertForSequences, BertForTokens
-from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.registry import TASK_CLASSES
 
 PRETRAINING = "none"
 POOLER = "encoder/pooler"
@@ -48,24 +46,23 @@ PRETRAINING_NAMES = {
     "masked_lm/norm": "cls.predictions.transform.LayerNorm",
     "next_sentence": "cls.seq_relationship",
 }
-
-
-def _head(task: type[Downstream]) -> Head:
-    hub, auto_class = task.hub, task.hub.architecture.replace("Bert", "AutoModel", 1)
-    module, optional = (BertForTokens, (POOLER,)) if task.per_token else (BertForSequences, ())
-    names = {"classifier": hub.classifier}
-    return Head(hub.architecture, auto_class, hub.pipeline, module, names, optional, hub.problem_type)
-
-
+CLASSIFIER = {"classifier": "classifier"}
+SEQUENCES = ("BertForSequenceClassification", "AutoModelForSequenceClassification", "text-classification")
 HEADS = {
     PRETRAINING: Head("BertForPreTraining", "AutoModelForMaskedLM", "fill-mask", BertForPreTraining,
                       PRETRAINING_NAMES, (POOLER, "masked_lm", "next_sentence")),
-} | {task.name: _head(task) for task in TASK_CLASSES}  # fmt: skip
+    "classification": Head(*SEQUENCES, BertForSequences, CLASSIFIER,
+                           problem_type="single_label_classification"),
+    "regression": Head(*SEQUENCES, BertForSequences, CLASSIFIER, problem_type="regression"),
+    "question_answering": Head("BertForQuestionAnswering", "AutoModelForQuestionAnswering",
+                               "question-answering", BertForTokens, {"classifier": "qa_outputs"}, (POOLER,)),
+    "token_classification": Head("BertForTokenClassification", "AutoModelForTokenClassification",
+                                 "token-classification", BertForTokens, CLASSIFIER, (POOLER,)),
+}  # fmt: skip
 PREFIXES = ("cls.", "classifier.", "qa_outputs.")  # of the tensors of any head
-# Outputs of heads without labels.
-NUM_LABELS = {PRETRAINING: 0} | {task.name: task.num_outputs for task in TASK_CLASSES if task.num_outputs}
+NUM_LABELS = {PRETRAINING: 0, "regression": 1, "question_answering": 2}  # where no labels say it
 # Facts that config.json has no key of its own for: our export puts them under `task_specific_params`.
-STATED = {task.name: task.hub.stated for task in TASK_CLASSES if task.hub.stated}
+STATED = {"classification": ("pairs",), "regression": ("pairs",), "question_answering": ("version_2",)}
 
 
 def num_labels(task: str, facts: Mapping[str, Any]) -> int:
