@@ -24,7 +24,8 @@ from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, Splits
+from bert_jax.tasks.finetuning import Experiment, Finetuning, InitFrom, Splits
+from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
@@ -46,36 +47,36 @@ def set_up() -> command.Training:
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
-    base = Base.open(config.init_from)
-    check_model(mesh.shape, base.model)
-    runs = {folder: Prepared.of(fold, base) for folder, fold in folds(config, workdir)}
-    for folder, prepared in runs.items():
-        splits = prepared.splits if flags.FLAGS.test else prepared.splits._replace(test=[])
+    init_from = InitFrom.open(config.init_from)
+    check_model(mesh.shape, init_from.model)
+    runs = {folder: Experiment.read(fold, init_from) for folder, fold in folds(config, workdir)}
+    for folder, experiment in runs.items():
+        splits = experiment.splits if flags.FLAGS.test else experiment.splits._replace(test=[])
         counts = ", ".join(f"{len(part):,} to {what}" for part, what in zip(
             splits[:3], ("train on", "choose by", "test once"), strict=True) if part)  # fmt: skip
         log.info("examples for %s: %s; sha256 %s", folder, counts, splits.digest[:16])
-        runs[folder] = prepared._replace(splits=splits)
+        runs[folder] = experiment._replace(splits=splits)
         for seed in seeds(config):  # before anything is computed
-            check_workdir(folder_of(config, folder, seed), prepared.run(seed))
+            check_workdir(folder_of(config, folder, seed), experiment.run(seed))
     for folder in runs if jax.process_index() == 0 else ():
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
     keep_compiled(workdir)
-    facts = {"base": json.dumps(base.facts()), "data": next(iter(runs.values())).splits.digest}
+    facts = {"base": json.dumps(init_from.provenance()), "data": next(iter(runs.values())).splits.digest}
     scores_folder = workdir if len(runs) > 1 else next(iter(runs))
     return command.Training(config, facts, lambda: train_all(config, runs, scores_folder))
 
 
-def train_all(config: FinetuneConfig, runs: dict[epath.Path, Prepared], scores_folder: epath.Path) -> int:
+def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores_folder: epath.Path) -> int:
     """Trains classifiers on frozen features and the network, for all folds and seeds; prints the scores."""
     scores: dict[str, list[Scores]] = {}
-    for folder, prepared in runs.items():
+    for folder, experiment in runs.items():
         if config.task.classifiers:
-            _, base, task, splits, *_ = prepared
-            for name, found in frozen.train(config, task, splits, base).items():
+            _, init_from, task, splits, *_ = experiment
+            for name, found in frozen.train(config, task, splits, init_from).items():
                 scores.setdefault(name, []).append(found)
         if config.train.num_epochs:
-            code, judged = fine_tune(prepared, folder)
+            code, judged = fine_tune(experiment, folder)
             scores.setdefault(FINE_TUNED, []).extend(judged)
             if code != FINISHED:
                 return code
@@ -104,15 +105,15 @@ def folder_of(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Pa
     return folder / f"seed_{seed}" if config.train.num_seeds > 1 else folder
 
 
-def fine_tune(prepared: Prepared, folder: epath.Path) -> tuple[int, list[Scores]]:
+def fine_tune(experiment: Experiment, folder: epath.Path) -> tuple[int, list[Scores]]:
     """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
     found: list[Scores] = []
-    for seed in seeds(prepared.config):
-        own = folder_of(prepared.config, folder, seed)
-        code = train(prepared.run(seed), Finetuning(prepared, seed), own)
+    for seed in seeds(experiment.config):
+        own = folder_of(experiment.config, folder, seed)
+        code = train(experiment.run(seed), Finetuning(experiment, seed), own)
         if code != FINISHED:
             return code, found
-        found.append(judge(own, prepared.splits))
+        found.append(judge(own, experiment.splits))
     return FINISHED, found
 
 
@@ -161,8 +162,7 @@ def closing(config: FinetuneConfig, workdir: epath.Path) -> str:
     """What to do next."""
     if not config.train.num_epochs:
         return ""
-    mode = {"question_answering": "answer", "token_classification": "tag"}.get(config.task.name, "classify")
-    run = folder_of(config, workdir, config.train.seed)
+    run, mode = folder_of(config, workdir, config.train.seed), task_class(config.task.name).verb
     return (
         f"\nnext:  make predict MODE={mode} CHECKPOINT={run} INPUT=FILE\n"
         f"       look at {run}/report.html and {run}/predictions_eval.jsonl\n"

@@ -14,6 +14,7 @@ from bert_jax.data.batch import assemble, max_predictions, per_sequence
 from bert_jax.data.chunks import PlanConfig
 from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows
 from bert_jax.data.hashing import bits, key
+from bert_jax.data.mixture import EpochRows
 from bert_jax.errors import UserError
 
 # Shared by all Batches of a split, so that each epoch is planned once. A batch may straddle two epochs.
@@ -52,7 +53,7 @@ class Batches:
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
         self._planned = index, PlanConfig.of(data), seed
-        self._first_rows = [0]  # of the epochs up to the first one that is not counted yet
+        self._epochs = EpochRows(functools.partial(_epoch_rows, *self._planned))
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
         self._maskable[list(tokenizer.special_ids)] = False
@@ -108,16 +109,9 @@ class Batches:
 
     def _sequences(self, rows: np.ndarray) -> tuple[Sequences, np.ndarray]:
         """Finds the sequences of rows numbered through all epochs, and each row's key for its masks."""
-        with self._lock:
-            while self._first_rows[-1] <= rows.max(initial=0):
-                num_rows = _epoch_rows(*self._planned, epoch=len(self._first_rows) - 1)
-                self._first_rows.append(self._first_rows[-1] + num_rows)
-        epochs = np.searchsorted(self._first_rows, rows, "right") - 1
         row_keys = np.empty(len(rows), np.uint64)
         parts = []
-        for epoch in np.unique(epochs).tolist():
-            (mine,) = np.nonzero(epochs == epoch)
-            in_epoch = rows[mine] - self._first_rows[epoch]
+        for epoch, mine, in_epoch in self._epochs(rows):
             row_keys[mine] = bits(key(self._seed, epoch, "mask"), in_epoch)
             part = self._plan(epoch).rows(in_epoch)
             parts.append(part._replace(row=mine[part.row]))

@@ -20,7 +20,9 @@ from bert_jax.model.encoder import DEFAULT_COMPUTE
 from bert_jax.model.features import TOKENS
 from bert_jax.tasks.config import TASKS, FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.finetuning import TASK, Laid, make_task
+from bert_jax.tasks.finetuning import TASK
+from bert_jax.tasks.packed import PackedExamples
+from bert_jax.tasks.registry import make_task
 from bert_jax.training.opening import OpenedCheckpoint, first_device_mesh, open_checkpoint
 from bert_jax.training.step import make_evaluation_step
 
@@ -86,11 +88,11 @@ class Finetuned:
         """Predicts for each example of `task.read`; returns JSON, see `task.decode`."""
         if not examples:
             return []
-        laid = Laid(self.task, examples, self.tokenizer, self.config.data)
+        packed = PackedExamples(self.task, examples, self.tokenizer, self.config.data)
         size = max(1, TOKENS // self.config.data.max_seq_length)
         with jax.set_mesh(first_device_mesh()):
             outputs = [
                 jax.device_get(self._step(self.params, batch)[1])
-                for batch in laid.batches(size, np.arange(size))
+                for batch in packed.batches(size, np.arange(size))
             ]
-        return laid.predictions(outputs, size)
+        return packed.predictions(outputs, size)

@@ -47,7 +47,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
 
 def _network(bert: Pretrained | Finetuned) -> Network:
     if isinstance(bert, Finetuned):
-        return Network(bert.config.task.name, bert.task.facts, bert.config.model, bert.params)
+        return Network(bert.config.task.name, bert.task.label_info, bert.config.model, bert.params)
     return Network(heads.PRETRAINING, {}, bert.config.model, bert.params)
 
 

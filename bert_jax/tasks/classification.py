@@ -11,37 +11,43 @@ import sklearn.metrics
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import SequenceClassification, SequenceRegression
-from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.config import TaskConfig, TaskData
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.records import read_records, text_column
+
+SEQUENCES = ("BertForSequenceClassification", "text-classification")  # of the hub
 
 
 class Example(NamedTuple):
     text: str
     pair: str | None
     label: Any  # a class's name, a number, or None
-    place: str  # where it stands, for errors
+    place: str
+
+    @property
+    def split_key(self) -> str:
+        return self.text if self.pair is None else f"{self.text}\t{self.pair}"
+
+    def shown(self) -> dict[str, Any]:
+        pair = {} if self.pair is None else {"text_pair": self.pair}
+        label = {} if self.label is None else {"label": self.label}
+        return {"text": self.text} | pair | label
 
 
 class _Sequences(Downstream):
-    """What classification and regression share: one label for each sequence.
+    """Base class of classification and regression: one label for each sequence."""
 
-    Args:
-        data: names of the columns.
-        facts: of a checkpoint; None for a new run, which then calls `learn`.
-    """
+    verb = "classify"
 
-    per_token = False
-
-    def __init__(self, data: TaskData, facts: dict[str, Any] | None):
-        self._data, self.facts = data, facts or {"pairs": bool(data.text_pair)}
+    def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):
+        super().__init__(task, data, label_info or {"pairs": bool(data.text_pair)})
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Example]:
         records = read_records(source, key, self._data.header)
         columns = self._data
         texts = text_column(records, columns.text, "data.text")
         pairs: Sequence[str | None] = [None] * len(texts)
-        if self.facts["pairs"]:
+        if self.label_info["pairs"]:
             pairs = text_column(records, columns.text_pair, "data.text_pair")
         labels: Sequence[Any] = [None] * len(texts)
         if labelled:
@@ -50,20 +56,20 @@ class _Sequences(Downstream):
         return [Example(*values) for values in zip(texts, pairs, labels, places, strict=True)]
 
     def example(self, text: str, second: str | None = None) -> Example:
-        if (second is not None) != self.facts["pairs"]:
-            kind = "pairs: give the second text too" if self.facts["pairs"] else "single texts, not pairs"
+        if (second is not None) != self.label_info["pairs"]:
+            kind = "single texts, not pairs" if second is not None else "pairs: give the second text too"
             raise UserError(f"this checkpoint was fine-tuned on {kind}.")
         return Example(text, second, None, "")
 
     @abc.abstractmethod
     def _label(self, value: Any, place: str) -> Any:
-        """A label as it is learned, from a column's value; raises UserError for what is none."""
-
-    def text(self, example: Example) -> str:
-        return example.text if example.pair is None else f"{example.text}\t{example.pair}"
+        """Converts the value of a column to a label; raises UserError if it is not one."""
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int) -> Encoded:
-        """Of a text that is too long the end is cut; of a pair that of the longer one (as Google's code)."""
+        """Truncates texts that are longer than a row; of a pair the longer text, token by token.
+
+        Source: `_truncate_seq_pair` of google-research/bert, run_classifier.py.
+        """
         ids_a = tokenizer.encode([example.text for example in examples])
         ids_b = tokenizer.encode([example.pair or "" for example in examples])
         num_cut = 0
@@ -84,47 +90,38 @@ class _Sequences(Downstream):
 
     @abc.abstractmethod
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        """The `labels` [N] that the network is to give; any where an example has none."""
-
-    def row(self, example: Example, prediction: Any) -> dict[str, Any]:
-        texts = {"text": example.text} | ({"text_pair": example.pair} if example.pair is not None else {})
-        return texts | ({"label": example.label} if example.label is not None else {}) | prediction
+        """Returns the `labels` [N] to learn; any value for an example without a label."""
 
 
 class Classification(_Sequences):
     """Single-label classification (Devlin et al., 2019, section 4.1)."""
 
-    metrics: tuple[str, ...] = ("accuracy", "f1", "macro_f1", "matthews")
+    name = "classification"
+    metrics = ("accuracy", "f1", "macro_f1", "matthews")
+    frozen = True
+    hub = HubHead(*SEQUENCES, problem_type="single_label_classification", stated=("pairs",))
 
     @property
     def labels(self) -> list[str]:
-        return self.facts["labels"]
+        return self.label_info["labels"]
 
-    def learn(self, examples: Sequence[Example]) -> None:
-        """Takes the classes from the training examples, unless the config names them.
-
-        Raises:
-            UserError: for examples of one class only.
-        """
+    def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
+        """Returns the classes of the training examples, unless the config names the classes."""
         named = self._data.class_names
-        found = sorted({example.label for example in examples})
+        found = sorted({example.label for example in train})
         if len(named or found) < 2:
             raise UserError(
                 f"data.label={self._data.label!r}: every example has the label {found[0]!r}; nothing can be "
                 "learned from one class. Is it the right column?"
             )
-        self.facts |= {"labels": named or found}
-        self.check(examples)
+        return {"labels": named or found}
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raises UserError for a label that is not one of the classes."""
-        for example in examples:
-            if example.label not in self.labels:
-                known = ", ".join(self.labels[:20])
-                raise UserError(
-                    f"{example.place}: the label {example.label!r} is unknown; the classes are {known}. "
-                    "Mend the file, or name all classes in data.labels."
-                )
+    def _check(self, example: Example) -> None:
+        if example.label not in self.labels:
+            raise UserError(
+                f"{example.place}: the label {example.label!r} is unknown; the classes are "
+                f"{', '.join(self.labels[:20])}. Correct the file, or name all classes in data.labels."
+            )
 
     def _label(self, value: Any, place: str) -> str:
         if value is None or value == "":
@@ -139,7 +136,7 @@ class Classification(_Sequences):
         return SequenceClassification(len(self.labels))
 
     def decode(self, outputs: Outputs, _encoded: Encoded, _examples: Sequence[Any]) -> Predictions:
-        """{"prediction": the most probable class, "probabilities": by class}."""
+        """Returns {"prediction": the most probable class, "probabilities": by class}."""
         predictions = []
         for values in outputs["probabilities"]:
             shares = {label: round(float(p), 6) for label, p in zip(self.labels, values, strict=True)}
@@ -147,14 +144,17 @@ class Classification(_Sequences):
         return predictions
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
-        """Accuracy, F1 (of two classes that of the second, else the mean), mean F1, Matthews' correlation."""
+        """Computes accuracy, F1, the mean F1 over classes, and Matthews' correlation.
+
+        F1 is that of the second class if there are two classes, else the mean.
+        """
         truth = [example.label for example in examples]
         guess = [prediction["prediction"] for prediction in predictions]
         macro = sklearn.metrics.f1_score(truth, guess, labels=self.labels, average="macro", zero_division=0)
         f1 = macro
         if len(self.labels) == 2:
             f1 = sklearn.metrics.f1_score(truth, guess, pos_label=self.labels[1], zero_division=0)
-        # Of one class scikit-learn warns, as it cannot know that there are others.
+        # scikit-learn warns if it sees one class only.
         matthews = sklearn.metrics.matthews_corrcoef(truth, guess) if len({*truth, *guess}) > 1 else 0.0
         values = sklearn.metrics.accuracy_score(truth, guess), f1, macro, matthews
         return dict(zip(self.metrics, map(float, values), strict=True))
@@ -182,24 +182,20 @@ class Classification(_Sequences):
 class Regression(_Sequences):
     """One number for a text or a pair, learned by squared error on standardised targets."""
 
-    metrics: tuple[str, ...] = ("spearman", "pearson")
+    name = "regression"
+    metrics = ("spearman", "pearson")
+    num_outputs = 1
+    hub = HubHead(*SEQUENCES, problem_type="regression", stated=("pairs",))
 
-    def learn(self, examples: Sequence[Example]) -> None:
-        """Takes mean and spread of the numbers from the training examples.
-
-        Raises:
-            UserError: if all numbers are the same.
-        """
-        values = np.array([example.label for example in examples])
+    def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
+        """Returns mean and standard deviation of the training numbers."""
+        values = np.array([example.label for example in train])
         if not values.std() > 0:
             raise UserError(
                 f"data.label={self._data.label!r}: every example has the number {values[0]:g}; "
                 "nothing can be learned from that. Is it the right column?"
             )
-        self.facts |= {"mean": float(values.mean()), "deviation": float(values.std())}
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Any number will do."""
+        return {"mean": float(values.mean()), "deviation": float(values.std())}
 
     def _label(self, value: Any, place: str) -> float:
         try:
@@ -214,18 +210,19 @@ class Regression(_Sequences):
 
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         labels = np.array([example.label or 0.0 for example in examples])
-        return {"labels": ((labels - self.facts["mean"]) / self.facts["deviation"]).astype(np.float32)}
+        standardised = (labels - self.label_info["mean"]) / self.label_info["deviation"]
+        return {"labels": standardised.astype(np.float32)}
 
     def objective(self) -> SequenceRegression:
         return SequenceRegression()
 
     def decode(self, outputs: Outputs, _encoded: Encoded, _examples: Sequence[Any]) -> Predictions:
-        """{"prediction": number in the units of the data}."""
-        mean, deviation = self.facts["mean"], self.facts["deviation"]
+        """Returns {"prediction": number in the units of the data}."""
+        mean, deviation = self.label_info["mean"], self.label_info["deviation"]
         return [{"prediction": round(float(value) * deviation + mean, 6)} for value in outputs["values"]]
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
-        """Spearman's and Pearson's correlation; 0 where all predictions are the same."""
+        """Computes Spearman's and Pearson's correlation; 0 if all predictions are the same."""
         truth = [example.label for example in examples]
         guess = [prediction["prediction"] for prediction in predictions]
         if len(set(guess)) < 2 or len(set(truth)) < 2:

@@ -1,27 +1,31 @@
-"""Classifiers on frozen features (Devlin et al., 2019, section 5.3): no gradient reaches the encoder.
+"""Classifiers on frozen features (Devlin et al., 2019, section 5.3): the encoder is not trained.
 
-What a text or a word is represented by comes from the checkpoint as it is; only a classifier of scikit-learn
-is trained. Every setting, the number of epochs included, is chosen by the task's metric of the held-out
-examples, as the best checkpoint of fine-tuning is; the test examples are predicted once, by what was chosen.
+The checkpoint gives a vector for each text or word, and scikit-learn trains classifiers on these vectors.
+Every setting, the number of epochs included, is chosen by the task's metric on the held-out examples, like
+the best checkpoint of fine-tuning; the chosen classifier then predicts the test examples once.
 """
 
 import copy
+import dataclasses
 import itertools
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from sklearn.base import clone
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
@@ -30,80 +34,89 @@ from bert_jax.inference.pretrained import TOKENS, Headless, hidden_states, layer
 from bert_jax.model.encoder import gather_positions
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.finetuning import Base, Laid, Splits
+from bert_jax.tasks.finetuning import InitFrom, Splits
+from bert_jax.tasks.packed import PackedExamples
+from bert_jax.tasks.registry import TASK_CLASSES
 from bert_jax.training.checkpoint import restore_params
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
 from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
 
-LABELLED = ("classification", "token_classification")  # tasks
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, the strongest penalty first
 SMOOTHINGS = (1.0, 0.1, 0.01)  # added to the counts of words
 HIDDEN, LARGEST_BATCH, MAX_EPOCHS = 256, 200, 200  # of the neural network
 LEAST_STEPS = 20  # of its epoch, however few the examples
-PATIENCE = 10  # settings, or epochs, without a better one
+PATIENCE = 10  # epochs without a better score
 WORD = r"\w+|[^\w\s]"
 ON_WORDS = "naive Bayes on words"
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
-Inputs = dict[str, Any]  # split -> a matrix with a row for every text, or every word
-Candidates = Iterator[tuple[str, Any]]  # a setting in words, and the classifier that was fitted with it
+Inputs = dict[str, np.ndarray]  # split -> vectors [n, D] or texts [n], for each text or each word
+Fitted = tuple[str, Any]  # the chosen setting in words, and the classifier fitted with it
 log = logging.getLogger("bert_jax")
 
 
-def train(config: FinetuneConfig, task: Downstream, splits: Splits, base: Base) -> dict[str, Scores]:
-    """Trains the classifiers that `task.frozen` names; of texts also naive Bayes on the words themselves.
+def train(config: FinetuneConfig, task: Downstream, splits: Splits, init_from: InitFrom) -> dict[str, Scores]:
+    """Trains the classifiers that `task.frozen` names; for texts also naive Bayes on their words.
 
     Args:
         config: names the classifiers, the layer and the pooling, and has the seed.
         task: has learned from the training examples.
         splits: its examples.
-        base: the checkpoint with the encoder.
+        init_from: the checkpoint with the encoder.
 
     Returns:
-        Of every classifier, by its title, the metrics of "eval" and, if there are such examples, of "test".
+        For each classifier, by title, the metrics on "eval" and, if there are test examples, on "test".
 
     Raises:
-        UserError: for a task without labels, a layer that does not exist, training examples of one label.
+        UserError: for a task without classes, an unknown layer, or training examples of one label only.
     """
-    if config.task.name not in LABELLED:
+    if not task.frozen:
+        possible = " and ".join(kind.name for kind in TASK_CLASSES if kind.frozen)
         raise UserError(
-            f"task.frozen={config.task.frozen!r}: these are classifiers, for {' and '.join(LABELLED)}, not "
-            f"for {config.task.name}; leave it empty."
+            f"task.frozen={config.task.frozen!r}: frozen features are for {possible}, not for {task.name}; "
+            "leave it empty."
         )
     parts = {name: getattr(splits, name) for name in ("train", "eval", "test") if getattr(splits, name)}
-    features, vectors, labels = frozen_features(config, task, base), {}, {}
+    features = frozen_features(config, task, init_from)
+    vectors: Inputs = {}
+    labels: dict[str, np.ndarray] = {}
     for name, examples in parts.items():
-        laid = Laid(task, examples, base.tokenizer, config.data)
-        vectors[name], labels[name] = features(laid), _labels(laid)
+        packed = PackedExamples(task, examples, init_from.tokenizer, config.data)
+        vectors[name], labels[name] = features(packed), _labels(packed)
     if len(np.unique(labels["train"])) < 2:
         raise UserError(
-            f"data.train={config.data.train}: every example to train on has the same label; no classifier "
-            "can be learned from that."
+            f"data.train={config.data.train}: every training example has the same label; give examples of "
+            "two labels or more."
         )
-    scaler = StandardScaler().fit(vectors["train"])
-    scaled = {name: scaler.transform(part) for name, part in vectors.items()}
-    contest = Contest(config, task, parts, labels["train"])
+    # Not "loss": classifiers have none.
+    metric = config.task.metric if config.task.metric in task.metrics else task.metrics[0]
+    selection = ModelSelection(task, metric, parts, labels, config.train.seed)
     scores = {}
-    for classifier in config.task.classifiers:
-        title, candidates = CLASSIFIERS[classifier]
-        scores[title] = contest.best(title, scaled, candidates)
-    if config.task.name == "classification":
-        scores[ON_WORDS] = contest.best(ON_WORDS, _word_counts(task, parts), _naive_bayes_on_words)
+    for name in config.task.classifiers:
+        title, fit = CLASSIFIERS[name]
+        scores[title] = selection.run(title, fit, vectors)
+    if not task.per_token:
+        texts = {name: np.array([e.split_key for e in part], object) for name, part in parts.items()}
+        if not any(map(CountVectorizer(token_pattern=WORD).build_analyzer(), texts["train"])):
+            raise UserError("data.text: no training text has a word; name the column with the texts.")
+        scores[ON_WORDS] = selection.run(ON_WORDS, _naive_bayes_on_words, texts)
     return scores
 
 
-def frozen_features(config: FinetuneConfig, task: Downstream, base: Base) -> Callable[[Laid], np.ndarray]:
-    """A function from examples to their features, float32 [n, D].
+def frozen_features(
+    config: FinetuneConfig, task: Downstream, init_from: InitFrom
+) -> Callable[[PackedExamples], np.ndarray]:
+    """Returns a function from examples to their features, float32 [n, D].
 
-    Of a text they are what `Pretrained.features` gives, the mean over its tokens, specials included, or the
-    state of [CLS]; of a word they are the state of its first token. Long texts are cut, and sequences share
-    rows, as in fine-tuning.
+    The features of a text are those of `Pretrained.features`: the mean over its tokens, specials included, or
+    the state of [CLS]. The feature of a word is the state of its first token. Texts are truncated and packed
+    as in fine-tuning.
 
     Raises:
         UserError: for a `task.layer` that does not exist.
     """
-    layer = layer_number(config.task.layer, base.model, "task.layer")
-    structure, params = _encoder(config, base)
+    layer = layer_number(config.task.layer, init_from.model, "task.layer")
+    structure, params = _encoder(config, init_from)
     size = max(1, TOKENS // config.data.max_seq_length)
 
     @jax.jit
@@ -113,42 +126,43 @@ def frozen_features(config: FinetuneConfig, task: Downstream, base: Base) -> Cal
             return states
         return pool(states, batch["sequence_ids"], batch["cls_positions"], config.task.pooling)
 
-    def features(laid: Laid) -> np.ndarray:
-        found: dict[str, dict[int, np.ndarray]] = {}
-        for number, batch in enumerate(laid.batches(size, np.arange(size))):
-            outputs = {"features": jax.device_get(forward(params, batch))}
-            laid.rows.collect(outputs, number * size + np.arange(size), task.per_token, found)
-        by_sequence = [found["features"][number] for number in range(len(found["features"]))]
+    def features(packed: PackedExamples) -> np.ndarray:
+        outputs = (
+            {"features": jax.device_get(forward(params, batch))}
+            for batch in packed.batches(size, np.arange(size))
+        )
+        by_sequence = packed.by_sequence(outputs, size)["features"]
         if not task.per_token:
             return np.stack(by_sequence)
-        # Without [CLS] and [SEP] the states of all sequences lie as the tokens do.
+        # Without [CLS] and [SEP] the states of all sequences are in the order of the tokens.
         tokens = np.concatenate([states[1:-1] for states in by_sequence])
-        return tokens[laid.encoded.token_targets["labels"] >= 0]  # where a word begins
+        return tokens[packed.encoded.token_targets["labels"] >= 0]  # the first token of each word
 
     return features
 
 
-def _encoder(config: FinetuneConfig, base: Base) -> tuple[nnx.GraphDef, Any]:
-    """Structure and parameters of the encoder that fine-tuning starts from, on one device."""
+def _encoder(config: FinetuneConfig, init_from: InitFrom) -> tuple[nnx.GraphDef, Any]:
+    """Returns structure and parameters of the encoder that fine-tuning starts from, on one device."""
 
     def build(rngs: nnx.Rngs) -> Headless:
-        return Headless(base.model, rngs)
+        return Headless(init_from.model, rngs)
 
     structure, abstract = abstract_model(build)
     abstract = with_shardings(abstract, make_mesh(MeshConfig(), jax.local_devices()[:1]))
     if config.task.random_weights:
         return structure, init_params(build, TrainState(jnp.int32(0), abstract, ()), config.train.seed)
-    return structure, restore_params(base.folder, base.meta, base.model, abstract)
+    return structure, restore_params(init_from.folder, init_from.meta, init_from.model, abstract)
 
 
-def _labels(laid: Laid) -> np.ndarray:
-    """int32 [n], the label of every text, or of every word."""
-    targets = (laid.encoded.token_targets if laid.task.per_token else laid.encoded.sequence_targets)["labels"]
-    return targets[targets >= 0]  # -1: not the first token of a word
+def _labels(packed: PackedExamples) -> np.ndarray:
+    """Returns the label of every text, or of every word: int32 [n]."""
+    encoded = packed.encoded
+    targets = encoded.token_targets if packed.task.per_token else encoded.sequence_targets
+    return targets["labels"][targets["labels"] >= 0]  # -1: not the first token of a word
 
 
 def pool(states: jax.Array, sequence_ids: jax.Array, cls_positions: jax.Array, pooling: str) -> jax.Array:
-    """One vector for each sequence of packed rows.
+    """Returns one vector for each sequence of packed rows.
 
     Args:
         states: float [B, T, D].
@@ -157,7 +171,7 @@ def pool(states: jax.Array, sequence_ids: jax.Array, cls_positions: jax.Array, p
         pooling: mean | cls.
 
     Returns:
-        float [B, S, D]; of an empty slot it means nothing.
+        float [B, S, D]; meaningless for an empty slot.
     """
     if pooling == "cls":
         return gather_positions(states, cls_positions)
@@ -168,97 +182,112 @@ def pool(states: jax.Array, sequence_ids: jax.Array, cls_positions: jax.Array, p
     return totals / jnp.maximum(inside.sum(axis=1), 1.0)[..., None]
 
 
-class Contest:
-    """Fits classifiers with several settings, and of each keeps what is best on the held-out examples.
+@dataclasses.dataclass(frozen=True)
+class ModelSelection:
+    """Fits classifiers on the training examples and keeps the setting that scores best on "eval".
 
     Args:
-        config: the metric that decides, and the seed.
         task: scores.
+        metric: the one of its metrics that decides; the first of equals wins.
         parts: examples by split.
-        labels: int [n], of every text, or every word, to train on.
+        labels: by split int [n], for every text or every word.
+        seed: of the classifiers.
     """
 
-    def __init__(
-        self, config: FinetuneConfig, task: Downstream, parts: dict[str, list[Any]], labels: np.ndarray
-    ):
-        self._task, self._parts, self._labels, self._seed = task, parts, labels, config.train.seed
-        # Not "loss": that is of fine-tuning alone.
-        self._metric = config.task.metric if config.task.metric in task.metrics else task.metrics[0]
+    task: Downstream
+    metric: str
+    parts: dict[str, list[Any]]
+    labels: dict[str, np.ndarray]
+    seed: int
 
-    def best(
-        self, title: str, inputs: Inputs, candidates: Callable[[Any, np.ndarray, int], Candidates]
-    ) -> Scores:
-        """Metrics by split of the best candidate, of equals the first; says so in one line."""
-        start, best, waited = time.monotonic(), -math.inf, 0
+    def run(self, title: str, fit: "Fit", inputs: Inputs) -> Scores:
+        """Chooses and fits a classifier, logs the choice, and returns its metrics by split."""
+        start = time.monotonic()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            for setting, classifier in candidates(inputs["train"], self._labels, self._seed):
-                scores = self._score(classifier, inputs, "eval")
-                if scores[self._metric] > best:
-                    best, waited = scores[self._metric], 0
-                    kept, setting_kept, scores_kept = copy.deepcopy(classifier), setting, scores
-                elif (waited := waited + 1) == PATIENCE:
-                    break
-            found = {"eval": scores_kept}
-            if "test" in self._parts:
-                found["test"] = self._score(kept, inputs, "test")
+            setting, fitted = fit(self, inputs)
+            scores = {name: self.score(fitted, name, inputs[name]) for name in self.parts if name != "train"}
         for line in dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught):
             log.info("%s: %s", title, line)
-        seconds = time.monotonic() - start
-        log.info("%s: eval %s %.4f with %s, %.1f s", title, self._metric, best, setting_kept, seconds)
-        return found
+        best, seconds = scores["eval"][self.metric], time.monotonic() - start
+        log.info("%s: eval %s %.4f with %s, %.1f s", title, self.metric, best, setting, seconds)
+        return scores
 
-    def _score(self, classifier: Any, inputs: Inputs, split: str) -> dict[str, float]:
-        names, examples = self._task.facts["labels"], self._parts[split]
-        guesses = iter([names[number] for number in classifier.predict(inputs[split])])
+    def grid_search(self, pipeline: Pipeline, grid: Mapping[str, Sequence[float]], inputs: Inputs) -> Fitted:
+        """Chooses among the settings of a pipeline's last stage, e.g. {"C": [0.1, 1.0]}."""
+        stage, _ = pipeline.steps[-1]
+        vectors, labels = ([part[name] for name in ("train", "eval")] for part in (inputs, self.labels))
+        search = GridSearchCV(
+            pipeline,
+            {f"{stage}__{name}": values for name, values in grid.items()},
+            scoring=lambda fitted, held_out, _: self.score(fitted, "eval", held_out)[self.metric],
+            cv=PredefinedSplit(np.repeat([-1, 0], [len(part) for part in labels])),  # -1: only trained on
+            refit=False,  # it would train on "eval" too
+            error_score="raise",
+        )
+        search.fit(np.concatenate(vectors), np.concatenate(labels))
+        setting = ", ".join(f"{name.split('__')[1]}={value:g}" for name, value in search.best_params_.items())
+        return setting, clone(pipeline).set_params(**search.best_params_).fit(vectors[0], labels[0])
+
+    def early_stopping(self, network: Any, inputs: Inputs) -> Fitted:
+        """Chooses the epoch of a network, and stops after `PATIENCE` epochs without a better one.
+
+        scikit-learn's own early stopping fails for a label with one example.
+        """
+        scaler, labels = StandardScaler(), self.labels["train"]
+        vectors, held_out = scaler.fit_transform(inputs["train"]), scaler.transform(inputs["eval"])
+        best, best_epoch, kept = -math.inf, 0, None
+        for epoch in range(1, MAX_EPOCHS + 1):
+            network.partial_fit(vectors, labels, classes=np.unique(labels))
+            score = self.score(network, "eval", held_out)[self.metric]
+            if score > best:
+                best, best_epoch, kept = score, epoch, copy.deepcopy(network)
+            elif epoch - best_epoch == PATIENCE:
+                break
+        return f"epochs={best_epoch}", make_pipeline(scaler, kept)
+
+    def score(self, classifier: Any, split: str, inputs: Any) -> dict[str, float]:
+        """Computes the task's metrics of what a classifier predicts for a split."""
+        names, examples = self.task.label_info["labels"], self.parts[split]
+        guesses = iter([names[number] for number in classifier.predict(inputs)])
         predictions = [
             {"prediction": list(itertools.islice(guesses, len(example.words)))}
-            if self._task.per_token
+            if self.task.per_token
             else {"prediction": next(guesses)}
             for example in examples
         ]
-        return self._task.score(predictions, examples)
+        return self.task.score(predictions, examples)
 
 
-def _word_counts(task: Downstream, parts: dict[str, list[Any]]) -> Inputs:
-    """Sparse matrices [n, words]: how often each word of the training texts is in a text, or in a pair."""
-    texts = {name: [task.text(example) for example in examples] for name, examples in parts.items()}
-    counter = CountVectorizer(token_pattern=WORD)
-    if not any(map(counter.build_analyzer(), texts["train"])):
-        raise UserError("data.text: no text to train on has a word. Is it the right column?")
-    counter.fit(texts["train"])
-    return {name: counter.transform(part) for name, part in texts.items()}
+Fit = Callable[[ModelSelection, Inputs], Fitted]
 
 
-def _logistic_regression(inputs: Any, labels: np.ndarray, seed: int) -> Candidates:
-    for penalty in INVERSE_PENALTIES:
-        model = LogisticRegression(C=penalty, max_iter=1000, random_state=seed)
-        yield f"C={penalty:g}", model.fit(inputs, labels)
+def _logistic_regression(selection: ModelSelection, inputs: Inputs) -> Fitted:
+    model = LogisticRegression(max_iter=1000, random_state=selection.seed)
+    return selection.grid_search(make_pipeline(StandardScaler(), model), {"C": INVERSE_PENALTIES}, inputs)
 
 
-def _naive_bayes(inputs: Any, labels: np.ndarray, _seed: int) -> Candidates:
+def _naive_bayes(selection: ModelSelection, inputs: Inputs) -> Fitted:
     model = GaussianNB()
-    yield f"var_smoothing={model.var_smoothing:g}", model.fit(inputs, labels)
+    grid = {"var_smoothing": [model.var_smoothing]}
+    return selection.grid_search(make_pipeline(StandardScaler(), model), grid, inputs)
 
 
-def _naive_bayes_on_words(inputs: Any, labels: np.ndarray, _seed: int) -> Candidates:
-    for smoothing in SMOOTHINGS:
-        yield f"alpha={smoothing:g}", MultinomialNB(alpha=smoothing).fit(inputs, labels)
+def _naive_bayes_on_words(selection: ModelSelection, inputs: Inputs) -> Fitted:
+    pipeline = make_pipeline(CountVectorizer(token_pattern=WORD), MultinomialNB())
+    return selection.grid_search(pipeline, {"alpha": SMOOTHINGS}, inputs)
 
 
-def _neural_network(inputs: Any, labels: np.ndarray, seed: int) -> Candidates:
-    """The same network after every epoch: scikit-learn's own early stopping fails where a label is rare."""
+def _neural_network(selection: ModelSelection, inputs: Inputs) -> Fitted:
     network = MLPClassifier(
         (HIDDEN,),
-        batch_size=max(1, min(LARGEST_BATCH, len(labels) // LEAST_STEPS)),
-        random_state=check_random_state(seed),  # a number would give every epoch the order of the first
+        batch_size=max(1, min(LARGEST_BATCH, len(selection.labels["train"]) // LEAST_STEPS)),
+        random_state=check_random_state(selection.seed),  # a number would repeat the first epoch's order
     )
-    known = np.unique(labels)
-    for epoch in range(1, MAX_EPOCHS + 1):
-        yield f"epochs={epoch}", network.partial_fit(inputs, labels, classes=known)
+    return selection.early_stopping(network, inputs)
 
 
-CLASSIFIERS = {
+CLASSIFIERS: dict[str, tuple[str, Fit]] = {
     "logistic_regression": ("logistic regression, frozen", _logistic_regression),
     "naive_bayes": ("naive Bayes, frozen", _naive_bayes),
     "neural_network": ("neural network, frozen", _neural_network),

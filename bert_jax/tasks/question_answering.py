@@ -1,4 +1,4 @@
-"""Extractive question answering: where a paragraph has the answer (Devlin et al., 2019, section 4.2)."""
+"""Extractive question answering: the span of a paragraph that answers (Devlin et al., 2019, section 4.2)."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import SpanExtraction
 from bert_jax.tasks.config import TaskConfig, TaskData
-from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.squad import Question, exact_match_and_f1, read_squad
 
 ASKING = ("what", "who", "when", "where", "which", "why", "how")
@@ -40,26 +40,22 @@ class Span(NamedTuple):
 
 
 class QuestionAnswering(Downstream):
-    """SQuAD 1.1, and 2.0 with questions that the paragraph does not answer.
+    """SQuAD 1.1, and 2.0 with questions that the paragraph does not answer."""
 
-    Args:
-        data: not used, since the format of the data is given.
-        facts: of a checkpoint; None for a new run, which then calls `learn`.
-        task: windows and decoding.
-    """
-
+    name = "question_answering"
+    verb = "answer"
     per_token = True
+    num_outputs = 2
+    hub = HubHead("BertForQuestionAnswering", "question-answering", "qa_outputs", stated=("version_2",))
     too_long = "questions are longer than task.max_question_tokens"
-    metrics: tuple[str, ...]
 
-    def __init__(self, data: TaskData, facts: dict[str, Any] | None, task: TaskConfig):  # noqa: ARG002
-        self._task = task
-        self._remember(facts or {"version_2": False})
+    def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):
+        super().__init__(task, data, label_info or {"version_2": False})
 
-    def _remember(self, facts: dict[str, Any]) -> None:
-        self.facts, self.metrics = facts, ("f1", "exact_match")
-        if facts["version_2"]:
-            self.metrics += ("has_answer_f1", "no_answer_accuracy")
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        of_version_2 = ("has_answer_f1", "no_answer_accuracy") if self.label_info["version_2"] else ()
+        return "f1", "exact_match", *of_version_2
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Question]:
         return read_squad(source, key, labelled)
@@ -69,41 +65,31 @@ class QuestionAnswering(Downstream):
             raise UserError("this checkpoint answers questions: give the paragraph too, as the second text.")
         return Question("", text, second, (), "")
 
-    def text(self, example: Question) -> str:
-        """The paragraph: all questions on it are on one side."""
-        return example.paragraph
-
-    def learn(self, examples: Sequence[Question]) -> None:
-        """Takes from the training examples whether there are questions without an answer.
-
-        Raises:
-            UserError: if no question has an answer.
-        """
-        if not any(example.span for example in examples):
+    def _info_of(self, train: Sequence[Question]) -> dict[str, Any]:
+        """Returns whether some training questions have no answer, as in SQuAD 2.0."""
+        if not any(example.span for example in train):
             raise UserError(
-                f"{examples[0].place}: neither this question nor another to train on has an answer that is "
-                "where answer_start says; nothing can be learned from that."
+                f"{train[0].place}: neither this nor any other training question has an answer at its "
+                "answer_start; nothing can be learned. Correct answer_start in the file."
             )
-        self._remember({"version_2": any(not example.answers for example in examples)})
+        return {"version_2": any(not example.answers for example in train)}
 
-    def check(self, examples: Sequence[Question]) -> None:
-        """Raises UserError for a question without an answer, if there was none such to learn from."""
-        for example in examples:
-            if not example.answers and not self.facts["version_2"]:
-                raise UserError(
-                    f"{example.place} has no answer, but every question that was learned from has one; leave "
-                    "it out, or train on questions without an answer too, as those of SQuAD 2.0."
-                )
+    def _check(self, example: Question) -> None:
+        if not example.answers and not self.label_info["version_2"]:
+            raise UserError(
+                f"{example.place} has no answer, but every training question has one; leave it out, or train "
+                "on questions without an answer too, as in SQuAD 2.0."
+            )
 
     def encode(self, examples: Sequence[Question], tokenizer: Tokenizer, max_seq_length: int) -> Windows:
-        """Long questions are cut; a long paragraph becomes windows, `task.doc_stride` tokens apart.
+        """Truncates long questions and splits long paragraphs into windows, `task.doc_stride` tokens apart.
 
-        The targets count from [CLS], which both are where a window does not hold the whole answer. Where no
-        answer is to be learned, because nobody says what it is or the paragraph does not hold it,
-        `span_weights` is 0: the windows are there for evaluation only.
+        Target positions count from [CLS], and are 0 if a window does not hold the whole answer.
+        `span_weights` is 0 if the question has no answer to learn, because it is unknown or not in the
+        paragraph; such windows are for evaluation only.
 
         Raises:
-            UserError: if a question may leave no room for a paragraph.
+            UserError: if `task.max_question_tokens` leaves no room for a paragraph.
 
         Source: `convert_examples_to_features` of google-research/bert, run_squad.py.
         """
@@ -141,12 +127,12 @@ class QuestionAnswering(Downstream):
     def _targets(self, examples: Sequence[Question], encoded: Windows) -> dict[str, np.ndarray]:
         spans = [tokens_of(e.span, offsets) for e, offsets in zip(examples, encoded.offsets, strict=True)]
         first, last = np.array(spans, np.int64).reshape(-1, 2).T
-        none = np.array([self.facts["version_2"] and not e.answers for e in examples], bool)
+        none = np.array([self.label_info["version_2"] and not e.answers for e in examples], bool)
         learned = (first <= last) | none
         first, last = first[encoded.example], last[encoded.example]
         end = encoded.begin + encoded.length_b
         inside = (encoded.begin <= first) & (first <= last) & (last < end)
-        # What to add to the number of a token in the paragraph to have its place in the sequence.
+        # From the number of a token in the paragraph to its position in the sequence.
         shift = encoded.length_a + SPECIALS - 1 - encoded.begin
         return {
             "start_positions": np.where(inside, first + shift, 0).astype(np.int32),
@@ -158,10 +144,11 @@ class QuestionAnswering(Downstream):
         return SpanExtraction()
 
     def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Question]) -> Predictions:
-        """{"prediction": text of the paragraph, "start", "end": its characters, "score": sum of logits}.
+        """Returns {"prediction": text, "start", "end": its characters, "score": sum of logits}.
 
-        "" is no answer. In version 2 it is predicted where "null_score_diff", the score of [CLS] (its least
-        over all windows) minus that of the answer, is above `task.null_threshold`, as in run_squad.py.
+        The text is part of the paragraph; "" is no answer. Version 2 predicts no answer if
+        "null_score_diff", the score of [CLS] (the least over all windows) minus that of the answer, is above
+        `task.null_threshold`, as run_squad.py does.
         """
         assert isinstance(encoded, Windows)
         bounds = np.searchsorted(encoded.example, np.arange(len(examples) + 1))
@@ -181,7 +168,7 @@ class QuestionAnswering(Downstream):
         return results
 
     def _prediction(self, example: Question, span: Span, null: float, offsets: np.ndarray) -> dict[str, Any]:
-        version_2, start, end = self.facts["version_2"], 0, 0
+        version_2, start, end = self.label_info["version_2"], 0, 0
         if span.first <= span.last and not (version_2 and null - span.score > self._task.null_threshold):
             start, end = int(offsets[span.first, 0]), int(offsets[span.last, 1])
         result = {"prediction": example.paragraph[start:end], "start": start, "end": end}
@@ -189,14 +176,14 @@ class QuestionAnswering(Downstream):
         return result | ({"null_score_diff": round(null - span.score, 6)} if version_2 else {})
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Question]) -> dict[str, float]:
-        """The official metrics of SQuAD as shares, from 0 to 1 (see `exact_match_and_f1`).
+        """Computes the official metrics of SQuAD as shares, from 0 to 1 (see `exact_match_and_f1`).
 
-        In version 2 also F1 of the questions that have an answer, and the share of right predictions for
-        those that have none; 0 where there is no such question.
+        Version 2 adds the F1 of questions with an answer, and the share of right predictions for questions
+        without one; 0 if there is no such question.
         """
         exact, f1, answered = self._agreement(predictions, examples)
         result = {"f1": float(f1.mean()), "exact_match": float(exact.mean())}
-        if self.facts["version_2"]:
+        if self.label_info["version_2"]:
             result["has_answer_f1"] = float(f1[answered].mean()) if answered.any() else 0.0
             result["no_answer_accuracy"] = float(exact[~answered].mean()) if not answered.all() else 0.0
         return result
@@ -204,8 +191,8 @@ class QuestionAnswering(Downstream):
     def _agreement(
         self, predictions: Sequence[Any], examples: Sequence[Question]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Exact match and F1 of each example, and whether it has an answer."""
-        version_2 = self.facts["version_2"]
+        """Returns exact match and F1 of each example, and whether it has an answer."""
+        version_2 = self.label_info["version_2"]
         both = [
             exact_match_and_f1(found["prediction"], [answer.text for answer in example.answers], version_2)
             for found, example in zip(predictions, examples, strict=True)
@@ -217,7 +204,7 @@ class QuestionAnswering(Downstream):
         exact, f1, answered = self._agreement(predictions, examples)
         asking = [next((w for w in e.text.lower().split() if w in ASKING), "other") for e in examples]
         kinds = {word: np.array(asking) == word for word in (*ASKING, "other")}
-        if self.facts["version_2"]:
+        if self.label_info["version_2"]:
             kinds = {"with an answer": answered, "without": ~answered} | kinds
         rows = [
             [name, int(of_kind.sum()), f"{exact[of_kind].mean():.1%}", f"{f1[of_kind].mean():.1%}"]
@@ -227,16 +214,13 @@ class QuestionAnswering(Downstream):
         columns = ["questions", "number", "exact match", "F1"]
         return [{"title": "By kind of question", "columns": columns, "rows": rows}]
 
-    def row(self, example: Question, prediction: Any) -> dict[str, Any]:
-        known = {"id": example.id, "question": example.text, "answers": [a.text for a in example.answers]}
-        return {name: value for name, value in known.items() if value} | prediction
-
 
 def windows(tokens: np.ndarray, room: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Windows of at most `room` tokens over paragraphs of so many tokens: int64 [N] from int64 [examples].
+    """Places windows of at most `room` tokens over paragraphs, `stride` tokens apart but never further than
+    they are long, until one reaches the end. A paragraph without tokens has one window.
 
-    The last is the first that reaches the end. Windows are no further apart than they are long, so every
-    token is in one, and a paragraph without tokens has one window.
+    Args:
+        tokens, room: int64 [examples], the tokens of each paragraph and of its windows.
 
     Returns:
         Example, first token, and number of tokens of each window.
@@ -249,7 +233,7 @@ def windows(tokens: np.ndarray, room: np.ndarray, stride: int) -> tuple[np.ndarr
 
 
 def tokens_of(span: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token that stand for characters of the span; (0, -1) if there is none."""
+    """Returns the first and last token that overlap a span of characters; (0, -1) if there is no span."""
     if span is None:
         return 0, -1
     starts, ends = offsets.T
@@ -259,9 +243,9 @@ def tokens_of(span: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, i
 def best_span(
     starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], begin: np.ndarray, max_tokens: int
 ) -> Span:
-    """The span of at most `max_tokens` tokens with the best sum of logits.
+    """Finds the span of at most `max_tokens` tokens with the highest sum of logits.
 
-    Of windows that overlap, a start counts in the one in which it has the most context.
+    A token in several windows counts as a start only in the window that gives it the most context.
 
     Args:
         starts, ends: for each window over a paragraph the logits of its tokens, float [length].
@@ -284,7 +268,7 @@ def best_span(
 
 
 def independent_span(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], begin: np.ndarray) -> Span:
-    """The best start and the best end over all windows, each by itself; arguments as `best_span`."""
+    """Finds the best start and the best end independently, over all windows; arguments as `best_span`."""
     token = np.concatenate([np.arange(len(start)) + at for start, at in zip(starts, begin, strict=True)])
     start, end = np.concatenate(starts), np.concatenate(ends)
     first, last = np.argmax(start), np.argmax(end)
@@ -292,7 +276,7 @@ def independent_span(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], b
 
 
 def max_context(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """The window in which each token has the most context, int64 [tokens]; of equals the first.
+    """Returns the window with the most context for each token, int64 [tokens]; the first of equals.
 
     The context of a token is the smaller of its distances to both ends, plus 1% of the window's length.
 

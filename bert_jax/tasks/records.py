@@ -1,4 +1,4 @@
-"""Records of labelled data: rows of TSV, CSV and JSONL files and of TFDS datasets, with their places."""
+"""Reads labelled data: rows of TSV, CSV and JSONL files and of TFDS datasets, with their places."""
 
 import codecs
 import csv
@@ -19,17 +19,17 @@ KINDS = (".tsv", ".csv", ".jsonl")
 
 
 class Record(NamedTuple):
-    """A row; `place` says where it stands, for errors."""
+    """A row of labelled data; `place` names file and line, for errors."""
 
     place: str
     values: dict[str, Any]
 
 
 def read_bytes(path: str, key: str) -> tuple[bytes, str]:
-    """The content of a file, decompressed, and its suffix without that of the compression.
+    """Reads a file: its content, decompressed, and its suffix without that of the compression.
 
     Raises:
-        UserError: if it cannot be read or is empty; `key` is where its name was given.
+        UserError: if it cannot be read or is empty; `key` is the config key or flag that named it.
     """
     file = epath.Path(os.path.expanduser(path))
     try:
@@ -43,7 +43,7 @@ def read_bytes(path: str, key: str) -> tuple[bytes, str]:
 
 
 def read_text(path: str, key: str) -> tuple[str, str]:
-    """As `read_bytes`, decoded from UTF-8."""
+    """Reads a file as `read_bytes` does and decodes it from UTF-8."""
     content, suffix = read_bytes(path, key)
     try:
         return content.decode("utf-8-sig"), suffix
@@ -52,7 +52,7 @@ def read_text(path: str, key: str) -> tuple[str, str]:
 
 
 def digest(source: str, key: str) -> str:
-    """A digest of the content of a file, or of name and version of a TFDS dataset, which stand for it."""
+    """Returns a digest of a file's content, or of a TFDS dataset's name, version and split."""
     if source.startswith("tfds:"):
         builder, split = _dataset(source, key)
         facts = [builder.info.full_name, split, builder.info.splits[split].num_examples]
@@ -61,10 +61,10 @@ def digest(source: str, key: str) -> str:
 
 
 def read_records(source: str, key: str, header: bool = True) -> list[Record]:
-    """All records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz, .zst) or tfds:NAME[:SPLIT].
+    """Reads all records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz, .zst) or tfds:NAME[:SPLIT].
 
     Args:
-        source: where they are; `key` is where that was given.
+        source: the file or dataset; `key` is the config key or flag that named it.
         header: whether the first line of a TSV or CSV file names the columns; if not, they are "0", "1", ….
 
     Raises:
@@ -79,12 +79,12 @@ def read_records(source: str, key: str, header: bool = True) -> list[Record]:
         )
     rows = _json_rows(content, source) if suffix == ".jsonl" else _table_rows(content, source, suffix, header)
     if not (records := list(rows)):
-        raise UserError(f"{key}={source} has no row but its header.")
+        raise UserError(f"{key}={source} has no rows after its header; add examples.")
     return records
 
 
 def column(records: list[Record], name: str, key: str) -> list[Any]:
-    """A column of all records; raises UserError, naming the columns there are, if a record has no such."""
+    """Returns a column of all records; raises UserError, naming the columns, if a record lacks it."""
     values = []
     for record in records:
         if name not in record.values:
@@ -95,7 +95,7 @@ def column(records: list[Record], name: str, key: str) -> list[Any]:
 
 
 def text_column(records: list[Record], name: str, key: str, lists: bool = False) -> list[Any]:
-    """A column whose values must be texts, or `lists` of texts."""
+    """Returns a column whose values must be texts, or `lists` of texts."""
     values = column(records, name, key)
     for record, value in zip(records, values, strict=True):
         texts = value if lists else [value]
@@ -106,7 +106,7 @@ def text_column(records: list[Record], name: str, key: str, lists: bool = False)
 
 
 def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterator[Record]:
-    # TSV as GLUE has it: a quotation mark is a character like any other, and no field has a line break.
+    # TSV as in GLUE: quotation marks are ordinary characters, and no field has a line break.
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
     csv.field_size_limit(1 << 30)
     reader = csv.reader(io.StringIO(content, newline=""), **options, strict=suffix == ".csv")
@@ -116,7 +116,7 @@ def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterato
         raise UserError(f"{source}, line {reader.line_num}: {error}.") from None
     names = rows[0][1] if header else [str(number) for number in range(len(rows[0][1]))]
     if len(set(names)) < len(names):
-        raise UserError(f"{rows[0][0]}: a column's name comes twice in {', '.join(names)}.")
+        raise UserError(f"{rows[0][0]}: two columns have one name in {', '.join(names)}; rename one.")
     for place, row in rows[1 if header else 0 :]:
         if len(row) != len(names):
             raise UserError(f"{place} has {len(row)} columns and the first has {len(names)}.")
@@ -137,7 +137,7 @@ def _json_rows(content: str, source: str) -> Iterator[Record]:
 
 
 def _dataset(source: str, key: str) -> tuple[Any, str]:
-    """The builder and the split of tfds:NAME[:SPLIT]."""
+    """Opens the builder of tfds:NAME[:SPLIT] and checks the split."""
     name, *split = split_spec(source.removeprefix("tfds:"))
     try:
         builder = open_builder(f"{key}={source!r}", name)
@@ -163,12 +163,12 @@ def _tfds_records(source: str, key: str) -> Iterator[Record]:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """What TFDS returns as Python's own types: texts for bytes and classes, lists for arrays."""
+    """Converts what TFDS returns to Python's own types: texts for bytes and classes, lists for arrays."""
     if isinstance(value, dict):
         return {name: _plain(inner, feature[name]) for name, inner in value.items()}
     value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, list):  # TFDS's sequences answer as the feature that they are of
+    if isinstance(value, list):  # TFDS's sequences have the attributes of their feature
         return [_plain(inner, feature) for inner in value]
     if hasattr(feature, "int2str"):
-        return feature.int2str(value) if value >= 0 else None  # -1 says that the class is not known
+        return feature.int2str(value) if value >= 0 else None  # -1: the class is unknown
     return value.decode() if isinstance(value, bytes) else value

@@ -28,11 +28,20 @@ class Question(NamedTuple):
     id: str
     text: str
     paragraph: str
-    answers: tuple[Answer, ...]  # none: the paragraph has no answer, or nobody has said what it is
-    place: str  # where it stands, for errors
+    answers: tuple[Answer, ...]  # empty: the paragraph has no answer, or the answer is unknown
+    place: str
+
+    @property
+    def split_key(self) -> str:
+        """The paragraph, so that all of its questions are in one split."""
+        return self.paragraph
+
+    def shown(self) -> dict[str, Any]:
+        known = {"id": self.id, "question": self.text, "answers": [answer.text for answer in self.answers]}
+        return {name: value for name, value in known.items() if value}
 
     def holds(self, answer: Answer) -> bool:
-        """Whether the paragraph has the answer's text where the answer says that it has it."""
+        """Returns whether the paragraph has the answer's text at the answer's start."""
         return bool(answer.text) and answer.start >= 0 and self.paragraph.startswith(*answer)
 
     @property
@@ -43,17 +52,17 @@ class Question(NamedTuple):
 
 
 def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
-    """Questions of SQuAD's FILE.json, or of records with id, context, question and answers.
+    """Reads the questions of SQuAD's FILE.json, or records with id, context, question and answers.
 
-    Records are those of FILE.jsonl or tfds:NAME[:SPLIT]; their answers are {"text": list, "answer_start":
-    list}. Answers that the paragraph does not hold where it should are counted and logged.
+    Records come from FILE.jsonl or tfds:NAME[:SPLIT]; their answers are {"text": list, "answer_start":
+    list}. Logs how many answers are not at their answer_start.
 
     Args:
-        source: where they are; `key` is where that was given.
-        labelled: whether answers are read.
+        source: the file or dataset; `key` is the config key or flag that gave it.
+        labelled: whether to read answers.
 
     Raises:
-        UserError: for data of another kind, naming the place.
+        UserError: for data of another format, naming the place.
     """
     if not (kind := FILES.fullmatch(source)):
         raise UserError(
@@ -66,10 +75,10 @@ def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
     places: dict[str, str] = {}
     for question in questions:
         if (first := places.setdefault(question.id, question.place)) != question.place:
-            raise UserError(f"{question.place} has the id {question.id!r}, as {first} has; ids must differ.")
+            raise UserError(f"{question.place} has the id {question.id!r} of {first}; ids must differ.")
     if lost := [q.place for q in questions for answer in q.answers if not q.holds(answer)]:
         log.warning(
-            "%s: %d answers are not where answer_start says, and nothing is learned from them; the first: %s",
+            "%s: %d answers are not at their answer_start and are not learned; the first: %s",
             source, len(lost), lost[0],
         )  # fmt: skip
     return questions
@@ -106,7 +115,7 @@ def _question(record: Record, labelled: bool) -> Question:
 
 def _answers(values: dict[str, Any], place: str) -> tuple[Answer, ...]:
     found, within = values.get("answers"), f"{place}.answers"
-    if isinstance(found, dict):  # as TFDS has them, by column
+    if isinstance(found, dict):  # by column, as TFDS stores them
         columns = [_field(found, name, list, within) for name in ANSWER]
         if len(columns[0]) != len(columns[1]):
             raise UserError(f"{within} has {len(columns[0])} texts and {len(columns[1])} times answer_start.")
@@ -120,7 +129,7 @@ def _answers(values: dict[str, Any], place: str) -> tuple[Answer, ...]:
     impossible = values.get("is_impossible")
     if impossible is not None and bool(impossible) == bool(answers):
         raise UserError(
-            f"{place} has is_impossible={bool(impossible)}, but {len(answers)} answers; mend the file."
+            f"{place} has is_impossible={bool(impossible)}, but {len(answers)} answers; correct the file."
         )
     return answers
 
@@ -128,17 +137,17 @@ def _answers(values: dict[str, Any], place: str) -> tuple[Answer, ...]:
 def _field(values: Any, name: str, kind: type, place: str) -> Any:
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, kind):
-        raise UserError(f"{place} has no {name} ({WORDS[kind]}); is this data of SQuAD's format?")
+        raise UserError(f"{place} has no {name} ({WORDS[kind]}); give data in SQuAD's format.")
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
-            raise UserError(f"{place}: {name} is not a text ({error}); mend the file.") from None
+            raise UserError(f"{place}: {name} is not a text ({error}); correct the file.") from None
     return value
 
 
 def normalized(answer: str) -> str:
-    """An answer without case, punctuation, articles and more than one space in a row.
+    """Removes case, punctuation, articles and repeated spaces from an answer.
 
     Source: `normalize_answer` of SQuAD's evaluate-v1.1.py and evaluate-v2.0.py.
     """
@@ -146,12 +155,12 @@ def normalized(answer: str) -> str:
 
 
 def exact_match_and_f1(prediction: str, answers: Sequence[str], version_2: bool) -> tuple[float, float]:
-    """How well a prediction agrees with the best of the true answers: whether it is the same, and token F1.
+    """Compares a prediction with the true answer that it agrees with best: equality, and F1 of the words.
 
     Args:
         prediction: "" for no answer.
-        answers: true ones; none if the question has no answer, which in version 2 is right to predict.
-        version_2: whether to count as evaluate-v2.0.py does rather than as evaluate-v1.1.py does.
+        answers: the true answers; empty if the question has none, which version 2 may predict.
+        version_2: whether to count as evaluate-v2.0.py does, rather than evaluate-v1.1.py.
     """
     truths = [normalized(answer) for answer in answers]
     if version_2:

@@ -1,4 +1,4 @@
-"""Token classification: a tag for every word, of which named entities are read (Devlin et al., 2019, 5.3)."""
+"""Token classification: a tag for every word, e.g. of named entities (Devlin et al., 2019, section 5.3)."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,28 +11,34 @@ from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fsc
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model import objectives
-from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, Outputs, Predictions
+from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.records import Record, read_records, read_text, text_column
 
 RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz|\.zst)?$")  # other sources are columns
 TAG = re.compile(r"O|[BIESLU]-.+")
-NOT_A_TAG = "is no tag of IOB or BIOES (O, B-TYPE, I-TYPE, E-TYPE, S-TYPE)"
-LARGEST_CONFUSION = 24  # entity types that a table still shows
+NOT_A_TAG = "is not a tag of IOB or BIOES (O, B-TYPE, I-TYPE, E-TYPE, S-TYPE)"
+LARGEST_CONFUSION = 24  # entity types; the report has no table of confusion for more
 
 
 class Sentence(NamedTuple):
     words: list[str]
     tags: list[str] | None  # IOB2, one for each word
-    place: str  # where it begins, for errors
+    place: str  # of its first line
+
+    @property
+    def split_key(self) -> str:
+        return " ".join(self.words)
+
+    def shown(self) -> dict[str, Any]:
+        return {"tokens": self.words} | ({} if self.tags is None else {"tags": self.tags})
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """The tags of a sentence in IOB2: B- on the first word of every entity, I- on its others, else O.
+    """Converts the tags of a sentence to IOB2: B- on an entity's first word, I- on its others, else O.
 
-    Reads IOB1, where B- only parts an entity from one of its type right before it (Ramshaw and Marcus, 1995),
-    IOB2, BIOES and BILOU alike: an entity begins where CoNLL's own scorer says that one does, which holds
-    for transitions that a scheme forbids as well.
+    Reads IOB1 (where B- only separates an entity from one of the same type before it; Ramshaw and Marcus,
+    1995), IOB2, BIOES and BILOU. Entities begin where CoNLL's scorer begins them, also after transitions
+    that the scheme forbids.
 
     Args:
         tags: O, or a letter of B I E S L U, a hyphen, and a type.
@@ -47,29 +53,28 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 class TokenClassification(Downstream):
-    """Named entities and the like.
+    """Named entities and other tags of words.
 
-    Args:
-        data: names of the columns, of JSONL and TFDS; each holds a list, of words or of tags.
-        facts: of a checkpoint; None for a new run, which then calls `learn`.
+    The columns `data.text` and `data.label` of JSONL and TFDS hold lists, of words and of tags.
     """
 
-    metrics: tuple[str, ...] = ("f1", "precision", "recall", "token_accuracy")
+    name = "token_classification"
+    verb = "tag"
+    metrics = ("f1", "precision", "recall", "token_accuracy")
+    frozen = True
     per_token = True
+    hub = HubHead("BertForTokenClassification", "token-classification")
     too_long = "words are longer than data.max_seq_length"
-
-    def __init__(self, data: TaskData, facts: dict[str, Any] | None):
-        self._data, self.facts = data, facts or {}
 
     @property
     def labels(self) -> list[str]:
-        return self.facts["labels"]
+        return self.label_info["labels"]
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Sentence]:
-        """Sentences of tfds:NAME, FILE.jsonl, or columns as CoNLL has them, in a file of any other name.
+        """Reads sentences of tfds:NAME or FILE.jsonl, or CoNLL's columns from a file of any other name.
 
-        Columns are parted by tabs or by spaces; the first is the word and the last its tag, and a blank line
-        ends a sentence. A line "# …" that does not end in a tag is a comment.
+        Tabs or spaces separate columns; the first is the word and the last its tag, and a blank line ends a
+        sentence. A line "# …" that does not end in a tag is a comment.
         """
         if RECORDS.match(source):
             sentences = self._sentences(read_records(source, key), labelled)
@@ -99,20 +104,16 @@ class TokenClassification(Downstream):
         return sentences
 
     def example(self, text: str, second: str | None = None) -> Sentence:
-        """Words are what white space parts, so punctuation should stand as it does in the training data."""
+        """Splits a text into words at white space; separate punctuation as in the training data."""
         if second is not None:
             raise UserError("this checkpoint was fine-tuned on single sentences, not pairs.")
         if not (words := text.split()):
             raise UserError(f"the text {text!r} has no words.")
         return Sentence(words, None, "")
 
-    def learn(self, examples: Sequence[Sentence]) -> None:
-        """Takes the tags from the training examples, B- and I- of every type, unless the config names them.
-
-        Raises:
-            UserError: for examples that have one tag only, or a name in data.labels that is no tag.
-        """
-        found = sorted({tag for sentence in examples for tag in sentence.tags or []})
+    def _info_of(self, train: Sequence[Sentence]) -> dict[str, Any]:
+        """Returns O, and B- and I- of every type in the training examples, or what data.labels names."""
+        found = sorted({tag for sentence in train for tag in sentence.tags or []})
         if len(found) < 2:
             raise UserError(
                 f"every word has the tag {', '.join(found)!r}; nothing can be learned from one tag. Is it "
@@ -120,31 +121,24 @@ class TokenClassification(Downstream):
             )
         named = self._data.class_names
         if wrong := [label for label in named if not re.fullmatch("O|[BI]-.+", label)]:
-            raise UserError(f"data.labels: {wrong[0]!r} is no tag of IOB2; name them as O,B-PER,I-PER.")
+            raise UserError(f"data.labels: {wrong[0]!r} is not a tag of IOB2; use e.g. O,B-PER,I-PER.")
         types = sorted({tag[2:] for tag in found} - {""})
-        self.facts |= {"labels": named or ["O", *(f"{letter}-{kind}" for kind in types for letter in "BI")]}
-        self.check(examples)
+        return {"labels": named or ["O", *(f"{letter}-{kind}" for kind in types for letter in "BI")]}
 
-    def check(self, examples: Sequence[Sentence]) -> None:
-        """Raises UserError for a tag that is not one of the labels."""
-        known = set(self.labels)
-        for sentence in examples:
-            for word, tag in zip(sentence.words, sentence.tags or [], strict=False):
-                if tag not in known:
-                    raise UserError(
-                        f"{sentence.place}: the tag {tag!r} of {word!r} is unknown; the tags are "
-                        f"{', '.join(self.labels[:20])}. Mend the file, or name all tags in data.labels."
-                    )
-
-    def text(self, example: Sentence) -> str:
-        return " ".join(example.words)
+    def _check(self, example: Sentence) -> None:
+        for word, tag in zip(example.words, example.tags or [], strict=False):
+            if tag not in self.labels:
+                raise UserError(
+                    f"{example.place}: the tag {tag!r} of {word!r} is unknown; the tags are "
+                    f"{', '.join(self.labels[:20])}. Correct the file, or name all tags in data.labels."
+                )
 
     def encode(self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_seq_length: int) -> Encoded:
-        """Words are tokenised one by one; the first token of each has its label, the others have -1.
+        """Tokenises words one by one; the first token of each has its label, the others have -1.
 
-        A word of which nothing is left, as of a zero-width space, is [UNK]. A sentence that is too long goes
-        on in another sequence, and a word that is longer than a sequence is cut, so that every word has a
-        first token. Words without a tag have label 0, so that `decode` finds them.
+        A word without tokens, e.g. a zero-width space, becomes [UNK]. A sentence that is longer than a row
+        continues in another sequence, and a word that is longer than a row is truncated, so that every word
+        has a first token. Words without a tag have label 0, so that `decode` finds them.
         """
         room = max_seq_length - (SPECIALS - 1)
         words = [word for sentence in examples for word in sentence.words]
@@ -180,14 +174,14 @@ class TokenClassification(Downstream):
         return objectives.TokenClassification(len(self.labels))
 
     def decode(self, outputs: Outputs, encoded: Encoded, examples: Sequence[Sentence]) -> Predictions:
-        """{"prediction": a tag for each word, "probabilities": theirs, "entities": …}.
+        """Returns {"prediction": a tag for each word, "probabilities": theirs, "entities": …}.
 
-        An entity is {"type", "start", "end", "text"}: words number start … end - 1. They are read off the
-        tags as conlleval does, so that an I- behind an O begins one.
+        An entity is {"type", "start", "end", "text"}: words start … end - 1. Entities are those of
+        conlleval, where an I- after an O begins one.
         """
         first = encoded.token_targets["labels"] >= 0
         ends = np.cumsum([len(example.words) for example in examples])
-        # Without [CLS] and [SEP] the outputs of all sequences lie as the tokens do.
+        # Without [CLS] and [SEP] the outputs of all sequences are in the order of the tokens.
         label, probability = (
             np.split(np.concatenate([values[1:-1] for values in outputs[name]])[first], ends[:-1])
             for name in ("label", "probability")
@@ -203,7 +197,7 @@ class TokenClassification(Downstream):
         return predictions
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> dict[str, float]:
-        """Precision, recall and F1 of whole entities, as conlleval has them, and the share of right tags."""
+        """Computes precision, recall and F1 of whole entities as conlleval does, and the accuracy of tags."""
         truth, guess = _tags(predictions, examples)
         precision, recall, f1, _ = precision_recall_fscore_support(
             truth, guess, average="micro", zero_division=0
@@ -232,10 +226,6 @@ class TokenClassification(Downstream):
             )  # fmt: skip
         return tables
 
-    def row(self, example: Sentence, prediction: Any) -> dict[str, Any]:
-        tags = {"tags": example.tags} if example.tags is not None else {}
-        return {"tokens": example.words} | tags | prediction
-
 
 def _column_sentences(content: str, source: str, labelled: bool) -> Iterator[Sentence]:
     words: list[str] = []
@@ -263,7 +253,7 @@ def _column_sentences(content: str, source: str, labelled: bool) -> Iterator[Sen
 
 
 def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np.ndarray:
-    """The words that begin a sequence, int64 [N]: the first of a sentence, and each that has no room left."""
+    """Returns the words that begin a sequence, int64 [N]: the first of a sentence, and each without room."""
     starts, last, used = [], -1, 0
     for word, (number, length) in enumerate(zip(sentence.tolist(), lengths.tolist(), strict=True)):
         if number != last or used + length > room:
@@ -274,5 +264,5 @@ def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np
 
 
 def _tags(predictions: Sequence[Any], examples: Sequence[Any]) -> tuple[list[list[str]], list[list[str]]]:
-    """True and predicted tags of every sentence."""
+    """Returns the true and the predicted tags of every sentence."""
     return [example.tags for example in examples], [prediction["prediction"] for prediction in predictions]

@@ -8,8 +8,9 @@ from flax import nnx
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.tasks.classification import Classification, Example, Regression
-from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import Encoded, Rows
+from bert_jax.tasks.config import TaskConfig, TaskData
+from bert_jax.tasks.downstream import Encoded
+from bert_jax.tasks.packed import Rows
 from tests.fakes import FakeTokenizer
 from tests.saved import WORDS, wordpiece
 from tests.tiny import MODEL
@@ -27,16 +28,16 @@ def guesses(*values):
 
 
 def classes(*labels, pairs=False):
-    return Classification(TaskData(), {"pairs": pairs, "labels": list(labels)})
+    return Classification(TaskConfig(), TaskData(), {"pairs": pairs, "labels": list(labels)})
 
 
 def regression(mean=2.0, deviation=0.5):
-    return Regression(TaskData(), {"pairs": False, "mean": mean, "deviation": deviation})
+    return Regression(TaskConfig(), TaskData(), {"pairs": False, "mean": mean, "deviation": deviation})
 
 
 def read(tmp_path, content, kind=Classification, data=TaskData(), **kwargs):  # noqa: B008
     (tmp_path / "a.tsv").write_text(content)
-    return kind(data, None).read(str(tmp_path / "a.tsv"), "data.train", **kwargs)
+    return kind(TaskConfig(), data).read(str(tmp_path / "a.tsv"), "data.train", **kwargs)
 
 
 def test_single_texts_and_pairs(tmp_path):
@@ -45,8 +46,8 @@ def test_single_texts_and_pairs(tmp_path):
     (single,), (pair,) = read(tmp_path, content), read(tmp_path, content, data=PAIRS)
     assert single == ("One", None, "yes", place)
     assert pair == ("One", "Two", "yes", place)
-    assert classes().text(single) == "One"
-    assert classes().text(pair) == "One\tTwo"
+    assert single.split_key == "One"
+    assert pair.split_key == "One\tTwo"
     assert read(tmp_path, "text\nOne\n", labelled=False) == [("One", None, None, place)]
 
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_remembers_whether_it_is_of_pairs(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("text\ttext_pair\nOne\tTwo\n")
     for pairs, second in ((False, None), (True, "Two")):
-        task = Classification(PAIRS, {"pairs": pairs, "labels": ["a", "b"]})
+        task = Classification(TaskConfig(), PAIRS, {"pairs": pairs, "labels": ["a", "b"]})
         assert task.read(str(path), "--data", labelled=False) == [("One", second, None, f"{path}, line 2")]
     with pytest.raises(UserError, match=r"data.text_pair='': .*line 2 has no such column"):
         classes("a", "b", pairs=True).read(str(path), "--data", labelled=False)
@@ -105,32 +106,32 @@ def test_errors_of_files(tmp_path, kind, data, content, message):
 
 
 def test_classes_are_those_of_the_examples_sorted():
-    learner = Classification(PAIRS, None)
+    learner = Classification(TaskConfig(), PAIRS)
     learner.learn(examples("no", "yes", "maybe", "no"))
-    assert learner.facts == {"pairs": True, "labels": ["maybe", "no", "yes"]}
+    assert learner.label_info == {"pairs": True, "labels": ["maybe", "no", "yes"]}
 
 
 def test_the_config_may_name_the_classes():
-    learner = Classification(TaskData(labels="yes, no,maybe"), None)
+    learner = Classification(TaskConfig(), TaskData(labels="yes, no,maybe"))
     learner.learn(examples("no", "no"))
-    assert learner.facts == {"pairs": False, "labels": ["yes", "no", "maybe"]}
+    assert learner.label_info == {"pairs": False, "labels": ["yes", "no", "maybe"]}
 
 
 @pytest.mark.parametrize(
     ("labels", "found", "message"),
     [
         ("", ["no", "no"], "data.label='label': every example has the label 'no'; nothing can be learned"),
-        ("a,b", ["b", "c"], "line 2: the label 'c' is unknown; the classes are a, b. Mend the file, or name"),
+        ("a,b", ["b", "c"], "line 2: the label 'c' is unknown; the classes are a, b. Correct the file, or"),
     ],
 )
 def test_errors_of_classes(labels, found, message):
     with pytest.raises(UserError, match=message):
-        Classification(TaskData(labels=labels), None).learn(examples(*found))
+        Classification(TaskConfig(), TaskData(labels=labels)).learn(examples(*found))
 
 
 def test_an_unknown_class_of_a_test_file():
     with pytest.raises(UserError, match="line 2: the label 'c' is unknown; the classes are a, b"):
-        classes("a", "b").check(examples("a", "c"))
+        Classification(TaskConfig(), TaskData()).learn(examples("a", "b"), examples("a", "c"))
 
 
 def words(encoded):
@@ -276,11 +277,10 @@ def test_tables_of_classes():
 
 
 def test_numbers_are_learned_standardised_and_predicted_in_their_units():
-    learner = Regression(TaskData(), None)
+    learner = Regression(TaskConfig(), TaskData())
     some = examples(1.0, 2.0, 4.0, 5.0)
-    learner.learn(some)
-    learner.check(examples(1e9))
-    assert learner.facts == {"pairs": False, "mean": 3.0, "deviation": pytest.approx(2.5**0.5)}
+    learner.learn(some, examples(1e9))
+    assert learner.label_info == {"pairs": False, "mean": 3.0, "deviation": pytest.approx(2.5**0.5)}
     targets = learner.encode(some, wordpiece(), 8).sequence_targets["labels"]
     np.testing.assert_allclose(targets, np.array([-2, -1, 1, 2]) / 2.5**0.5, rtol=1e-6)
     predictions = learner.decode({"values": list(targets)}, None, some)
@@ -289,7 +289,7 @@ def test_numbers_are_learned_standardised_and_predicted_in_their_units():
 
 def test_numbers_that_are_all_the_same():
     with pytest.raises(UserError, match="every example has the number 3; nothing can be learned from"):
-        Regression(TaskData(), None).learn(examples(3.0, 3.0))
+        Regression(TaskConfig(), TaskData()).learn(examples(3.0, 3.0))
 
 
 @pytest.mark.filterwarnings("error")
@@ -334,10 +334,7 @@ def test_packed_sequences_are_learned_as_if_each_had_a_row_of_its_own(task):
         terms, outputs, training_term = compiled(batch)
         assert batch[weights].sum() == 12.0
         assert tuple(terms[name]) == tuple(training_term)  # there is no dropout
-        collected = {}
-        rows.collect(jax.device_get(outputs), np.arange(12), False, collected)
-        ordered = {key: [values[n] for n in range(12)] for key, values in collected.items()}
-        found.append((terms[name], ordered))
+        found.append((terms[name], rows.by_sequence([jax.device_get(outputs)], 12, False)))
     assert rows.num_rows < 12
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
     for key, values in found[0][1].items():
@@ -437,18 +434,19 @@ def test_sequences_and_targets_are_where_the_batch_says(slots):
     ]
 
 
-def test_outputs_are_collected_by_sequence():
+def test_outputs_are_sorted_by_sequence():
     encoded, rows = some_sequences(), some_rows()
-    by_token, by_sequence = {}, {}
-    for first in range(0, rows.num_rows, 4):
-        numbers = first + np.arange(4)
-        batch = rows.batch(numbers, 0, 0)
-        states = np.stack([batch["input_ids"], batch["tag"]], axis=-1)
-        rows.collect({"ids": batch["input_ids"], "states": states}, numbers, True, by_token)
-        rows.collect({"class": batch["class"]}, numbers, False, by_sequence)
-    assert by_sequence == {"class": {n: n for n in range(N)}}
-    assert sorted(by_token["ids"]) == sorted(by_token["states"]) == list(range(N))
-    for number, ids in by_token["ids"].items():
+    batches = [rows.batch(first + np.arange(4), 0, 0) for first in range(0, rows.num_rows, 4)]
+    assert rows.by_sequence([{"class": batch["class"]} for batch in batches], 4, False) == {
+        "class": list(range(N))
+    }
+    outputs = [
+        {"ids": batch["input_ids"], "states": np.stack([batch["input_ids"], batch["tag"]], axis=-1)}
+        for batch in batches
+    ]
+    by_token = rows.by_sequence(outputs, 4, True)
+    assert len(by_token["ids"]) == len(by_token["states"]) == N
+    for number, ids in enumerate(by_token["ids"]):
         assert len(ids) == encoded.lengths[number]
         assert (ids[0], ids[-1]) == (CLS, SEP)
         np.testing.assert_array_equal(by_token["states"][number][:, 0], ids)

@@ -1,17 +1,22 @@
 """Splits by hash, batches by step, and what a fine-tuned run says of where it comes from."""
 
+import hashlib
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from bert_jax.config import from_dict
+from bert_jax.data.mixture import EpochRows
 from bert_jax.errors import UserError
 from bert_jax.inference.pretrained import load
 from bert_jax.model.encoder import Compute
-from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Base, Finetuning, Prepared, TrainingBatches
+from bert_jax.tasks.config import TASKS, FinetuneConfig
+from bert_jax.tasks.finetuning import Experiment, Finetuning, InitFrom
+from bert_jax.tasks.packed import TrainingBatches
+from bert_jax.tasks.registry import TASK_CLASSES, task_class
 from bert_jax.training import step as step_lib
 from bert_jax.training.checkpoint import restore_params
 from bert_jax.training.fingerprints import params_digest
@@ -41,47 +46,47 @@ def config_of(folder, **sections):
     return from_dict(values, FinetuneConfig)
 
 
-def prepared(folder, **sections):
+def experiment(folder, **sections):
     config = config_of(folder, **sections)
-    return Prepared.of(config, Base.open(config.init_from))
+    return Experiment.read(config, InitFrom.open(config.init_from))
 
 
 def test_a_text_is_on_one_side_whatever_the_order(folder, tmp_path):
-    _, _, task, splits, *_ = prepared(folder)
-    sides = [{task.text(example) for example in part} for part in splits[:3]]
+    _, _, _, splits, *_ = experiment(folder)
+    sides = [{example.split_key for example in part} for part in splits[:3]]
     assert sum(map(len, splits[:3])) == 120
     assert len(set.union(*sides)) == sum(map(len, sides))
     header, *lines = (folder / "train.tsv").read_text().splitlines()
     (tmp_path / "other.tsv").write_text("\n".join([header, *lines[::-1]]))
-    _, _, task, again, *_ = prepared(folder, data={"train": str(tmp_path / "other.tsv")})
-    assert [{task.text(example) for example in part} for part in again[:3]] == sides
+    _, _, _, again, *_ = experiment(folder, data={"train": str(tmp_path / "other.tsv")})
+    assert [{example.split_key for example in part} for part in again[:3]] == sides
     assert again.digest != splits.digest
 
 
 def test_every_example_is_in_the_test_of_one_fold(folder):
     folds = []
     for fold in range(5):
-        _, _, task, splits, *_ = prepared(folder, data={"test_fraction": 0.0, "num_folds": 5, "fold": fold})
-        sides = [{task.text(example) for example in part} for part in splits[:3]]
+        _, _, _, splits, *_ = experiment(folder, data={"test_fraction": 0.0, "num_folds": 5, "fold": fold})
+        sides = [{example.split_key for example in part} for part in splits[:3]]
         assert sum(map(len, splits[:3])) == 120
         assert len(set.union(*sides)) == sum(map(len, sides))
         assert len(splits.eval) < 30
         folds.append(splits.test)
-    texts = [task.text(example) for test in folds for example in test]
-    everything = prepared(folder).splits
-    assert sorted(texts) == sorted(task.text(example) for part in everything[:3] for example in part)
+    texts = [example.split_key for test in folds for example in test]
+    everything = experiment(folder).splits
+    assert sorted(texts) == sorted(example.split_key for part in everything[:3] for example in part)
     assert all(len(test) > 10 for test in folds)
     assert folds[0] == everything.test  # a fifth as well
 
 
 def test_files_of_their_own_are_taken_whole(folder):
     train = str(folder / "train.tsv")
-    splits = prepared(folder, data={"eval": train, "test": train}).splits
+    splits = experiment(folder, data={"eval": train, "test": train}).splits
     assert [len(part) for part in splits[:3]] == [120, 120, 120]
 
 
 def test_batches_are_a_function_of_the_step_and_hold_every_example_once_an_epoch(folder):
-    _, _, _, splits, train, _ = prepared(folder)
+    _, _, _, splits, train, _ = experiment(folder)
     rows = train.rows
     batches, all_rows = TrainingBatches(rows, 4, seed=0), np.arange(4)
     for step in (0, rows.num_rows // 4, 100):  # the second of them straddles two epochs
@@ -96,8 +101,28 @@ def test_batches_are_a_function_of_the_step_and_hold_every_example_once_an_epoch
     assert (other["input_ids"] != steps[0]["input_ids"]).any()
 
 
+def test_rows_of_the_run_are_rows_of_epochs():
+    counted = []
+
+    def count_rows(epoch):
+        counted.append(epoch)
+        return (3, 4, 3)[epoch]
+
+    def found(*numbers):
+        parts = epochs(np.array(numbers))
+        return [(epoch, which.tolist(), in_epoch.tolist()) for epoch, which, in_epoch in parts]
+
+    epochs = EpochRows(count_rows)
+    assert found(2, 4, 3) == [(0, [0], [2]), (1, [1, 2], [1, 0])]
+    assert counted == [0, 1]
+    assert found(9) == [(2, [0], [2])]
+    assert found(0, 7) == [(0, [0], [0]), (2, [1], [0])]
+    assert counted == [0, 1, 2]
+    assert found() == []
+
+
 def test_epochs_become_steps(folder):
-    found = prepared(folder, train={"num_epochs": 2.0, "warmup_share": 0.25, "evaluations_per_epoch": 2})
+    found = experiment(folder, train={"num_epochs": 2.0, "warmup_share": 0.25, "evaluations_per_epoch": 2})
     run, rows = found.run(seed=3), found.train.rows.num_rows
     assert run.train.num_steps == round(2 * rows / 4)
     assert run.optimizer.warmup_steps == round(0.25 * run.train.num_steps)
@@ -106,9 +131,29 @@ def test_epochs_become_steps(folder):
     assert run.model.hidden_dropout == 0.1
 
 
+def test_a_base_of_a_newer_version_is_one_line(folder, tmp_path):
+    shutil.copytree(folder / "base", tmp_path / "newer")
+    checkpoint = tmp_path / "newer/checkpoints/0"
+    meta = json.loads((checkpoint / "meta/metadata").read_text())
+    meta["config"]["model"]["rotary"] = True
+    (checkpoint / "meta/metadata").write_text(json.dumps(meta))
+    checksums = json.loads((checkpoint / "checksums.json").read_text())
+    content = (checkpoint / "meta/metadata").read_bytes()
+    checksums["files"]["meta/metadata"] = hashlib.sha256(content).hexdigest()
+    (checkpoint / "checksums.json").write_text(json.dumps(checksums))
+    with pytest.raises(UserError, match=r"rotary") as error:
+        InitFrom.open(str(tmp_path / "newer"))
+    assert "\n" not in str(error.value)
+
+
+def test_every_task_of_the_config_has_a_class():
+    assert tuple(kind.name for kind in TASK_CLASSES) == TASKS
+    assert [task_class(name).name for name in TASKS] == list(TASKS)
+
+
 @pytest.mark.parametrize("random_weights", [False, True])
 def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weights):
-    found = prepared(folder, task={"random_weights": random_weights})
+    found = experiment(folder, task={"random_weights": random_weights})
     run, finetuning = found.run(seed=0), Finetuning(found, seed=0)
 
     def build(rngs):
@@ -118,16 +163,17 @@ def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weig
     state = step_lib.abstract_state(abstract, make_optimizer(run.optimizer), mesh_of())
     params = finetuning.initial_params(lambda: step_lib.init_params(build, state, 0), state.params)
     assert params["classifier"]["kernel"].shape == (16, 2)
-    ours, theirs = params_digest(params["encoder"]), params_digest(_encoder_of(found.base, state))
+    ours, theirs = params_digest(params["encoder"]), params_digest(_encoder_of(found.init_from, state))
     assert (ours == theirs) == (not random_weights)
 
 
 def _encoder_of(base, state):
-    return restore_params(base.folder, base.meta, base.model, {"encoder": state.params["encoder"]})["encoder"]
+    encoder = {"encoder": state.params["encoder"]}
+    return restore_params(base.folder, base.meta, base.model, encoder)["encoder"]
 
 
 def test_a_checkpoint_names_its_base_by_digest(folder):
-    facts = json.loads(Finetuning(prepared(folder), seed=0).files["task.json"])
+    facts = json.loads(Finetuning(experiment(folder), seed=0).files["task.json"])
     assert facts["labels"] == ["no", "yes"]
     whole = load(folder / "base").params
     assert facts["base"] == {
@@ -165,7 +211,7 @@ def test_mistakes_are_one_line(folder, sections, message):
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     config = from_dict(values, FinetuneConfig)
     with pytest.raises(UserError, match=message):
-        Prepared.of(config, Base.open(config.init_from))
+        Experiment.read(config, InitFrom.open(config.init_from))
 
 
 @pytest.mark.parametrize(
@@ -203,14 +249,14 @@ def test_a_config_that_cannot_be_is_one_line(sections, message):
 
 
 def test_rows_longer_than_the_base_knows_are_refused(folder):
-    found = prepared(folder, data={"max_seq_length": 64})
+    found = experiment(folder, data={"max_seq_length": 64})
     with pytest.raises(UserError, match=r"data.max_seq_length=64 is longer than the 32 positions of"):
         found.run(seed=0)
 
 
 def test_scores_are_of_the_held_out_examples_in_their_order(folder):
     """Outputs that are right for every sequence give a score of 1, though rows hold them in another order."""
-    finetuning = Finetuning(prepared(folder), seed=0)
+    finetuning = Finetuning(experiment(folder), seed=0)
     (evaluator,) = finetuning.evaluators
     outputs = [{"probabilities": np.eye(2)[batch["labels"]]} for batch in evaluator.batches(np.arange(4))]
     assert evaluator.scores(outputs)["accuracy"] == 1.0

@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import bert_jax
 from bert_jax import predict
@@ -15,7 +18,9 @@ from bert_jax.inference.pretrained import batch_of
 from bert_jax.tasks import frozen
 from bert_jax.tasks.classification import Classification, Example
 from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
-from bert_jax.tasks.finetuning import Base, Laid, Splits
+from bert_jax.tasks.finetuning import InitFrom, Splits
+from bert_jax.tasks.packed import PackedExamples
+from bert_jax.tasks.registry import make_task
 from bert_jax.tasks.token_classification import Sentence, TokenClassification
 from tests.saved import LONGEST, save, save_finetuned, wordpiece
 
@@ -32,8 +37,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base(folder):
-    return Base.open(str(folder))
+def init_from(folder):
+    return InitFrom.open(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +89,18 @@ def learned(task, splits):
 
 def texts_and_task():
     splits = splits_of(some_texts)
-    return splits, learned(Classification(config().data, None), splits)
+    return splits, learned(Classification(TaskConfig(), config().data), splits)
 
 
-def features_of(config, task, base, examples):
-    return frozen.frozen_features(config, task, base)(Laid(task, examples, base.tokenizer, config.data))
+def features_of(config, task, init_from, examples):
+    packed = PackedExamples(task, examples, init_from.tokenizer, config.data)
+    return frozen.frozen_features(config, task, init_from)(packed)
 
 
-def test_every_classifier_learns_to_tell_texts_apart(base, caplog):
+def test_every_classifier_learns_to_tell_texts_apart(init_from, caplog):
     splits, task = texts_and_task()
     with caplog.at_level(logging.INFO, "bert_jax"):
-        scores = frozen.train(config(), task, splits, base)
+        scores = frozen.train(config(), task, splits, init_from)
     assert list(scores) == [*TITLES, "naive Bayes on words"]
     for title, found in scores.items():
         assert list(found) == ["eval", "test"]
@@ -108,66 +114,66 @@ def test_every_classifier_learns_to_tell_texts_apart(base, caplog):
     )
 
 
-def test_every_classifier_learns_to_tell_words_apart(base):
+def test_every_classifier_learns_to_tell_words_apart(init_from):
     splits = splits_of(some_sentences)
-    task = learned(TokenClassification(config().data, None), splits)
+    task = learned(TokenClassification(TaskConfig(), config().data), splits)
     assert task.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]  # of which two never come
-    scores = frozen.train(config("token_classification", layer=0), task, splits._replace(test=[]), base)
+    scores = frozen.train(config("token_classification", layer=0), task, splits._replace(test=[]), init_from)
     assert list(scores) == TITLES
     for title, found in scores.items():
         assert list(found) == ["eval"]
         assert found["eval"]["f1"] >= 0.9, title
 
 
-def test_the_same_seed_gives_the_same_scores(base):
+def test_the_same_seed_gives_the_same_scores(init_from):
     splits, task = texts_and_task()
     hard = splits._replace(train=[e._replace(text=e.text.split()[0]) for e in splits.train[:20]])
-    first, again, other = (frozen.train(config(seed=seed), task, hard, base) for seed in (1, 1, 2))
+    first, again, other = (frozen.train(config(seed=seed), task, hard, init_from) for seed in (1, 1, 2))
     assert first == again
     assert first[TITLES[0]] == other[TITLES[0]]  # the only one that has no chance in it
 
 
-def test_a_label_of_one_example_is_no_obstacle(base):
+def test_a_label_of_one_example_is_no_obstacle(init_from):
     splits = splits_of(some_texts, train=30)
     splits.train.append(example("a strong state", label="rare"))
-    task = learned(Classification(config().data, None), splits)
-    assert len(frozen.train(config(), task, splits, base)) == 4
+    task = learned(Classification(TaskConfig(), config().data), splits)
+    assert len(frozen.train(config(), task, splits, init_from)) == 4
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 1])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_features_are_those_of_a_pretrained_checkpoint(base, bert, pooling, layer):
-    task = Classification(config().data, {"labels": ["a", "b"], "pairs": True})
+def test_features_are_those_of_a_pretrained_checkpoint(init_from, bert, pooling, layer):
+    task = Classification(TaskConfig(), config().data, {"labels": ["a", "b"], "pairs": True})
     pairs = [("so it was", "we are free"), ("god", "the union and the state")]
     examples = [*map(example, TEXTS), *(example(*pair) for pair in pairs)] * 40  # more than a batch
     setting = config(pooling=pooling, layer=layer)
-    assert Laid(task, examples, base.tokenizer, setting.data).rows.num_rows > 2048 // LONGEST
-    actual = features_of(setting, task, base, examples)
+    assert PackedExamples(task, examples, init_from.tokenizer, setting.data).rows.num_rows > 2048 // LONGEST
+    actual = features_of(setting, task, init_from, examples)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, bert.features([*TEXTS, *pairs] * 40, pooling, layer), atol=1e-5)
 
 
-def test_long_texts_are_cut_as_in_fine_tuning(base, bert):
-    task = Classification(config().data, {"labels": ["a", "b"], "pairs": False})
-    actual = features_of(config(), task, base, [example("we are " * 40)])
+def test_long_texts_are_cut_as_in_fine_tuning(init_from, bert):
+    task = Classification(TaskConfig(), config().data, {"labels": ["a", "b"], "pairs": False})
+    actual = features_of(config(), task, init_from, [example("we are " * 40)])
     np.testing.assert_allclose(actual, bert.features(["we are " * 15]), atol=1e-5)
 
 
-def test_the_feature_of_a_word_is_the_state_of_its_first_token(base, bert):
+def test_the_feature_of_a_word_is_the_state_of_its_first_token(init_from, bert):
     sentences = [["Governments", "are", "free"], ["we", "trust", "governments", "so"], ["god"]]
     states = bert.encode([" ".join(words) for words in sentences])
     expected = [states[0][[1, 4, 5]], states[1][[1, 2, 3, 6]], states[2][[1]]]
-    task = TokenClassification(config().data, {"labels": ["O", "B-X"]})
+    task = TokenClassification(TaskConfig(), config().data, {"labels": ["O", "B-X"]})
     examples = [Sentence(words, ["O"] * len(words), "here") for words in sentences]
-    actual = features_of(config("token_classification"), task, base, examples)
+    actual = features_of(config("token_classification"), task, init_from, examples)
     np.testing.assert_allclose(actual, np.concatenate(expected), atol=1e-5)
 
 
-def test_random_weights_are_those_of_the_seed(base):
-    task = Classification(config().data, {"labels": ["a", "b"], "pairs": False})
+def test_random_weights_are_those_of_the_seed(init_from):
+    task = Classification(TaskConfig(), config().data, {"labels": ["a", "b"], "pairs": False})
     examples = [example("so it was")]
     trained, random, again, other = (
-        features_of(config(random_weights=weights, seed=seed), task, base, examples)
+        features_of(config(random_weights=weights, seed=seed), task, init_from, examples)
         for weights, seed in ((False, 0), (True, 0), (True, 0), (True, 1))
     )
     np.testing.assert_array_equal(random, again)
@@ -175,59 +181,61 @@ def test_random_weights_are_those_of_the_seed(base):
     assert not np.allclose(random, trained, atol=1e-2)
 
 
-class Fixed:
-    """A classifier that is right about a share of the examples, whose labels all are "a"."""
+class Fixed(ClassifierMixin, BaseEstimator):
+    """A classifier that is right about a share of the examples, whose labels all are "a".
 
-    def __init__(self, share):
-        self.share = share
+    `partial_fit` takes the next of `shares`.
+    """
+
+    def __init__(self, share=0.0, other=0.0, shares=()):
+        self.share, self.other, self.shares = share, other, shares
+
+    def fit(self, inputs, labels):
+        assert len(inputs) == len(labels) == 20  # never the held-out examples
+        warnings.warn("lbfgs failed to converge.\nIncrease it.", ConvergenceWarning, stacklevel=1)
+        self.fitted_ = True
+        return self
+
+    def partial_fit(self, *_, classes):  # noqa: ARG002
+        self.share, *self.shares = self.shares
+        self.fitted_ = True
 
     def predict(self, inputs):
-        return [0] * round(self.share * len(inputs)) + [1] * round((1 - self.share) * len(inputs))
+        right = round(self.share * len(inputs))
+        return [0] * right + [1] * (len(inputs) - right)
 
 
-def contest(candidates, title="title"):
-    """What `Contest.best` makes of candidates, with ten examples held out and five to test."""
-    task = Classification(config().data, {"labels": ["a", "b"], "pairs": False})
-    parts = {name: [example("", label="a")] * count for name, count in (("eval", 10), ("test", 5))}
-    inputs = {"train": None, "eval": range(10), "test": range(5)}
-    found = frozen.Contest(config(), task, parts, np.zeros(0)).best(title, inputs, candidates)
+def selected(fit):
+    """Accuracies on ten held-out and five test examples of what `fit(selection, inputs)` chooses."""
+    task = Classification(TaskConfig(), config().data, {"labels": ["a", "b"], "pairs": False})
+    sizes = {"train": 20, "eval": 10, "test": 5}
+    parts = {name: [example("", label="a")] * count for name, count in sizes.items()}
+    labels = {name: np.zeros(count, np.int32) for name, count in sizes.items()}
+    inputs = {name: np.zeros((count, 2), np.float32) for name, count in sizes.items()}
+    found = frozen.ModelSelection(task, "accuracy", parts, labels, 0).run("title", fit, inputs)
     return found["eval"]["accuracy"], found["test"]["accuracy"]
 
 
-def test_the_best_setting_of_the_held_out_examples_is_kept(caplog):
-    made = []
-
-    def candidates(*_):
-        for number, share in enumerate([0.2, 0.8, 0.4, 0.8, *[0.6] * 100, 1.0]):
-            made.append(number)
-            yield f"number={number}", Fixed(share)
-
-    with caplog.at_level(logging.INFO, "bert_jax"):
-        assert contest(candidates) == (0.8, 0.8)
-    assert "title: eval accuracy 0.8000 with number=1, " in caplog.text  # the first of equals
-    assert len(made) == 2 + frozen.PATIENCE
-
-
-def test_what_is_kept_does_not_learn_on():
-    def candidates(*_):
-        classifier = Fixed(0.8)
-        for classifier.share in (0.8, 0.2):
-            yield "", classifier
-
-    assert contest(candidates) == (0.8, 0.8)
+def grid_search(selection, inputs):
+    pipeline = make_pipeline(StandardScaler(), Fixed())
+    return selection.grid_search(pipeline, {"other": [1, 2], "share": [0.2, 0.8, 0.4]}, inputs)
 
 
 @pytest.mark.filterwarnings("error")
-def test_warnings_are_lines_of_the_log(caplog):
-    def candidates(*_):
-        for _ in range(2):
-            warnings.warn("lbfgs failed to converge.\nIncrease it.", ConvergenceWarning, stacklevel=1)
-            yield "", Fixed(1.0)
-
+def test_the_best_setting_on_the_held_out_examples_is_chosen(caplog):
     with caplog.at_level(logging.INFO, "bert_jax"):
-        contest(candidates)
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages[:-1] == ["title: lbfgs failed to converge."]
+        assert selected(grid_search) == (0.8, 0.8)
+    warning, line = (record.getMessage() for record in caplog.records)
+    assert warning == "title: lbfgs failed to converge."  # six times
+    assert line.startswith("title: eval accuracy 0.8000 with other=1, share=0.8, ")  # the first of equals
+
+
+def test_the_best_epoch_on_the_held_out_examples_is_kept(caplog):
+    network = Fixed(shares=[0.2, 0.8, 0.4, 0.8, *[0.6] * 100, 1.0])
+    with caplog.at_level(logging.INFO, "bert_jax"):
+        assert selected(lambda selection, inputs: selection.early_stopping(network, inputs)) == (0.8, 0.8)
+    assert "title: eval accuracy 0.8000 with epochs=2, " in caplog.text
+    assert len(network.shares) == 105 - (2 + frozen.PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -236,27 +244,33 @@ def test_warnings_are_lines_of_the_log(caplog):
         (
             {"name": "regression"},
             [],
-            "classifiers, for classification and token_classification, not for regr",
+            "frozen features are for classification and token_classification, not for regr",
         ),
         ({"name": "question_answering"}, [], "not for question_answering; leave it empty"),
         ({"layer": 3}, ["so"], r"task.layer=3 does not exist: 0 is the embeddings, 2 \(or -1\) the last"),
         ({"frozen": "svm"}, [], "task.frozen='svm': 'svm' is unknown; use some of logistic_regression"),
         ({"pooling": "max"}, [], "task.pooling='max' is unknown; use one of mean, cls"),
-        ({}, ["so", "it"], "data.train=made-up: every example to train on has the same label"),
+        ({}, ["so", "it"], "data.train=made-up: every training example has the same label"),
     ],
 )
-def test_errors(base, task, examples, message):
+def test_errors(init_from, task, examples, message):
     examples = [example(text, label="a") for text in examples]
-    downstream = Classification(config().data, {"labels": ["a", "b"], "pairs": False})
+    label_info = {"labels": ["a", "b"], "pairs": False, "version_2": False}
+    splits = Splits(examples, examples, [], "")
+
+    def run():
+        setting = config(**task)
+        frozen.train(setting, make_task(setting.task, setting.data, label_info), splits, init_from)
+
     with pytest.raises(UserError, match=message):
-        frozen.train(config(**task), downstream, Splits(examples, examples, [], ""), base)
+        run()
 
 
-def test_texts_without_a_word(base):
+def test_texts_without_a_word(init_from):
     examples = [example(" ", label=label) for label in "abab"]
-    task = Classification(config().data, {"labels": ["a", "b"], "pairs": False})
-    with pytest.raises(UserError, match=r"data.text: no text to train on has a word"):
-        frozen.train(config(frozen="naive_bayes"), task, Splits(examples, examples, [], ""), base)
+    task = Classification(TaskConfig(), config().data, {"labels": ["a", "b"], "pairs": False})
+    with pytest.raises(UserError, match=r"data.text: no training text has a word"):
+        frozen.train(config(frozen="naive_bayes"), task, Splits(examples, examples, [], ""), init_from)
 
 
 @pytest.fixture(scope="module")

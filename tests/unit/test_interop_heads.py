@@ -102,7 +102,7 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, task):
     if task in ("question_answering", "token_classification"):  # no pooler there; ours is not used
         expected["encoder"].pop("pooler"), params["encoder"].pop("pooler")
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    assert (after.task.facts, after.config.task.name) == (facts, task)
+    assert (after.task.label_info, after.config.task.name) == (facts, task)
     assert (after.config.model, after.config.data.max_seq_length) == (before.config.model, LONGEST)
     assert after.config.data.text_pair == ("text_pair" if facts.get("pairs") else "")
     assert after.tokenizer.files() == before.tokenizer.files()
@@ -253,7 +253,7 @@ def test_the_model_card_of_a_fine_tuned_checkpoint(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     bert, opened = load_finetuned(tmp_path), open_checkpoint(tmp_path)
     opened = dataclasses.replace(opened, meta=opened.meta | {"data_digest": "5eed"})
-    card = model_card(opened, bert.config, "classification", bert.task.facts)
+    card = model_card(opened, bert.config, "classification", bert.task.label_info)
     for line in (
         "pipeline_tag: text-classification",
         "Classification of pairs. Labels: bad, fine, good. "

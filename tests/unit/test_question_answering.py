@@ -13,7 +13,7 @@ from bert_jax.corpus.tokenizer import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TaskConfig, TaskData
-from bert_jax.tasks.downstream import Rows
+from bert_jax.tasks.packed import Rows
 from bert_jax.tasks.question_answering import (
     QuestionAnswering,
     Span,
@@ -33,7 +33,7 @@ CAT = "The cat sat on the mat."  # tokens the cat sat on the mat .
 
 
 def task_of(version_2=False, **task):
-    return QuestionAnswering(TaskData(), {"version_2": version_2}, TaskConfig(**task))
+    return QuestionAnswering(TaskConfig(**task), TaskData(), {"version_2": version_2})
 
 
 def question(paragraph=CAT, answers=(), text="who sat", number=0):
@@ -49,27 +49,26 @@ def question(paragraph=CAT, answers=(), text="who sat", number=0):
 
 
 def test_questions_without_answers_make_it_version_2():
-    task = QuestionAnswering(TaskData(), None, TaskConfig())
+    task = QuestionAnswering(TaskConfig(), TaskData())
     task.learn([question(answers=["cat"])])
-    assert task.facts == {"version_2": False}
+    assert task.label_info == {"version_2": False}
     assert task.metrics == ("f1", "exact_match")
-    with pytest.raises(UserError, match=r"place 3 has no answer, but every question that was learned from"):
-        task.check([question(answers=["cat"]), question(number=3)])
-    task.learn([question(answers=["cat"]), question(number=3)])
-    task.check([question(number=3)])
-    assert task.facts == {"version_2": True}
+    with pytest.raises(UserError, match=r"place 3 has no answer, but every training question has one"):
+        task.learn([question(answers=["cat"])], [question(answers=["cat"]), question(number=3)])
+    task.learn([question(answers=["cat"]), question(number=3)], [question(number=4)])
+    assert task.label_info == {"version_2": True}
     assert task.metrics == ("f1", "exact_match", "has_answer_f1", "no_answer_accuracy")
-    assert QuestionAnswering(TaskData(), task.facts, TaskConfig()).metrics == task.metrics
+    assert QuestionAnswering(TaskConfig(), TaskData(), task.label_info).metrics == task.metrics
 
 
 @pytest.mark.parametrize("answers", [[], [Answer("dog", 4)]])
 def test_questions_without_any_answer_teach_nothing(answers):
-    with pytest.raises(UserError, match=r"place 0: neither this question nor another .* answer_start says"):
-        QuestionAnswering(TaskData(), None, TaskConfig()).learn([question(answers=answers)])
+    with pytest.raises(UserError, match=r"place 0: neither this nor any other .* answer_start"):
+        QuestionAnswering(TaskConfig(), TaskData()).learn([question(answers=answers)])
 
 
 def test_questions_on_one_paragraph_are_held_out_together():
-    assert task_of().text(question(text="who")) == task_of().text(question(text="on ?")) == CAT
+    assert question(text="who").split_key == question(text="on ?").split_key == CAT
 
 
 # Windows
@@ -388,8 +387,7 @@ def test_sequences_that_share_a_row_have_the_losses_and_logits_that_they_have_al
         rows = Rows(encoded, TOKENIZER, tokens, slots)
         which = np.arange(rows.num_rows + 1)  # the last is padding
         gradient, (terms, arrays) = gradient_and_evaluation(params, rows.batch(which, 0, 0))
-        outputs = {}
-        rows.collect(jax.tree.map(np.asarray, arrays), which, task.per_token, outputs)
+        outputs = rows.by_sequence([jax.device_get(arrays)], len(which), task.per_token)
         found.append((terms, outputs, gradient, rows.num_rows))
     alone, packed = found
     assert packed[3] < alone[3] == len(encoded.lengths)

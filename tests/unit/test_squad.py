@@ -58,13 +58,13 @@ def test_without_labels_answers_are_not_read(tmp_path):
     assert task_of().read(written(tmp_path, wrong), "data", labelled=False)[0].answers == ()
 
 
-def test_answers_that_are_elsewhere_are_told_and_not_learned_but_still_count(tmp_path, caplog):
+def test_answers_that_are_elsewhere_are_logged_and_not_learned_but_still_count(tmp_path, caplog):
     qas = [qa(0, ("cat", 5), ("cat", 4)), qa(1, ("mat", 4)), qa(2, ("mat", -4)), qa(3, ("", 0), ("sat", 8))]
     path = written(tmp_path, squad((CAT, qas)))
     with caplog.at_level(logging.WARNING, "bert_jax"):
         questions = task_of().read(path, "data.train")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: 4 answers are not where answer_start says, and nothing is learned from them; "
+        f"{path}: 4 answers are not at their answer_start and are not learned; "
         f"the first: {path}, data[0].paragraphs[0].qas[0]"
     ]
     assert [example.span for example in questions] == [(4, 7), None, None, (8, 11)]
@@ -79,7 +79,7 @@ def test_answers_that_are_elsewhere_are_told_and_not_learned_but_still_count(tmp
     [
         ("{", r"data\.train=.*squad\.json is not JSON \(Expecting"),
         ("", r"data\.train=.*squad\.json is empty"),
-        ("[]", r"squad\.json has no data \(a list\); is this data of SQuAD's format\?"),
+        ("[]", r"squad\.json has no data \(a list\); give data in SQuAD's format"),
         ({"version": "1.1"}, r"squad\.json has no data \(a list\)"),
         ({"data": []}, r"data\.train=.*squad\.json has no question"),
         ({"data": [{}]}, r"squad\.json, data\[0\] has no paragraphs \(a list\)"),
@@ -92,7 +92,7 @@ def test_answers_that_are_elsewhere_are_told_and_not_learned_but_still_count(tmp
         (squad((CAT, [qa(0, ("cat", "4"))])), r"qas\[0\]\.answers has no answer_start \(a number\)"),
         (
             squad((CAT, [qa(0, is_impossible=False)])),
-            r"qas\[0\] has is_impossible=False, but 0 answers; mend",
+            r"qas\[0\] has is_impossible=False, but 0 answers; correct",
         ),
         (
             squad((CAT, [qa(0, ("cat", 4), is_impossible=True)])),
@@ -100,7 +100,7 @@ def test_answers_that_are_elsewhere_are_told_and_not_learned_but_still_count(tmp
         ),
         (
             squad((CAT, [qa(3)]), ("On.", [qa(4), qa(3)])),
-            r"paragraphs\[1\]\.qas\[1\] has the id 'q3', as .*paragraphs\[0\]\.qas\[0\] has; ids must differ",
+            r"paragraphs\[1\]\.qas\[1\] has the id 'q3' of .*paragraphs\[0\]\.qas\[0\]; ids must differ",
         ),
         (squad(("\ud800", [qa(0)])), r"paragraphs\[0\]: context is not a text \(.*surrogates"),
     ],

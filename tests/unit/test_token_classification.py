@@ -11,8 +11,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
-from bert_jax.tasks.config import TaskData
-from bert_jax.tasks.downstream import Rows
+from bert_jax.tasks.config import TaskConfig, TaskData
+from bert_jax.tasks.packed import Rows
 from bert_jax.tasks.token_classification import Sentence, TokenClassification, to_iob2
 from tests.saved import WORDS, sentencepiece, wordpiece
 from tests.tiny import MODEL
@@ -23,7 +23,7 @@ COLUMNS = TaskData(text="tokens", label="tags")
 
 
 def task(labels=LABELS, data=COLUMNS):
-    return TokenClassification(data, {"labels": labels})
+    return TokenClassification(TaskConfig(), data, {"labels": labels})
 
 
 def sentence(words, tags=None):
@@ -32,7 +32,7 @@ def sentence(words, tags=None):
 
 def read(tmp_path, content, name="a.conll", **kwargs):
     (tmp_path / name).write_text(content)
-    return TokenClassification(COLUMNS, None).read(str(tmp_path / name), "data.train", **kwargs)
+    return TokenClassification(TaskConfig(), COLUMNS).read(str(tmp_path / name), "data.train", **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_sentence_of_plain_text():
             r"a.txt, line 2 has one column, 'are'; it must have a word and, in the last,",
         ),
         ("a.txt", "We O\n\tO\n", r"a.txt, line 2 has one column, 'O'"),
-        ("a.tsv", "word\ttag\nWe\tO\n", r"a.tsv, line 1: 'tag' in the last column is no tag of IOB or BIOES"),
-        ("a.iob", "We O\n\nare B-\n", r"a.iob, line 3: 'B-' in the last column is no tag"),
+        ("a.tsv", "word\ttag\nWe\tO\n", r"a.tsv, line 1: 'tag' in the last column is not a tag of IOB"),
+        ("a.iob", "We O\n\nare B-\n", r"a.iob, line 3: 'B-' in the last column is not a tag"),
         ("a.conll", "-DOCSTART- O\n\n", r"data.train=.*a.conll has no words"),
         ("a.conll", "\n", r"data.train=.*a.conll is empty"),
         ("a.jsonl", '{"tokens": ["a"]}', r"data.label='tags': .*line 1 has no such column; it has 'tokens'"),
@@ -139,7 +139,7 @@ def test_a_sentence_of_plain_text():
             r"data.label='tags': .*\[3\], which is no list of texts",
         ),
         ("a.jsonl", '{"tokens": ["a"], "tags": []}', r"line 1 has 1 words and 0 tags"),
-        ("a.jsonl", '{"tokens": ["a"], "tags": ["NN"]}', r"line 1: 'NN' in data.label='tags' is no tag"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": ["NN"]}', r"line 1: 'NN' in data.label='tags' is not a tag"),
         ("a.jsonl", '{"tokens": [], "tags": []}', r"a.jsonl has no words"),
     ],
 )
@@ -149,16 +149,16 @@ def test_errors_of_files(tmp_path, name, content, message):
 
 
 def test_both_tags_of_every_type_are_labels():
-    learner = TokenClassification(COLUMNS, None)
-    learner.learn([sentence("a b", "O B-PER"), sentence("c", "B-LOC")])
-    assert learner.facts == {"labels": LABELS}
-    learner.check([sentence("a b", "B-LOC I-LOC")])  # I-LOC was never seen
+    learner = TokenClassification(TaskConfig(), COLUMNS)
+    held_out = [sentence("a b", "B-LOC I-LOC")]  # I-LOC is not in the training examples
+    learner.learn([sentence("a b", "O B-PER"), sentence("c", "B-LOC")], held_out)
+    assert learner.label_info == {"labels": LABELS}
 
 
 def test_the_config_may_name_the_labels():
-    learner = TokenClassification(dataclasses.replace(COLUMNS, labels="B-PER, I-PER,O"), None)
+    learner = TokenClassification(TaskConfig(), dataclasses.replace(COLUMNS, labels="B-PER, I-PER,O"))
     learner.learn([sentence("a b", "O B-PER")])
-    assert learner.facts == {"labels": ["B-PER", "I-PER", "O"]}
+    assert learner.label_info == {"labels": ["B-PER", "I-PER", "O"]}
 
 
 @pytest.mark.parametrize(
@@ -166,19 +166,20 @@ def test_the_config_may_name_the_labels():
     [
         ("", "O O", "every word has the tag 'O'; nothing can be learned from one tag"),
         ("", "B-X B-X", "every word has the tag 'B-X'"),
-        ("O,PER", "O B-PER", "data.labels: 'PER' is no tag of IOB2; name them as O,B-PER,I-PER"),
+        ("O,PER", "O B-PER", "data.labels: 'PER' is not a tag of IOB2; use e.g. O,B-PER,I-PER"),
         ("O,B-PER", "O B-LOC", "here: the tag 'B-LOC' of 'b' is unknown; the tags are O, B-PER"),
     ],
 )
 def test_errors_of_labels(labels, tags, message):
-    learner = TokenClassification(dataclasses.replace(COLUMNS, labels=labels), None)
+    learner = TokenClassification(TaskConfig(), dataclasses.replace(COLUMNS, labels=labels))
     with pytest.raises(UserError, match=message):
         learner.learn([sentence("a b", tags)])
 
 
 def test_an_unknown_tag_of_a_test_file():
+    learner = TokenClassification(TaskConfig(), COLUMNS)
     with pytest.raises(UserError, match="here: the tag 'B-ORG' of 'b' is unknown; the tags are O, B-LOC"):
-        task().check([sentence("a", "O"), sentence("a b", "O B-ORG")])
+        learner.learn([sentence("a b", "O B-LOC")], [sentence("a", "O"), sentence("a b", "O B-ORG")])
 
 
 def test_the_first_token_of_a_word_has_its_label():
@@ -256,13 +257,12 @@ def test_no_word_loses_its_prediction(texts, max_seq_length, slots, seed):
 def decode_gold(examples, encoded, max_seq_length, slots):
     """What `decode` makes of a model that is always right, its outputs taken the way of batches."""
     rows = Rows(encoded, wordpiece(), max_seq_length, slots)
-    collected = {}
-    for start in range(0, rows.num_rows, 3):
-        batch = rows.batch(np.arange(start, start + 3), 0, 0)
-        right = {"label": batch["labels"], "probability": np.where(batch["labels"] >= 0, 0.75, 0.0)}
-        rows.collect(right, np.arange(start, start + 3), True, collected)
-    outputs = {name: [values[n] for n in range(len(encoded.lengths))] for name, values in collected.items()}
-    return task().decode(outputs, encoded, examples)
+    batches = [rows.batch(start + np.arange(3), 0, 0) for start in range(0, rows.num_rows, 3)]
+    right = [
+        {"label": batch["labels"], "probability": np.where(batch["labels"] >= 0, 0.75, 0.0)}
+        for batch in batches
+    ]
+    return task().decode(rows.by_sequence(right, 3, True), encoded, examples)
 
 
 def test_a_prediction():
@@ -293,7 +293,7 @@ def test_rows_of_the_prediction_file():
         "tags": ["B-PER"],
         "prediction": ["O"],
     }
-    assert task().text(sentence("we are")) == "we are"
+    assert sentence("we are").split_key == "we are"
 
 
 SCORED = [
