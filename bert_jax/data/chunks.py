@@ -27,6 +27,7 @@ class PlanConfig:
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
+        """Takes them from the `data` section of a config."""
         return cls(
             data.max_seq_length,
             data.max_sequences_per_row,

@@ -26,7 +26,7 @@ def partners(
         keys: uint64, for `order`, `centre` and `coin`.
 
     Returns:
-        int64 [n], the partner's rank; bool [n], whether the two swap their Bs.
+        int64 [n], the partner's rank; bool [n], whether the two swap their Bs (never without B).
     """
     size, start = group_sizes[length_b], group_starts[length_b]
     odd = size & 1
