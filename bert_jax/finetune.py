@@ -24,7 +24,7 @@ from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Experiment, Finetuning, InitFrom, Splits
+from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, open_init_from, provenance
 from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
@@ -47,7 +47,7 @@ def set_up() -> command.Training:
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
-    init_from = InitFrom.open(config.init_from)
+    init_from = open_init_from(config.init_from)
     check_model(mesh.shape, init_from.model)
     runs = {folder: Experiment.read(fold, init_from) for folder, fold in folds(config, workdir)}
     for folder, experiment in runs.items():
@@ -62,7 +62,7 @@ def set_up() -> command.Training:
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
     keep_compiled(workdir)
-    facts = {"base": json.dumps(init_from.provenance()), "data": next(iter(runs.values())).splits.digest}
+    facts = {"base": json.dumps(provenance(init_from)), "data": next(iter(runs.values())).splits.digest}
     scores_folder = workdir if len(runs) > 1 else next(iter(runs))
     return command.Training(config, facts, lambda: train_all(config, runs, scores_folder))
 

@@ -29,6 +29,7 @@ from bert_jax import command, files
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
+from bert_jax.tasks.registry import VERBS
 from bert_jax.training.checkpoint import find_checkpoint
 
 log = logging.getLogger("bert_jax")
@@ -167,11 +168,6 @@ def _write(output: pathlib.Path, content: files.Content) -> None:
         raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
 
 
-VERBS = {  # mode -> the tasks whose checkpoints it uses
-    "classify": ("classification", "regression"),
-    "answer": ("question_answering",),
-    "tag": ("token_classification",),
-}
 MODES: dict[str, Callable[[], None]] = {
     "fill-mask": fill_mask,
     "next-sentence": next_sentence,

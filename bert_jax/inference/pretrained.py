@@ -21,6 +21,7 @@ from flax import nnx
 from bert_jax.config import Config, from_checkpoint
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batch import assemble
+from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
@@ -148,7 +149,9 @@ class Pretrained:
                 best = jax.device_get(self._guesses(self.params, hidden, *places, top_k))
                 for (row, _), probabilities, tokens in zip(some, *best, strict=False):
                     pairs = zip(tokens.tolist(), probabilities.tolist(), strict=True)
-                    results[numbers[row]].append([Guess(self._shown(token), p) for token, p in pairs])
+                    results[numbers[row]].append(
+                        [Guess(piece_text(self.tokenizer, token), p) for token, p in pairs]
+                    )
         return results
 
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -267,12 +270,6 @@ class Pretrained:
                 some = numbers[start : start + size]
                 yield some, batch_of([rows[n] for n in some], (size, length), self.tokenizer)
 
-    def _shown(self, token: int) -> str:
-        """Writes a piece without SentencePiece's mark of a space, with ## where letters continue a word."""
-        piece = self.tokenizer.piece(token).removeprefix("##")
-        text = piece.removeprefix("▁") or piece
-        return f"##{text}" if text[:1].isalnum() and not self.tokenizer.word_starts[token] else text
-
 
 class Row(NamedTuple):
     """A text, or a pair, that is to be a row [CLS] A [SEP] or, if B has tokens, [CLS] A [SEP] B [SEP]."""
@@ -306,6 +303,3 @@ def batch_of(rows: Sequence[Row], shape: tuple[int, int], tokenizer: Tokenizer) 
 def _shortened(text: Text) -> str:
     text = text if isinstance(text, str) else " | ".join(text)
     return f"text {text!r}" if len(text) <= 60 else f"text {text[:60]!r}…"
-
-
-Headless = EncoderOnly  # for tasks/frozen.py, until it imports model/features.py

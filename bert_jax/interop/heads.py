@@ -13,6 +13,7 @@ from flax import nnx
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining, BertForSequences, BertForTokens
+from bert_jax.tasks.registry import TASK_CLASSES
 
 PRETRAINING = "none"
 POOLER = "encoder/pooler"
@@ -27,13 +28,17 @@ PRETRAINING_NAMES = {
 
 
 class Head(NamedTuple):
-    """An architecture of Transformers, and our module that computes the same."""
+    """An architecture of Transformers, and our module that computes the same.
+
+    The first fields are those of `HubHead`; `classifier` is "" for the heads of pretraining, and
+    `task_specific_params` of config.json holds what is `stated`.
+    """
 
     architecture: str
-    pipeline: str  # of the model hub
-    classifier: str = "classifier"  # name of its dense layer; "": the heads of pretraining
+    pipeline: str
+    classifier: str = "classifier"
     problem_type: str | None = None
-    stated: tuple[str, ...] = ()  # facts that config.json has no key for: `task_specific_params` holds them
+    stated: tuple[str, ...] = ()
     num_outputs: int | None = None  # None: one for each label
     per_token: bool = False
 
@@ -67,15 +72,10 @@ class Head(NamedTuple):
         return lambda rngs: self.module(*sizes, rngs)
 
 
-SEQUENCES = ("BertForSequenceClassification", "text-classification", "classifier")
-HEADS = {
-    PRETRAINING: Head("BertForPreTraining", "fill-mask", classifier="", num_outputs=0),
-    "classification": Head(*SEQUENCES, "single_label_classification", ("pairs",)),
-    "regression": Head(*SEQUENCES, "regression", ("pairs",), num_outputs=1),
-    "question_answering": Head("BertForQuestionAnswering", "question-answering", "qa_outputs",
-                               stated=("version_2",), num_outputs=2, per_token=True),
-    "token_classification": Head("BertForTokenClassification", "token-classification", per_token=True),
-}  # fmt: skip
+HEADS = {PRETRAINING: Head("BertForPreTraining", "fill-mask", classifier="", num_outputs=0)} | {
+    kind.name: Head(*kind.hub, num_outputs=kind.num_outputs, per_token=kind.per_token)
+    for kind in TASK_CLASSES
+}
 PREFIXES = (
     "cls.",
     *sorted({f"{head.classifier}." for head in HEADS.values() if head.classifier}),

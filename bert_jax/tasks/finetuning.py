@@ -8,68 +8,49 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from etils import epath
 from flax import nnx
 
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.batches import iterate
 from bert_jax.errors import UserError
-from bert_jax.model.config import ModelConfig
 from bert_jax.tasks import records
 from bert_jax.tasks.config import FinetuneConfig, TaskData
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.packed import HostBatch, PackedExamples, TrainingBatches
 from bert_jax.tasks.registry import make_task
-from bert_jax.training.checkpoint import open_checkpoint, restore_params
 from bert_jax.training.config import Phase
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.fingerprints import combined_digest
+from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
 
 TOKENIZER, TASK = "tokenizer", "task.json"  # in a checkpoint: its vocabulary, and the task's label_info
 log = logging.getLogger("bert_jax")
 
 
-class InitFrom(NamedTuple):
-    """The checkpoint that fine-tuning starts from."""
+def open_init_from(init_from: str) -> OpenedCheckpoint:
+    """Opens the checkpoint that config key `init_from` names, to start fine-tuning from it.
 
-    folder: epath.Path
-    meta: dict[str, Any]
-    model: ModelConfig
-    tokenizer: Tokenizer
+    Raises:
+        UserError: if there is none, it is damaged, or its vocabulary is not that of its network.
+    """
+    if not init_from:
+        raise UserError(
+            "init_from is missing: the checkpoint to start from, e.g. --config.init_from=runs/bert_tiny."
+        )
+    return open_checkpoint(init_from, "init_from")
 
-    @classmethod
-    def open(cls, init_from: str) -> Self:
-        """Opens the checkpoint that config key `init_from` names.
 
-        Raises:
-            UserError: if there is none, it is damaged, or its vocabulary is not that of its network.
-        """
-        if not init_from:
-            raise UserError(
-                "init_from is missing: the checkpoint to start from, e.g. --config.init_from=runs/bert_tiny."
-            )
-        folder, meta = open_checkpoint(init_from, "init_from")
-        model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
-        tokenizer = load_tokenizer(folder / TOKENIZER)
-        if tokenizer.vocab_size != model.vocab_size:
-            raise UserError(
-                f"init_from: the vocabulary of {folder} has {tokenizer.vocab_size} pieces and its network "
-                f"model.vocab_size={model.vocab_size}; they must be of one model."
-            )
-        return cls(folder, meta, model, tokenizer)
-
-    def provenance(self) -> dict[str, Any]:
-        """Returns what a fine-tuned checkpoint records about this one."""
-        fingerprints = {
-            name.removeprefix("params/"): value
-            for name, value in self.meta["digests"].items()
-            if name.startswith("params/")
-        }
-        return {
-            "checkpoint": f"{self.folder.parent.parent.name}/{self.folder.name}",
-            "params_digest": combined_digest(fingerprints),
-            "data_digest": self.meta.get("data_digest"),
-        }
+def provenance(opened: OpenedCheckpoint) -> dict[str, Any]:
+    """Returns what a fine-tuned checkpoint records about the one that it started from."""
+    fingerprints = {
+        name.removeprefix("params/"): value
+        for name, value in opened.meta["digests"].items()
+        if name.startswith("params/")
+    }
+    return {
+        "checkpoint": f"{opened.folder.parent.parent.name}/{opened.folder.name}",
+        "params_digest": combined_digest(fingerprints),
+        "data_digest": opened.meta.get("data_digest"),
+    }
 
 
 class Splits(NamedTuple):
@@ -124,14 +105,14 @@ class Experiment(NamedTuple):
     """What runs with different seeds share: the config, the checkpoint they start from, and the examples."""
 
     config: FinetuneConfig
-    init_from: InitFrom
+    init_from: OpenedCheckpoint
     task: Downstream
     splits: Splits
     train: PackedExamples
     eval: PackedExamples
 
     @classmethod
-    def read(cls, config: FinetuneConfig, init_from: InitFrom) -> Self:
+    def read(cls, config: FinetuneConfig, init_from: OpenedCheckpoint) -> Self:
         """Reads and packs the examples that a config names.
 
         Raises:
@@ -166,7 +147,7 @@ class Finetuning:
         run, init_from = self._run, self._init_from
         self.metric, self.patience = run.task.metric or task.metrics[0], run.task.patience
         self.data_digest = experiment.splits.digest
-        content = task.label_info | {"base": init_from.provenance()}
+        content = task.label_info | {"base": provenance(init_from)}
         self.files = {f"{TOKENIZER}/{name}": file for name, file in init_from.tokenizer.files().items()}
         self.files[TASK] = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
         self.objective = task.objective()
@@ -176,13 +157,12 @@ class Finetuning:
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """Returns the encoder of `init_from` with a random head; all random with `task.random_weights`."""
-        params, (folder, meta, *_) = random_params(), self._init_from
+        params, opened = random_params(), self._init_from
         if self._run.task.random_weights:
             log.info("started at step 0 with random weights (seed %d)", self._run.train.seed)
             return params
-        encoder = {"encoder": abstract["encoder"]}
-        log.info("started at step 0 with the encoder of %s", folder)
-        return params | restore_params(folder, meta, self._run.model, encoder)
+        log.info("started at step 0 with the encoder of %s", opened.folder)
+        return params | opened.params({"encoder": abstract["encoder"]})
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[HostBatch]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from sklearn.base import clone
@@ -30,17 +29,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
 from bert_jax.errors import UserError
-from bert_jax.inference.pretrained import TOKENS, Headless, hidden_states, layer_number
-from bert_jax.model.encoder import gather_positions
+from bert_jax.model.features import TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
-from bert_jax.tasks.finetuning import InitFrom, Splits
+from bert_jax.tasks.finetuning import Splits
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import TASK_CLASSES
-from bert_jax.training.checkpoint import restore_params
-from bert_jax.training.config import MeshConfig
-from bert_jax.training.mesh import make_mesh
-from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
+from bert_jax.training.opening import OpenedCheckpoint, fresh_network
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, the strongest penalty first
 SMOOTHINGS = (1.0, 0.1, 0.01)  # added to the counts of words
@@ -55,7 +50,9 @@ Fitted = tuple[str, Any]  # the chosen setting in words, and the classifier fitt
 log = logging.getLogger("bert_jax")
 
 
-def train(config: FinetuneConfig, task: Downstream, splits: Splits, init_from: InitFrom) -> dict[str, Scores]:
+def train(
+    config: FinetuneConfig, task: Downstream, splits: Splits, init_from: OpenedCheckpoint
+) -> dict[str, Scores]:
     """Trains the classifiers that `task.frozen` names; for texts also naive Bayes on their words.
 
     Args:
@@ -104,7 +101,7 @@ def train(config: FinetuneConfig, task: Downstream, splits: Splits, init_from: I
 
 
 def frozen_features(
-    config: FinetuneConfig, task: Downstream, init_from: InitFrom
+    config: FinetuneConfig, task: Downstream, init_from: OpenedCheckpoint
 ) -> Callable[[PackedExamples], np.ndarray]:
     """Returns a function from examples to their features, float32 [n, D].
 
@@ -141,17 +138,13 @@ def frozen_features(
     return features
 
 
-def _encoder(config: FinetuneConfig, init_from: InitFrom) -> tuple[nnx.GraphDef, Any]:
+def _encoder(config: FinetuneConfig, init_from: OpenedCheckpoint) -> tuple[nnx.GraphDef, Any]:
     """Returns structure and parameters of the encoder that fine-tuning starts from, on one device."""
 
-    def build(rngs: nnx.Rngs) -> Headless:
-        return Headless(init_from.model, rngs)
+    def build(rngs: nnx.Rngs) -> EncoderOnly:
+        return EncoderOnly(init_from.model, rngs)
 
-    structure, abstract = abstract_model(build)
-    abstract = with_shardings(abstract, make_mesh(MeshConfig(), jax.local_devices()[:1]))
-    if config.task.random_weights:
-        return structure, init_params(build, TrainState(jnp.int32(0), abstract, ()), config.train.seed)
-    return structure, restore_params(init_from.folder, init_from.meta, init_from.model, abstract)
+    return fresh_network(build, config.train.seed) if config.task.random_weights else init_from.network(build)
 
 
 def _labels(packed: PackedExamples) -> np.ndarray:
@@ -159,27 +152,6 @@ def _labels(packed: PackedExamples) -> np.ndarray:
     encoded = packed.encoded
     targets = encoded.token_targets if packed.task.per_token else encoded.sequence_targets
     return targets["labels"][targets["labels"] >= 0]  # -1: not the first token of a word
-
-
-def pool(states: jax.Array, sequence_ids: jax.Array, cls_positions: jax.Array, pooling: str) -> jax.Array:
-    """Returns one vector for each sequence of packed rows.
-
-    Args:
-        states: float [B, T, D].
-        sequence_ids: int [B, T], s + 1 for the tokens of slot s; 0: padding.
-        cls_positions: int [B, S].
-        pooling: mean | cls.
-
-    Returns:
-        float [B, S, D]; meaningless for an empty slot.
-    """
-    if pooling == "cls":
-        return gather_positions(states, cls_positions)
-    slots = jnp.arange(1, cls_positions.shape[1] + 1)
-    inside = (sequence_ids[..., None] == slots).astype(states.dtype)  # [B, T, S]
-    # The default precision of a TPU would round the states to bfloat16.
-    totals = jnp.einsum("bts,btd->bsd", inside, states, precision=jax.lax.Precision.HIGHEST)
-    return totals / jnp.maximum(inside.sum(axis=1), 1.0)[..., None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -342,11 +342,3 @@ def _unusable(folder: epath.Path, damage: DamagedCheckpoint) -> UserError:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-# For bert_jax/tasks/finetuning.py and frozen.py, until they use `opening.open_checkpoint`.
-open_checkpoint = find_sound
-
-
-def restore_params(folder: epath.Path, meta: dict[str, Any], _model: Any, abstract_params: Any) -> Any:
-    return restore(folder, meta, abstract_params)

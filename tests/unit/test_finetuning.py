@@ -14,11 +14,10 @@ from bert_jax.errors import UserError
 from bert_jax.inference.pretrained import load
 from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TASKS, FinetuneConfig
-from bert_jax.tasks.finetuning import Experiment, Finetuning, InitFrom
+from bert_jax.tasks.finetuning import Experiment, Finetuning, open_init_from
 from bert_jax.tasks.packed import TrainingBatches
 from bert_jax.tasks.registry import TASK_CLASSES, task_class
 from bert_jax.training import step as step_lib
-from bert_jax.training.checkpoint import restore_params
 from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.optimizer import make_optimizer
 from tests.saved import WORDS, save, wordpiece
@@ -48,7 +47,7 @@ def config_of(folder, **sections):
 
 def experiment(folder, **sections):
     config = config_of(folder, **sections)
-    return Experiment.read(config, InitFrom.open(config.init_from))
+    return Experiment.read(config, open_init_from(config.init_from))
 
 
 def test_a_text_is_on_one_side_whatever_the_order(folder, tmp_path):
@@ -142,7 +141,7 @@ def test_a_base_of_a_newer_version_is_one_line(folder, tmp_path):
     checksums["files"]["meta/metadata"] = hashlib.sha256(content).hexdigest()
     (checkpoint / "checksums.json").write_text(json.dumps(checksums))
     with pytest.raises(UserError, match=r"rotary") as error:
-        InitFrom.open(str(tmp_path / "newer"))
+        open_init_from(str(tmp_path / "newer"))
     assert "\n" not in str(error.value)
 
 
@@ -169,7 +168,7 @@ def test_the_encoder_comes_from_the_base_and_the_head_is_new(folder, random_weig
 
 def _encoder_of(base, state):
     encoder = {"encoder": state.params["encoder"]}
-    return restore_params(base.folder, base.meta, base.model, encoder)["encoder"]
+    return base.params(encoder)["encoder"]
 
 
 def test_a_checkpoint_names_its_base_by_digest(folder):
@@ -211,7 +210,7 @@ def test_mistakes_are_one_line(folder, sections, message):
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     config = from_dict(values, FinetuneConfig)
     with pytest.raises(UserError, match=message):
-        Experiment.read(config, InitFrom.open(config.init_from))
+        Experiment.read(config, open_init_from(config.init_from))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bert_jax.inference.pretrained import batch_of
 from bert_jax.tasks import frozen
 from bert_jax.tasks.classification import Classification, Example
 from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
-from bert_jax.tasks.finetuning import InitFrom, Splits
+from bert_jax.tasks.finetuning import Splits, open_init_from
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import make_task
 from bert_jax.tasks.token_classification import Sentence, TokenClassification
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def init_from(folder):
-    return InitFrom.open(str(folder))
+    return open_init_from(str(folder))
 
 
 @pytest.fixture(scope="module")
