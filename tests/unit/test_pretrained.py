@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bert_jax
+from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
 from bert_jax.inference import pretrained
 from tests.saved import LONGEST, PIECES, save, sentencepiece, wordpiece
@@ -84,7 +85,7 @@ def test_fill_mask_is_the_softmax_of_the_plain_model(saved):
         for guesses, probabilities in zip(masks, saved.plain(text)[0], strict=True):
             order = np.argsort(-probabilities, kind="stable")
             np.testing.assert_allclose([p for _, p in guesses], probabilities[order], atol=1e-6)
-            assert guesses[0].token == bert._shown(int(order[0]))
+            assert guesses[0].token == piece_text(bert.tokenizer, int(order[0]))
     assert bert.fill_mask(TEXTS[:2], top_k=3) == [[masks[0][:3]] for masks in results[:2]]
 
 
@@ -162,11 +163,11 @@ def test_masks_in_wordpiece(with_wordpiece):
     assert pieces(bert, "(The [MASK], of[MASK].)") == "[CLS] ( the [MASK] , of [MASK] . ) [SEP]"
     assert pieces(bert, ("[MASK]ment", "s[MASK]")) == "[CLS] [MASK] [UNK] [SEP] s [MASK] [SEP]"
     vocabulary = [bert.tokenizer.piece(token) for token in range(bert.tokenizer.vocab_size)]
-    assert [bert._shown(token) for token in range(bert.tokenizer.vocab_size)] == vocabulary
+    assert [piece_text(bert.tokenizer, token) for token in range(bert.tokenizer.vocab_size)] == vocabulary
 
 
 def test_pieces_as_people_read_them(bert):
-    shown = {bert.tokenizer.piece(token): bert._shown(token) for token in range(PIECES)}
+    shown = {bert.tokenizer.piece(token): piece_text(bert.tokenizer, token) for token in range(PIECES)}
     expected = {"▁the": "the", "▁": "▁", "s": "##s", ".": ".", "[UNK]": "[UNK]", "[MASK]": "[MASK]"}
     assert shown.items() >= expected.items()
 
