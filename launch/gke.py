@@ -70,8 +70,7 @@ def hosts(options: argparse.Namespace) -> tuple[int, int]:
         raise Mistake(
             f"--chips_per_host={each} does not divide the {chips} chips of --topology={options.topology}."
         )
-    if options.slices < 1:
-        raise Mistake(f"--slices={options.slices} must be at least 1.")
+    shell.require_positive(options, "slices")
     return chips // each, each
 
 

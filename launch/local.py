@@ -20,7 +20,7 @@ import time
 
 import shell
 from restarts import FAILED, INTERRUPTED, NOT_AGAIN, START_AGAIN, Restarts, combined
-from shell import Mistake, say
+from shell import say
 
 ABORTED = {-signal.SIGABRT, 128 + signal.SIGABRT}  # how JAX ends a process that has lost another one
 # The exit code when the signal ended a process that did not handle it yet.
@@ -35,9 +35,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--grace", type=float, default=60.0,
                         help="seconds for the others to end when one is lost (default: 60)")  # fmt: skip
     known, rest = parser.parse_known_args()
-    for name in ("processes", "devices"):
-        if getattr(known, name) < 1:
-            raise Mistake(f"--{name}={getattr(known, name)} must be at least 1.")
+    shell.require_positive(known, "processes", "devices")
     return known, rest
 
 
@@ -118,9 +116,8 @@ def describe(code: int) -> str:
         return "stopped because it lost another one"
     if code < 0:
         return f"was lost (killed by {signal.Signals(-code).name})"
-    return {START_AGAIN: "stopped and wants to start again", FAILED: "failed"}.get(
-        code, f"ended with code {code}"
-    )
+    words = {START_AGAIN: "stopped and wants to start again", FAILED: "failed"}
+    return words.get(code, f"ended with code {code}")
 
 
 def main() -> int:

@@ -115,6 +115,13 @@ def require(options: argparse.Namespace, *names: str) -> None:
         raise Mistake(f"{' and '.join(missing)} missing; --help lists the flags.")
 
 
+def require_positive(options: argparse.Namespace, *names: str) -> None:
+    """Raises Mistake where one of these flags is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise Mistake(f"--{name}={getattr(options, name)} must be at least 1.")
+
+
 def require_shared(module: str, rest: Sequence[str]) -> None:
     """Raises Mistake where the dataset or the run would be on a disk of one host."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -47,8 +47,7 @@ def arguments() -> tuple[str, argparse.Namespace, list[str]]:
         raise Mistake(
             f"--name={options.name} is not valid; give letters, digits, dots, dashes and underscores."
         )
-    if options.nodes < 1 or options.gpus_per_node < 1:
-        raise Mistake("--nodes and --gpus_per_node must be at least 1.")
+    shell.require_positive(options, "nodes", "gpus_per_node")
     options.log = options.log or f"{options.name}.log"
     return verb, options, rest
 
@@ -57,12 +56,10 @@ def script(options: argparse.Namespace, rest: list[str]) -> str:
     """Returns the batch script: slurm.sh, filled in."""
     # Since Slurm 22.05 srun does not take --cpus-per-task from the job.
     cpus = f"--cpus-per-task={options.cpus_per_gpu}" if options.cpus_per_gpu else ""
-    given = [
-        f"--{name}={getattr(options, name)}"
-        for name in ("time", "partition", "account")
-        if getattr(options, name)
-    ]
-    flags = [*([cpus] if cpus else []), *given, *shlex.split(options.sbatch_flags)]
+    named = {"time": options.time, "partition": options.partition, "account": options.account}
+    flags = [cpus] if cpus else []
+    flags += [f"--{name}={value}" for name, value in named.items() if value]
+    flags += shlex.split(options.sbatch_flags)
     return shell.fill(
         "slurm.sh", name=options.name, nodes=options.nodes, gpus_per_node=options.gpus_per_node,
         grace=options.grace, log=shlex.quote(options.log), restarts=options.restarts, setup=options.setup,

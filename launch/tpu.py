@@ -71,8 +71,7 @@ def arguments() -> tuple[str, argparse.Namespace, list[str]]:
     shell.require(options, "name", "project", "zone")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", options.name):
         raise Mistake(f"--name={options.name} is not valid; give lower-case letters, digits and dashes.")
-    if options.slices < 1:
-        raise Mistake(f"--slices={options.slices} must be at least 1.")
+    shell.require_positive(options, "slices")
     if verb in ("up", "create"):
         shell.require(options, "accelerator")
         options.runtime = options.runtime or runtime(options.accelerator)

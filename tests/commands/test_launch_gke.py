@@ -1,5 +1,6 @@
 """The launcher for GKE: the manifest against the published schema of JobSet, and what kubectl is asked."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -8,7 +9,7 @@ import shlex
 import pytest
 import yaml
 
-from tests.commands.launch_standins.cluster import AWKWARD, SECRET, Cluster
+from tests.commands.launch_standins.cluster import AWKWARD, REPOSITORY, SECRET, Cluster
 
 SCHEMA = pathlib.Path(__file__).parent / "launch_standins" / "jobset.schema.json"
 STORED = ["--workdir=gs://bucket/run", "--data_dir=gs://bucket/data"]
@@ -110,6 +111,17 @@ def test_what_kubectl_is_asked(cluster):
     ]
     assert yaml.safe_load(calls[0]["input"]) == manifest(cluster)
     assert SECRET not in json.dumps([[call["arguments"], call["input"]] for call in calls])
+
+
+def test_an_unknown_word_of_a_template_is_a_mistake(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(REPOSITORY / "launch")
+    shell = importlib.import_module("shell")
+    monkeypatch.setattr(shell, "FOLDER", tmp_path)
+    (tmp_path / "job.sh").write_text("cat <file >copy; echo <nam>")
+    with pytest.raises(shell.Mistake, match=r"launch/job.sh has <nam>; give one of <name>, <log>\."):
+        shell.fill("job.sh", name="bert", log="a")
+    (tmp_path / "job.sh").write_text("cat <file >copy; echo <name>")
+    assert shell.fill("job.sh", name="<log>", log="a") == "cat <file >copy; echo <log>"
 
 
 def test_flags_may_have_a_space(cluster):

@@ -102,7 +102,7 @@ def test_dry_run_calls_nothing(cluster, verb):
     ("words", "message"),
     [
         (["print", "--name=a b"], "--name=a b is not valid"),
-        (["print", "--nodes=0"], "--nodes and --gpus_per_node must be at least 1"),
+        (["print", "--nodes=0"], "--nodes=0 must be at least 1"),
         (
             ["queue", *FLAGS],
             "the verb 'queue' is unknown; give one of submit, print, status, logs, cancel",
