@@ -1,4 +1,4 @@
-"""What the launchers of clusters share: a command line with a verb, and the programs of the cluster.
+"""What all launchers share: their command line, their templates, and running the programs of a cluster.
 
     python launch/TARGET.py [VERB] --flags-of-the-launcher … --flags-of-the-command …
 
@@ -8,6 +8,8 @@ Flags that a launcher does not know go to the command (`--module`, by default be
 import argparse
 import contextlib
 import os
+import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -16,51 +18,54 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-FAILED, MISTAKE = 1, 2
-NOT_AGAIN = (2, 130)  # exit codes of the command: a mistake in its input; Ctrl-C. As in local.py
+from restarts import FAILED, INTERRUPTED, MISTAKE
+
+FOLDER = pathlib.Path(__file__).resolve().parent
 COMMAND = "bert_jax.pretrain"
 
 
 class Mistake(Exception):
-    """The user can mend it: one line, exit code 2."""
+    """An error in the input: one line, exit code 2."""
 
 
 class Failure(Exception):
-    """The cluster has refused, or the run has failed for good: one line, exit code 1."""
+    """The cluster refuses, or the run has failed for good: one line, exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Parses `[VERB] [FLAGS …]`. An error is one line."""
 
-    def __init__(self, description: str | None):
+    def __init__(self, description: str | None, verbs: Sequence[str] = ()):
+        usage = f"%(prog)s {'[VERB] ' if verbs else ''}[FLAGS …]"
         super().__init__(description=description, formatter_class=argparse.RawTextHelpFormatter,
-                         allow_abbrev=False, usage="%(prog)s [VERB] [FLAGS …]")  # fmt: skip
+                         allow_abbrev=False, usage=usage)  # fmt: skip
+        self._verbs = verbs
         self.add_argument("--module", default=COMMAND, help="the command (default: %(default)s)")
         self.add_argument("--dry_run", action="store_true", help="print what would be run, run nothing")
 
     def error(self, message: str) -> NoReturn:
         raise Mistake(f"{message.rstrip('.')}; --help lists the flags.")
 
-    def verb_and_flags(self, verbs: Sequence[str]) -> tuple[str, argparse.Namespace, list[str]]:
-        """The first word, or the first of `verbs` if there is none; our flags; the flags of the command."""
+    def verb_and_flags(self) -> tuple[str, argparse.Namespace, list[str]]:
+        """Returns the verb (without one, the first that exists), our flags, and the flags of the command."""
         words = sys.argv[1:]
-        verb = words.pop(0) if words and not words[0].startswith("-") else verbs[0]
-        if verb not in verbs:
-            raise Mistake(f"the first word says what to do: {', '.join(verbs)}, not {verb!r}.")
+        verb = words.pop(0) if words and not words[0].startswith("-") else self._verbs[0]
+        if verb not in self._verbs:
+            raise Mistake(f"the verb {verb!r} is unknown; give one of {', '.join(self._verbs)}.")
         return verb, *self.parse_known_args(words)
 
 
 class Programs:
-    """Runs programs of this machine, or with `dry_run` only prints how."""
+    """Runs programs of this machine; with `dry_run`, only prints their command lines."""
 
     def __init__(self, dry_run: bool):
         self.dry_run = dry_run
 
     def run(self, *words: str, text: str | None = None) -> None:
-        """Shows what the program says; `text` is its input.
+        """Runs a program with `text` as its input, and shows its output.
 
         Raises:
-            Failure: when it ends with an error.
+            Failure: when the program ends with an error.
         """
         if self._printed(words, text):
             return
@@ -69,13 +74,13 @@ class Programs:
             raise Failure(f"{' '.join(words[:4])} ended with code {code}.")
 
     def ask(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """What the program answers: `returncode`, `stdout` and `stderr`; nothing in a dry run."""
+        """Runs a program; returns its exit code and output, which are 0 and empty in a dry run."""
         if self._printed(words):
             return subprocess.CompletedProcess(words, 0, "", "")
         return subprocess.run([find(words[0]), *words[1:]], capture_output=True, text=True)
 
     def start(self, *words: str) -> subprocess.Popen[bytes] | None:
-        """Starts the program in a group of its own, for `end`, and does not wait for it."""
+        """Starts a program in a session of its own, for `end`, and does not wait for it."""
         if self._printed(words):
             return None
         program = [find(words[0]), *words[1:]]
@@ -88,7 +93,7 @@ class Programs:
 
 
 def end(process: subprocess.Popen[bytes] | None) -> None:
-    """Ends a started program with all that it has started, like gcloud's ssh."""
+    """Ends a started program and its children, like gcloud's ssh."""
     if process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -96,35 +101,53 @@ def end(process: subprocess.Popen[bytes] | None) -> None:
 
 
 def find(program: str) -> str:
-    """The path of a program of this machine."""
+    """Returns the path of a program of this machine."""
     path = shutil.which(program)
     if path is None:
-        raise Mistake(f"{program} is not installed, or not in PATH; docs/pods.md says what is needed.")
+        raise Mistake(f"{program} is not installed, or not in PATH; docs/pods.md lists what is needed.")
     return path
 
 
 def require(options: argparse.Namespace, *names: str) -> None:
-    """Raises Mistake for flags that were not given."""
+    """Raises Mistake where one of these flags was not given."""
     missing = [f"--{name}" for name in names if not getattr(options, name)]
     if missing:
         raise Mistake(f"{' and '.join(missing)} missing; --help lists the flags.")
 
 
+def require_positive(options: argparse.Namespace, *names: str) -> None:
+    """Raises Mistake where one of these flags is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise Mistake(f"--{name}={getattr(options, name)} must be at least 1.")
+
+
 def require_shared(module: str, rest: Sequence[str]) -> None:
-    """Raises Mistake where the command would keep its results on a disk that goes with the machines."""
+    """Raises Mistake where the dataset or the run would be on a disk of one host."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "data_dir"):
         parser.add_argument(f"--{name}", nargs="?")
     for name, given in vars(parser.parse_known_args(rest)[0]).items():
         if given is None and module == COMMAND:
             raise Mistake(
-                f"--{name} missing: give a folder that all hosts see, like --{name}=gs://BUCKET/{name}."
+                f"--{name} missing; give a folder that all hosts see, like --{name}=gs://BUCKET/{name}."
             )
         if given is not None and not given.startswith(("gs://", "/")):
             raise Mistake(
-                f"--{name}={given} would be on the disk of one host, and go with it; give a gs:// "
-                "path, or the absolute path of a folder that all hosts mount."
+                f"--{name}={given} is on the disk of one host, and is lost with it; give a gs:// path, "
+                "or the absolute path of a folder that all hosts mount."
             )
+
+
+def fill(template: str, /, **values: object) -> str:
+    """Returns a template of this folder with every <word> replaced by the value of that name."""
+    text = (FOLDER / template).read_text(encoding="utf-8")
+    words = set(re.findall(r"<([a-z_]+)>", text))
+    if unknown := sorted(words - values.keys()):
+        raise Mistake(
+            f"launch/{template} has <{unknown[0]}>; give one of {', '.join(f'<{key}>' for key in values)}."
+        )
+    return re.sub(r"<([a-z_]+)>", lambda match: str(values[match[1]]), text)
 
 
 def say(message: str) -> None:
@@ -138,4 +161,4 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISTAKE if isinstance(error, Mistake) else FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

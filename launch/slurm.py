@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Pretrain on GPUs of a Slurm cluster, as a job that is queued again until the run is done.
+"""Pretrain on GPUs of a Slurm cluster, as a job that queues itself again until the run is done.
 
     python launch/slurm.py submit --name=bert --nodes=2 --gpus_per_node=8 --time=24:00:00 \\
         --config=bert_base --workdir=/shared/runs/base --data_dir=/shared/data
 
 Verbs:
     submit   queue the job, unless one of this name is queued or runs
-    print    show its script
-    status   the job, as squeue tells it
+    print    print its script: slurm.sh, filled in
+    status   print the job, as squeue shows it
     logs     follow its log
-    cancel   save a checkpoint and end it for good
+    cancel   save a checkpoint and end the job for good
 
-It runs this Python, in this folder: both must be where all nodes see them. Flags that are not listed below
-go to the command as they are.
+The job runs this Python in this folder; all nodes must see both. Flags that are not listed below go to the
+command as they are.
 """
 
 import argparse
@@ -22,27 +22,14 @@ import shlex
 import sys
 
 import shell
+from restarts import NOT_AGAIN
 from shell import Mistake, say
 
 VERBS = ("submit", "print", "status", "logs", "cancel")
-# One task a GPU. JAX finds the others, and its GPU of the node's, in the variables that srun sets for a task
-# (jax/_src/clusters/slurm_cluster.py). So each task must see all GPUs of its node, as with --gpus-per-node.
-SCRIPT = """#!/bin/bash
-{options}
-{setup}srun {srun}{command}
-code=$?
-case $code in {final}) exit $code ;; esac
-# Stopped before the time limit (75), or lost: the same job starts again, from the newest checkpoint.
-if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
-    echo "[launch] ended with code $code; queueing job $SLURM_JOB_ID again"
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit $code
-"""
 
 
 def arguments() -> tuple[str, argparse.Namespace, list[str]]:
-    parser = shell.Parser(__doc__)
+    parser = shell.Parser(__doc__, VERBS)
     parser.add_argument("--name", default="bert_jax", help="of the job (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="how many (default: 1)")
     parser.add_argument("--gpus_per_node", type=int, default=1, help="and processes (default: 1)")
@@ -55,45 +42,31 @@ def arguments() -> tuple[str, argparse.Namespace, list[str]]:
     parser.add_argument("--setup", default="", help="a line of shell before it, e.g. 'module load cuda'")
     parser.add_argument("--log", help="file (default: NAME.log here)")
     parser.add_argument("--restarts", type=int, default=100, help="at most so many in all (default: 100)")
-    verb, options, rest = parser.verb_and_flags(VERBS)
+    verb, options, rest = parser.verb_and_flags()
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", options.name):
         raise Mistake(
             f"--name={options.name} is not valid; give letters, digits, dots, dashes and underscores."
         )
-    if options.nodes < 1 or options.gpus_per_node < 1:
-        raise Mistake("--nodes and --gpus_per_node must be at least 1.")
+    shell.require_positive(options, "nodes", "gpus_per_node")
     options.log = options.log or f"{options.name}.log"
     return verb, options, rest
 
 
 def script(options: argparse.Namespace, rest: list[str]) -> str:
-    """The batch script; Slurm gives it to the first node, and srun the command to all."""
-    wanted = {
-        "job-name": options.name,
-        "nodes": options.nodes,
-        "ntasks-per-node": options.gpus_per_node,
-        "gpus-per-node": options.gpus_per_node,
-        "cpus-per-task": options.cpus_per_gpu,
-        "time": options.time,
-        "partition": options.partition,
-        "account": options.account,
-        "signal": f"TERM@{options.grace}",  # to the tasks, not to this script
-        "output": options.log,
-        "open-mode": "append",
-    }
-    flags = [f"--{name}={value}" for name, value in wanted.items() if value]
-    lines = [*flags, "--requeue", *shlex.split(options.sbatch_flags)]
-    # Since Slurm 22.05 srun does not take it from the job.
-    srun = f"--cpus-per-task={options.cpus_per_gpu} " if options.cpus_per_gpu else ""
-    command = ["env", "PYTHONUNBUFFERED=1", sys.executable, "-m", options.module, *rest]
-    return SCRIPT.format(
-        options="\n".join(f"#SBATCH {shlex.quote(line)}" for line in lines),
-        setup=f"{options.setup}\n" if options.setup else "",
-        srun=srun,
-        command=shlex.join(command),
-        final="|".join(map(str, (0, *shell.NOT_AGAIN))),
-        restarts=options.restarts,
-    )
+    """Returns the batch script: slurm.sh, filled in."""
+    # Since Slurm 22.05 srun does not take --cpus-per-task from the job.
+    cpus = f"--cpus-per-task={options.cpus_per_gpu}" if options.cpus_per_gpu else ""
+    named = {"time": options.time, "partition": options.partition, "account": options.account}
+    flags = [cpus] if cpus else []
+    flags += [f"--{name}={value}" for name, value in named.items() if value]
+    flags += shlex.split(options.sbatch_flags)
+    return shell.fill(
+        "slurm.sh", name=options.name, nodes=options.nodes, gpus_per_node=options.gpus_per_node,
+        grace=options.grace, log=shlex.quote(options.log), restarts=options.restarts, setup=options.setup,
+        flags="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags), srun_flags=cpus and f"{cpus} ",
+        command=shlex.join([sys.executable, "-m", options.module, *rest]),
+        not_again="|".join(map(str, NOT_AGAIN)),
+    )  # fmt: skip
 
 
 def main() -> int:

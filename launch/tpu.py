@@ -4,15 +4,15 @@
     python launch/tpu.py up --name=bert --project=P --zone=us-west4-a --accelerator=v5litepod-16 --spot \\
         --config=bert_base --workdir=gs://BUCKET/runs/base --data_dir=gs://BUCKET/data
 
-Verbs; each may be repeated, and what is there is not made again:
-    up       create, install, run; watch; create again when the TPU is taken away, run again when the command
-             was stopped or lost; delete the TPU at the end (--keep: do not)
-    create   ask for the TPU (a queued resource) and wait for it
+Verbs; each may be repeated, and does not do again what is done:
+    up       create, install, run, and watch: recreate a TPU that was taken away, restart a command that was
+             stopped or lost, delete the TPU at the end (--keep: do not)
+    create   request the TPU (a queued resource) and wait for it
     install  copy this checkout to all workers, with a Python and the packages of requirements.lock
-    run      start the command on all workers; it outlives this connection
+    run      start the command on all workers; it does not need this connection
     logs     follow the log of the first worker
-    status   the state of the TPU, and of the command on each worker
-    stop     tell the command to save a checkpoint and end; the TPU stays, and costs
+    status   print the state of the TPU, and of the command on each worker
+    stop     save a checkpoint and end the command; the TPU stays, and costs
     delete   give the TPU back
 
 Flags that are not listed below go to the command as they are.
@@ -29,9 +29,9 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 
 import shell
+from restarts import INTERRUPTED, NOT_AGAIN, START_AGAIN, Restarts, combined
 from shell import Failure, Mistake, say
 
 VERBS = ("up", "create", "install", "run", "logs", "status", "stop", "delete")
@@ -44,56 +44,14 @@ RUNTIMES = {  # https://cloud.google.com/tpu/docs/runtimes, "PyTorch and JAX"
     "v6e": "v2-alpha-tpuv6e",
 }
 LOST = ("SUSPENDED", "PREEMPTED", "FAILED")  # states from which a queued resource does not come back
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+REPOSITORY = shell.FOLDER.parent
 COPIED = ("bert_jax", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "requirements.lock")
 PYTHON = "3.12"  # the VMs' own is older than the package allows
-START_AGAIN, INTERRUPTED = 75, 130
-LONG_ENOUGH = 600  # seconds after which a run has shown that it works: restarts are counted anew
-UNREACHABLE = 10  # polls without an answer of the workers, after which the TPU counts as lost
-
-# What the workers' shells are told; everything lies in ~/bert_jax. The command runs in a session of its own,
-# `pid` is its process, and `code` how it ended.
-INSTALL = """set -eu
-mkdir -p ~/bert_jax && cd ~/bert_jax
-if [ "$(cat installed 2>/dev/null)" = {digest} ]; then echo "already installed"; exit 0; fi
-{unpack}
-python3 -m pip install --quiet --user uv
-~/.local/bin/uv venv --quiet --clear --python {python} venv
-~/.local/bin/uv pip install --quiet --python venv/bin/python {packages}
-echo {digest} > installed"""
-RUNNER = """exec >> log 2>&1
-echo $$ > session
-"$@" &
-echo $! > pid
-wait $!
-echo $? > code.tmp
-mv code.tmp code
-"""
-RUN = """cd ~/bert_jax || exit 1
-if [ -s pid ] && [ ! -s code ] && kill -0 "$(cat pid)" 2>/dev/null; then echo "already running"; exit 0; fi
-rm -f pid code stopped
-cat > runner <<'END'
-{runner}END
-PYTHONUNBUFFERED=1 nohup setsid sh runner {command} < /dev/null > /dev/null 2>&1 &
-tries=0
-until [ -s pid ] || [ $tries -ge 100 ]; do tries=$((tries + 1)); sleep 0.1; done
-[ -s pid ]"""
-STATUS = """cd ~/bert_jax 2>/dev/null || { echo "worker $(hostname): not installed"; exit 0; }
-if [ -s code ] && [ -e stopped ]; then state="stopped with $(cat code)"
-elif [ -s code ]; then state="ended with $(cat code)"
-elif [ ! -s pid ]; then state="not started"
-elif kill -0 "$(cat pid)" 2>/dev/null; then state="running"
-else state="lost"; fi
-echo "worker $(hostname): $state\""""
-STOP = """cd ~/bert_jax || exit 1
-if [ -s pid ] && [ ! -s code ]; then touch stopped; kill -TERM "$(cat pid)"; fi"""
-KILL = """cd ~/bert_jax || exit 1
-if [ -s session ] && [ ! -s code ]; then kill -s KILL -- "-$(cat session)"; fi"""
-TAIL = "tail -n {lines} ~/bert_jax/log"
+UNREACHABLE = 10  # polls in a row without an answer of any worker, after which the log says so
 
 
 def arguments() -> tuple[str, argparse.Namespace, list[str]]:
-    parser = shell.Parser(__doc__)
+    parser = shell.Parser(__doc__, VERBS)
     parser.add_argument("--name", help="of the queued resource and its TPU")
     parser.add_argument("--project", help="Google Cloud project")
     parser.add_argument("--zone", help="e.g. us-west4-a")
@@ -109,12 +67,11 @@ def arguments() -> tuple[str, argparse.Namespace, list[str]]:
     parser.add_argument("--poll", type=float, default=30.0, help="seconds between looks (default: 30)")
     parser.add_argument("--grace", type=float, default=300.0,
                         help="seconds for the other workers to end when one has (default: 300)")  # fmt: skip
-    verb, options, rest = parser.verb_and_flags(VERBS)
+    verb, options, rest = parser.verb_and_flags()
     shell.require(options, "name", "project", "zone")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", options.name):
         raise Mistake(f"--name={options.name} is not valid; give lower-case letters, digits and dashes.")
-    if options.slices < 1:
-        raise Mistake(f"--slices={options.slices} must be at least 1.")
+    shell.require_positive(options, "slices")
     if verb in ("up", "create"):
         shell.require(options, "accelerator")
         options.runtime = options.runtime or runtime(options.accelerator)
@@ -124,7 +81,7 @@ def arguments() -> tuple[str, argparse.Namespace, list[str]]:
 
 
 def runtime(accelerator: str) -> str:
-    """The software version for an accelerator type."""
+    """Returns the software version for an accelerator type."""
     family = accelerator.split("-")[0]
     if family.startswith("tpu7"):
         raise Mistake(f"--accelerator={accelerator} is not offered as a Cloud TPU VM; use launch/gke.py.")
@@ -136,19 +93,20 @@ def runtime(accelerator: str) -> str:
 
 
 class Tpu:
-    """One queued resource, with what runs on its workers."""
+    """One queued resource, and the command on its workers."""
 
     def __init__(self, options: argparse.Namespace, rest: list[str]):
-        self.options = options
+        self.options, self.name = options, options.name
         self.command = ["venv/bin/python", "-m", options.module, *rest]
         self.programs = shell.Programs(options.dry_run)
-        self.answered = False
         self.place = (f"--project={options.project}", f"--zone={options.zone}")
+        self.answered = False
+        self.idle = False  # whether it is certain that the command runs on no worker
 
     def state(self) -> str | None:
-        """The state of the queued resource, as Google names it; None if there is none.
+        """Returns the state of the queued resource, as Google names it; None if there is none.
 
-        Once gcloud has answered, later failures are waited for: the run goes on meanwhile.
+        Once gcloud has answered, later failures are waited out, since the run goes on meanwhile.
 
         Raises:
             Failure: when gcloud fails from the start.
@@ -160,90 +118,100 @@ class Tpu:
                 return answer.stdout.strip() or None
             reason = next((line for line in answer.stderr.splitlines() if line.strip()), "no reason given")
             if not self.answered:
-                raise Failure(f"gcloud cannot describe {self.options.name}: {reason.strip()}")
-            say(f"gcloud cannot describe {self.options.name} now: {reason.strip()}")
+                raise Failure(f"gcloud cannot describe {self.name}: {reason.strip()}")
+            say(f"gcloud cannot describe {self.name} now: {reason.strip()}")
             time.sleep(self.options.poll)
 
+    def active(self) -> bool:
+        """Returns whether the TPU is still there; says so if it was taken away.
+
+        Raises:
+            Mistake: when someone else deleted the TPU, and so does not want it back.
+        """
+        state = self.state()
+        if state in (None, "DELETING"):
+            raise Mistake(self.deleted())
+        if state != "ACTIVE":
+            say(f"{self.name} was taken away: it is {state}")
+        return state == "ACTIVE"
+
     def create(self) -> None:
-        """Asks for the TPU unless that has been done, and waits until it is there."""
-        asked, told = False, None
+        """Requests the TPU unless it exists, and waits until it is ACTIVE."""
+        asked, logged = False, None
         while (state := self.state()) != "ACTIVE":
             if state == "FAILED" and asked:
-                raise Failure(
-                    f"{self.options.name} is FAILED; `{shlex.join(self._words('describe'))}` tells why."
-                )
+                raise Failure(f"{self.name} is FAILED; `{shlex.join(self._words('describe'))}` prints why.")
             if state in LOST:
-                say(f"{self.options.name} is {state}: deleting what is left of it")
+                say(f"{self.name} is {state}: deleting what is left of it")
                 self.delete()
                 asked = False
             elif state is None and asked:
                 raise Mistake(self.deleted())
             elif state is None:
                 self.programs.run(*self._create_words())
-                asked = True
+                asked = self.idle = True
                 if self.programs.dry_run:
                     return
                 continue
-            elif state != told:
-                say(f"{self.options.name} is {state}; waiting for ACTIVE")
-                told = state
+            elif state != logged:
+                say(f"{self.name} is {state}; waiting for ACTIVE")
+                logged = state
             time.sleep(self.options.poll)
-        say(f"{self.options.name} is ACTIVE, and costs from now on")
+        say(f"{self.name} is ACTIVE, and costs from now on")
 
     def install(self) -> None:
-        """Makes ~/bert_jax/venv on all workers, unless it is there and of the same content."""
+        """Makes ~/bert_jax/venv on all workers, unless it exists with the same content."""
         if self.options.package:
-            digest, unpack = hashlib.sha256(self.options.package.encode()).hexdigest(), ":"
-            packages = shlex.quote(self.options.package)
+            digest = hashlib.sha256(self.options.package.encode()).hexdigest()
+            packages = [self.options.package]
         else:
-            digest = source_digest()
-            unpack = "rm -rf source && mkdir source && tar -xf ~/bert_jax.tar -C source"
-            packages = "--constraint source/requirements.lock './source[tpu]'"
-            with archive() as path:
+            packages = ["--constraint", "source/requirements.lock", "./source[tpu]"]
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder, "bert_jax.tar")
+                digest = archive(path)
                 self.programs.run(
-                    *self._words("scp", str(path), f"{self.options.name}:bert_jax.tar"),
+                    *self._words("scp", str(path), f"{self.name}:bert_jax.tar"),
                     "--node=all", "--worker=all", "--quiet", *shlex.split(self.options.ssh_flags),
                 )  # fmt: skip
         # gcsfs is what epath and TensorBoard's writer need for gs://.
-        packages += " gcsfs"
-        self.tell_all(INSTALL.format(digest=digest, unpack=unpack, python=PYTHON, packages=packages))
+        self.programs.run(*self.ssh("install", digest, PYTHON, *packages, "gcsfs"))
 
     def run(self) -> None:
         """Starts the command on all workers where it does not run yet."""
-        self.tell_all(RUN.format(runner=RUNNER, command=shlex.join(self.command)))
+        self.idle = False
+        self.programs.run(*self.ssh("run", *self.command))
 
     def workers(self) -> dict[str, str]:
-        """What each worker says of the command; empty if they cannot be reached."""
-        answer = self.programs.ask(*self.ssh(STATUS))
+        """Returns the state of the command on each worker that answers; {} if this machine reaches none."""
+        answer = self.programs.ask(*self.ssh("status"))
         return dict(re.findall(r"^worker (\S+): (.+?)\s*$", answer.stdout, re.MULTILINE))
 
     def follow(self) -> subprocess.Popen[bytes] | None:
-        """Shows the log of the first worker, and what comes, until it is ended."""
-        return self.programs.start(*self.ssh(TAIL.format(lines="20 -F"), "0"))
+        """Shows the log of the first worker, also what is added, until the process returned is ended."""
+        return self.programs.start(*self.ssh("tail", "20", "-F", who="0"))
 
-    def tell_all(self, script: str) -> None:
-        """Runs a script on all workers, and shows what they say."""
-        self.programs.run(*self.ssh(script))
+    def kill(self) -> None:
+        """Kills the command where it still runs."""
+        self.programs.run(*self.ssh("kill"))
+        self.idle = True
 
     def delete(self) -> None:
-        """Gives the TPU back; nothing costs afterwards."""
+        """Gives the TPU back, which then costs no more."""
         if not self.programs.dry_run and self.state() is None:
-            say(f"there is no {self.options.name} in {' '.join(self.place)}: nothing to delete")
+            say(f"there is no {self.name} in {' '.join(self.place)}: nothing to delete")
             return
         self.programs.run(*self._words("delete"), "--force", "--quiet")
         if not self.programs.dry_run:
-            say(f"{self.options.name} is deleted, and costs no more")
+            say(f"{self.name} is deleted, and costs no more")
 
     def deleted(self) -> str:
-        return f"{self.options.name} was deleted from elsewhere, and is not created again."
+        return f"{self.name} was deleted by someone else, and is not created again."
 
     def _create_words(self) -> list[str]:
         options = self.options
-        nodes = (
-            [f"--node-id={options.name}"]
-            if options.slices == 1
-            else [f"--node-count={options.slices}", f"--node-prefix={options.name}"]
-        )
+        nodes = [f"--node-id={self.name}"]
+        if options.slices > 1:
+            nodes = [f"--node-count={options.slices}", f"--node-prefix={self.name}"]
         return [
             *self._words("create"), f"--accelerator-type={options.accelerator}",
             f"--runtime-version={options.runtime}", *nodes, *(["--spot"] if options.spot else []),
@@ -251,44 +219,43 @@ class Tpu:
         ]  # fmt: skip
 
     def _words(self, verb: str, *names: str) -> list[str]:
-        names = names or (self.options.name,)
+        names = names or (self.name,)
         return ["gcloud", "compute", "tpus", "queued-resources", verb, *names, *self.place]
 
-    def ssh(self, script: str, who: str = "all") -> list[str]:
+    def ssh(self, name: str, *words: str, who: str = "all") -> list[str]:
+        """Returns the command line that runs worker/NAME.sh with `words` as its arguments."""
+        script = (shell.FOLDER / "worker" / f"{name}.sh").read_text(encoding="utf-8")
+        if words:
+            script = f"set -- {shlex.join(words)}\n{script}"
         return [
             *self._words("ssh"), f"--node={who}", f"--worker={who}", "--quiet",
             *shlex.split(self.options.ssh_flags), f"--command={script}",
         ]  # fmt: skip
 
 
-def source_files() -> list[pathlib.Path]:
-    paths = [path for name in COPIED for path in (REPOSITORY / name, *(REPOSITORY / name).rglob("*"))]
-    return sorted(path for path in paths if path.is_file() and "__pycache__" not in path.parts)
+def archive(path: pathlib.Path) -> str:
+    """Writes this checkout as a tar file. Returns its digest, which depends on content only."""
 
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        entry.mtime = 10**9  # any time after 1980, where ZIP's and so the wheels' begins
+        return None if "__pycache__" in entry.name else entry
 
-def source_digest() -> str:
-    digest = hashlib.sha256()
-    for path in source_files():
-        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def archive() -> Iterator[pathlib.Path]:
-    """What is installed, of this checkout, as a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "bert_jax.tar")
-        with tarfile.open(path, "w") as tar:
-            for source in source_files():
-                tar.add(source, source.relative_to(REPOSITORY).as_posix())
-        yield path
+    with tarfile.open(path, "w") as tar:
+        for name in COPIED:
+            tar.add(REPOSITORY / name, name, filter=plain)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def watch(tpu: Tpu) -> int | None:
-    """Looks after the command until it runs nowhere; its exit code, or None if the TPU was taken away.
+    """Waits until the command has ended everywhere. Returns its exit code, or None if the TPU was taken away.
+
+    Does not give up an ACTIVE TPU whose workers do not answer: this machine's ssh may be broken, and the
+    command still running.
 
     Raises:
-        Mistake: when the TPU was deleted from elsewhere: who did that does not want it back.
+        Mistake: when someone else deleted the TPU.
     """
     silent, parting = 0, None
     log = tpu.follow()
@@ -299,36 +266,34 @@ def watch(tpu: Tpu) -> int | None:
                 shell.end(log)
                 log = tpu.follow()
             workers = tpu.workers()
-            state = tpu.state()
-            if state in (None, "DELETING"):
-                raise Mistake(tpu.deleted())
-            if state != "ACTIVE":
-                say(f"{tpu.options.name} was taken away: it is {state}")
+            if not tpu.active():
                 return None
+            if workers and silent >= UNREACHABLE:
+                say(f"the workers of {tpu.name} answer again")
             silent = 0 if workers else silent + 1
-            if silent == UNREACHABLE:
-                say(f"the workers of {tpu.options.name} do not answer: making it anew")
-                tpu.delete()
-                return None
-            running = "running" in workers.values()
-            if workers and not running:
+            if silent and silent % UNREACHABLE == 0:
+                say(f"{tpu.name} is ACTIVE, but no worker has answered {silent} polls; waiting, since the "
+                    "command may be running. Check ssh from here; `delete` gives the TPU back")  # fmt: skip
+            if workers and "running" not in workers.values():
+                tpu.idle = True
                 return outcome(workers)
             parting = (parting or time.monotonic()) if len(set(workers.values())) > 1 else None
             if parting and time.monotonic() - parting > tpu.options.grace:
                 say(f"not all workers ended by themselves: {summary(workers)}; killing the rest")
-                tpu.tell_all(KILL)
+                tpu.kill()
                 return START_AGAIN
     finally:
         shell.end(log)
 
 
 def outcome(workers: dict[str, str]) -> int:
-    """The exit code of all: what ends the run for good counts first."""
+    """Returns one exit code for all workers."""
     say(f"the command has ended: {summary(workers)}")
-    codes = {int(state.split()[-1]) if state.startswith("ended") else None for state in workers.values()}
     if any(state.startswith("stopped") for state in workers.values()):
         return INTERRUPTED
-    return next((code for code in shell.NOT_AGAIN if code in codes), 0 if codes == {0} else START_AGAIN)
+    states = [state.split() for state in workers.values()]
+    code = combined(int(words[-1]) if words[0] == "ended" else START_AGAIN for words in states)
+    return code if code in NOT_AGAIN else START_AGAIN
 
 
 def summary(workers: dict[str, str]) -> str:
@@ -337,11 +302,11 @@ def summary(workers: dict[str, str]) -> str:
 
 
 def up(tpu: Tpu) -> int:
-    """Everything, until the run is done or cannot go on; its exit code."""
-    failures = 0
+    """Does everything until the run is done or cannot go on. Returns its exit code."""
+    restarts = Restarts(tpu.options.restarts)
     while True:
         tpu.create()
-        started = time.monotonic()
+        restarts.started()
         try:
             tpu.install()
             tpu.run()
@@ -351,27 +316,31 @@ def up(tpu: Tpu) -> int:
             code = watch(tpu)
         except Failure as failure:
             say(str(failure))
-            code = START_AGAIN if tpu.state() == "ACTIVE" else None
-        if code is None:  # that is what spot is, and no fault of the run
-            failures = 0
+            code = START_AGAIN if tpu.active() else None
+        if code is None:  # Spot TPUs are taken away: no failure of the run
+            restarts.failures = 0
             continue
-        if code == 0 or code in shell.NOT_AGAIN:
+        if code in NOT_AGAIN:
             return finish(tpu, code)
-        failures = 1 if time.monotonic() - started > LONG_ENOUGH else failures + 1
-        if failures > tpu.options.restarts:
-            say(f"given up after {tpu.options.restarts} restarts in a row")
+        pause = restarts.pause()
+        if pause is None:
+            say(f"given up after {restarts.limit} restarts in a row")
             return finish(tpu, code)
-        say(f"starting it again, from the newest checkpoint (restart {failures} of {tpu.options.restarts})")
-        time.sleep(tpu.options.poll)
+        say(f"starting it again in {pause} s, from the newest checkpoint ({restarts})")
+        time.sleep(pause)
 
 
 def finish(tpu: Tpu, code: int) -> int:
+    """Deletes the TPU, unless it is to be kept or the command may be running on it."""
     if code:
         say("the last lines of all workers:")
         with contextlib.suppress(Failure):
-            tpu.tell_all(TAIL.format(lines=20))
+            tpu.programs.run(*tpu.ssh("tail", "20"))
     if tpu.options.keep:
-        say(f"{tpu.options.name} is kept, and costs until it is deleted")
+        say(f"{tpu.name} is kept, and costs until it is deleted")
+    elif not tpu.idle and not tpu.workers():
+        say(f"{tpu.name} is kept, and costs until it is deleted: no worker answers, so the command may be "
+            "running. Check ssh from here; `up` watches it again")  # fmt: skip
     else:
         tpu.delete()
     return code
@@ -382,7 +351,7 @@ def status(tpu: Tpu) -> None:
     if tpu.programs.dry_run:
         tpu.workers()
         return
-    say(f"{tpu.options.name} is {state or 'not there'}")
+    say(f"{tpu.name} is {state or 'not there'}")
     for name, what in sorted(tpu.workers().items()) if state == "ACTIVE" else ():
         say(f"worker {name}: {what}")
 
@@ -394,12 +363,12 @@ def main() -> int:
         try:
             return up(tpu)
         except KeyboardInterrupt:
-            say("the run goes on; `up` looks after it again, `delete` ends what it costs")
+            say("the run goes on; `up` watches it again, `delete` gives the TPU back")
             return INTERRUPTED
     if verb == "logs":
-        tpu.programs.run(*tpu.ssh(TAIL.format(lines="100 -F"), "0"))
+        tpu.programs.run(*tpu.ssh("tail", "100", "-F", who="0"))
     elif verb == "stop":
-        tpu.tell_all(STOP)
+        tpu.programs.run(*tpu.ssh("stop"))
     elif verb == "status":
         status(tpu)
     else:

@@ -1,13 +1,15 @@
 """The launcher for GKE: the manifest against the published schema of JobSet, and what kubectl is asked."""
 
+import importlib
 import json
 import pathlib
 import re
 import shlex
 
 import pytest
+import yaml
 
-from tests.commands.launch_standins.cluster import AWKWARD, SECRET, Cluster
+from tests.commands.launch_standins.cluster import AWKWARD, REPOSITORY, SECRET, Cluster
 
 SCHEMA = pathlib.Path(__file__).parent / "launch_standins" / "jobset.schema.json"
 STORED = ["--workdir=gs://bucket/run", "--data_dir=gs://bucket/data"]
@@ -23,7 +25,7 @@ def cluster(tmp_path):
 def manifest(cluster, *words):
     result = cluster.launch("gke", "print", *FLAGS, *words)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return yaml.safe_load(result.stdout)
 
 
 def job(content):
@@ -107,8 +109,19 @@ def test_what_kubectl_is_asked(cluster):
         f"--namespace=ml logs --follow --tail=100 {pods},jobset.sigs.k8s.io/{first}",
         "--namespace=ml delete jobset bert --ignore-not-found",
     ]
-    assert json.loads(calls[0]["input"]) == manifest(cluster)
+    assert yaml.safe_load(calls[0]["input"]) == manifest(cluster)
     assert SECRET not in json.dumps([[call["arguments"], call["input"]] for call in calls])
+
+
+def test_an_unknown_word_of_a_template_is_a_mistake(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(REPOSITORY / "launch")
+    shell = importlib.import_module("shell")
+    monkeypatch.setattr(shell, "FOLDER", tmp_path)
+    (tmp_path / "job.sh").write_text("cat <file >copy; echo <nam>")
+    with pytest.raises(shell.Mistake, match=r"launch/job.sh has <nam>; give one of <name>, <log>\."):
+        shell.fill("job.sh", name="bert", log="a")
+    (tmp_path / "job.sh").write_text("cat <file >copy; echo <name>")
+    assert shell.fill("job.sh", name="<log>", log="a") == "cat <file >copy; echo <log>"
 
 
 def test_flags_may_have_a_space(cluster):
@@ -134,12 +147,12 @@ def test_dry_run_calls_nothing(cluster, verb):
         (["print", *FLAGS, "--chips_per_host=5"], "--chips_per_host=5 does not divide the 16 chips of"),
         (["print", *FLAGS, "--slices=0"], "--slices=0 must be at least 1"),
         (["print", *FLAGS, "--name=A_b"], "--name=A_b is not valid"),
-        (["print", *FLAGS, "--workdir=runs/x"], "--workdir=runs/x would be on the disk of one host"),
-        (["print", *FLAGS, "--workdir", "runs/x"], "--workdir=runs/x would be on the disk of one host"),
+        (["print", *FLAGS, "--workdir=runs/x"], "--workdir=runs/x is on the disk of one host"),
+        (["print", *FLAGS, "--workdir", "runs/x"], "--workdir=runs/x is on the disk of one host"),
         (["print", *FLAGS[:-2], "--workdir", STORED[1]], "--workdir missing"),
         (
             ["start", *FLAGS],
-            "says what to do: apply, print, status, logs, delete, not 'start'",
+            "the verb 'start' is unknown; give one of apply, print, status, logs, delete",
         ),
     ],
 )

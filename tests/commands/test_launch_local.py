@@ -1,5 +1,6 @@
-"""The local launcher with a stand-in for the command: what it starts, tells, starts again and gives up."""
+"""The local launcher with a stand-in for the command: its processes, log, signals and restarts."""
 
+import importlib
 import os
 import pathlib
 import re
@@ -7,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import pytest
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
-# Appends a line for each start; what it does is told by the process's number and the number of the start.
+# Appends a line for each start. What it does depends on the number of the process and of the start.
 COMMAND = """
 import os, pathlib, signal, sys, time
 given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
@@ -27,15 +29,34 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 print(f"start {start} of {given['num_processes']}", flush=True)
 """
+# Runs the launcher. A signal arrives in the midst of a start: process 0 is there, process 1 is not.
+SIGNALLED = """
+import os, pathlib, runpy, subprocess, sys, time
+folder, launcher, number, start, *words = sys.argv[1:]
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if command[-1] != "--process_id=0":
+            return
+        ready = pathlib.Path(folder) / f"ready{start}"
+        while not ready.exists() and self.poll() is None:
+            time.sleep(0.02)
+        if ready.exists():
+            os.kill(os.getpid(), int(number))
+subprocess.Popen = Popen
+sys.argv = [launcher, *words]
+sys.path.insert(0, os.path.dirname(launcher))
+runpy.run_path(launcher, run_name="__main__")
+"""
 
 
 @pytest.fixture
 def launch(tmp_path):
     """Starts the launcher with this behaviour of the command: code that sees `process` and `start`."""
 
-    def start(behaviour: str, *words: str) -> subprocess.Popen:
+    def start(behaviour: str, *words: str, through: Sequence[object] = (LAUNCHER,)) -> subprocess.Popen:
         (tmp_path / "stand_in.py").write_text(COMMAND + behaviour)
-        command = [sys.executable, LAUNCHER, "--module=stand_in", f"--folder={tmp_path}", *words]
+        command = [sys.executable, *map(str, through), "--module=stand_in", f"--folder={tmp_path}", *words]
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -109,6 +130,51 @@ def test_signals_go_to_all_and_end_it(launch, tmp_path, number, expected):
     assert code == expected, output
     assert "passed on to all processes" in output
     assert [len(starts(tmp_path, n)) for n in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("start", [1, 2])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_processes_are_started_reaches_all(launch, tmp_path, number, expected, start):
+    behaviour = f"""
+if start < {start}:
+    sys.exit(1)
+(folder / f"ready{{start}}").touch()
+time.sleep(60)
+"""
+    process = launch(
+        behaviour, "--processes=2", through=["-c", SIGNALLED, tmp_path, LAUNCHER, int(number), start]
+    )
+    code, output = result(process)
+    assert code == expected, output
+    assert "passed on to all processes" in output
+    assert len(starts(tmp_path, 0)) == start  # no restart follows
+
+
+def test_restarts_pause_longer_and_are_counted_anew_after_a_long_run(monkeypatch):
+    monkeypatch.syspath_prepend(LAUNCHER.parent)
+    restarts = importlib.import_module("restarts")
+    now = 0.0
+    monkeypatch.setattr(restarts.time, "monotonic", lambda: now)
+    count = restarts.Restarts(limit=8)
+    count.started()
+    assert [count.pause() for _ in range(9)] == [1, 2, 5, 10, 30, 60, 60, 60, None]
+    count.started()
+    now += restarts.LONG_ENOUGH + 1
+    assert count.pause() == 1
+    assert str(count) == "restart 1 of 8"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [([0, 0], 0), ([75, 2, 130], 2), ([1, 130], 130), ([0, 75, 1], 75), ([0, -9], -9)]
+)
+def test_one_exit_code_for_all_processes(monkeypatch, codes, code):
+    monkeypatch.syspath_prepend(LAUNCHER.parent)
+    assert importlib.import_module("restarts").combined(codes) == code
+
+
+@pytest.mark.parametrize("flag", ["--processes=0", "--devices=0"])
+def test_mistakes_are_one_line(launch, flag):
+    assert result(launch("", flag)) == (2, f"error: {flag} must be at least 1.\n")
 
 
 def test_dry_run_prints_the_commands(launch, tmp_path):

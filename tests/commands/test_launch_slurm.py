@@ -39,9 +39,9 @@ def test_what_is_asked_for(cluster):
     text = script(cluster, *words, "--setup=module load cuda")
     asked = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
     assert asked == [
-        *["--job-name=bert", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=6"],
-        *["--time=24:00:00", "--partition=gpu", "--signal=TERM@120", "--output=bert.log"],
-        *["--open-mode=append", "--requeue", "--qos=high", "--exclusive"],
+        *["--job-name=bert", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--output=bert.log"],
+        *["--open-mode=append", "--requeue", "--signal=TERM@120", "--cpus-per-task=6", "--time=24:00:00"],
+        *["--partition=gpu", "--qos=high", "--exclusive"],
     ]
     assert "\nmodule load cuda\nsrun --cpus-per-task=6 env PYTHONUNBUFFERED=1 " in text
 
@@ -102,10 +102,10 @@ def test_dry_run_calls_nothing(cluster, verb):
     ("words", "message"),
     [
         (["print", "--name=a b"], "--name=a b is not valid"),
-        (["print", "--nodes=0"], "--nodes and --gpus_per_node must be at least 1"),
+        (["print", "--nodes=0"], "--nodes=0 must be at least 1"),
         (
             ["queue", *FLAGS],
-            "says what to do: submit, print, status, logs, cancel, not 'queue'",
+            "the verb 'queue' is unknown; give one of submit, print, status, logs, cancel",
         ),
     ],
 )

@@ -158,11 +158,56 @@ def test_workers_that_hang_after_the_others_are_killed(cluster):
     assert "not all workers ended by themselves: ended with 0 (1 of 2), running (1 of 2)" in result.stdout
 
 
+def test_a_running_command_outlives_the_ssh_of_this_machine(cluster):
+    """gcloud calls the TPU ACTIVE, but no worker can be reached for more than ten polls."""
+    cluster.plan(codes=["hang"])
+    log = cluster.stage / "log"
+    with log.open("w") as output:
+        launcher = subprocess.Popen(
+            [sys.executable, REPOSITORY / "launch" / "tpu.py", *UP],
+            env=cluster.environment, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    wait_for(lambda: len(starts(cluster)) == 2)
+    (cluster.stage / "no_ssh").touch()
+    wait_for(lambda: "bert is ACTIVE, but no worker has answered 10 polls" in log.read_text())
+    looks = len(cluster.calls("gcloud"))
+    wait_for(lambda: len(cluster.calls("gcloud")) > looks + 6)
+    (cluster.stage / "no_ssh").unlink()
+    wait_for(lambda: "the workers of bert answer again" in log.read_text())
+    assert verbs(cluster) == ["create", "scp"]
+    cluster.launch("tpu", "stop", *PLACE)
+    assert launcher.wait(30) == 130, log.read_text()
+    assert len(starts(cluster)) == 2
+    assert verbs(cluster) == ["create", "scp", "delete"]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_without_ssh_only_a_tpu_that_is_surely_idle_is_deleted(cluster, found):
+    """`up` reaches no worker. A TPU that it found may run the command; one that it created does not."""
+    if found:
+        cluster.launch("tpu", "create", *PLACE, *CREATE)
+    (cluster.stage / "no_ssh").touch()
+    result = cluster.launch("tpu", *UP, "--restarts=1")
+    assert result.returncode == 75, result.stderr
+    assert "given up after 1 restarts in a row" in result.stdout
+    assert ("bert is kept, and costs until it is deleted: no worker answers" in result.stdout) == found
+    assert (verbs(cluster)[-1] == "delete") == (not found)
+
+
+def test_deleted_by_someone_else_while_installing(cluster):
+    cluster.plan(lives=[["ACTIVE", "NONE"]])
+    (cluster.stage / "no_ssh").touch()
+    result = cluster.launch("tpu", *UP)
+    assert result.returncode == 2
+    assert "bert was deleted by someone else" in result.stderr
+    assert verbs(cluster) == ["create", "scp"]
+
+
 def test_deleted_from_elsewhere_is_not_made_again(cluster):
     cluster.plan(codes=["hang"], lives=[["ACTIVE"] * 4 + ["DELETING"]])
     result = cluster.launch("tpu", *UP)
     assert result.returncode == 2
-    assert result.stderr == "error: bert was deleted from elsewhere, and is not created again.\n"
+    assert result.stderr == "error: bert was deleted by someone else, and is not created again.\n"
     assert verbs(cluster) == ["create", "scp"]
 
 
@@ -170,7 +215,7 @@ def test_deleted_from_elsewhere_while_it_waits(cluster):
     cluster.plan(lives=[["WAITING_FOR_RESOURCES", "NONE"]])
     result = cluster.launch("tpu", *UP)
     assert result.returncode == 2
-    assert "bert was deleted from elsewhere" in result.stderr
+    assert "bert was deleted by someone else" in result.stderr
     assert verbs(cluster) == ["create"]
 
 
@@ -221,7 +266,7 @@ def test_ctrl_c_leaves_the_run_alone(cluster):
     launcher.send_signal(signal.SIGINT)
     output, _ = launcher.communicate(timeout=30)
     assert launcher.returncode == 130
-    assert "the run goes on; `up` looks after it again" in output
+    assert "the run goes on; `up` watches it again" in output
     assert "worker worker0: running" in cluster.launch("tpu", "status", *PLACE).stdout
     cluster.launch("tpu", "delete", *PLACE)
 
@@ -270,13 +315,13 @@ def test_no_secrets_leave_this_machine(cluster):
         (["up", *PLACE, *STORED], "--accelerator missing"),
         (
             ["begin", *PLACE],
-            "says what to do: up, create, install, run, logs, status, stop, delete",
+            "the verb 'begin' is unknown; give one of up, create, install, run, logs, status, stop, delete",
         ),
         (
             ["up", *PLACE, *CREATE, "--config=bert_base"],
-            "--workdir missing: give a folder that all hosts",
+            "--workdir missing; give a folder that all hosts",
         ),
-        (["run", *PLACE, "--workdir=runs/x", STORED[1]], "--workdir=runs/x would be on the disk of one host"),
+        (["run", *PLACE, "--workdir=runs/x", STORED[1]], "--workdir=runs/x is on the disk of one host"),
         (["create", *PLACE, "--accelerator=tpu7x-16"], "use launch/gke.py"),
         (
             ["create", *PLACE, "--accelerator=h100"],
@@ -300,7 +345,7 @@ def test_a_missing_gcloud_is_one_line(cluster):
     result = cluster.launch("tpu", "status", *PLACE, path="/nonexistent")
     assert result.returncode == 2
     assert result.stderr == (
-        "error: gcloud is not installed, or not in PATH; docs/pods.md says what is needed.\n"
+        "error: gcloud is not installed, or not in PATH; docs/pods.md lists what is needed.\n"
     )
 
 

@@ -1,6 +1,7 @@
 """Acts as the program that it is called by: gcloud, kubectl, sbatch, squeue, srun, uv, python, …
 
-Every call is a line of calls.jsonl. How it answers is told by plan.json, and remembered in files beside it.
+Every call is a line of calls.jsonl. plan.json says how to answer; files beside it keep what happened. While
+the file no_ssh exists, gcloud reaches no worker.
 """
 
 import contextlib
@@ -102,6 +103,9 @@ def gcloud() -> int:
     elif state != "ACTIVE":
         print(f"ERROR: the TPU is {state}", file=sys.stderr)
         return 1
+    elif (STAGE / "no_ssh").exists():
+        print("ssh: connect to host port 22: Connection timed out", file=sys.stderr)
+        return 255
     elif verb == "ssh":
         return ssh()
     elif verb == "scp":
