@@ -7,6 +7,7 @@ the best checkpoint of fine-tuning; the chosen classifier then predicts the test
 
 import copy
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -46,6 +47,7 @@ WORD = r"\w+|[^\w\s]"
 ON_WORDS = "naive Bayes on words"
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
 Inputs = dict[str, np.ndarray]  # split -> vectors [n, D] or texts [n], for each text or each word
+Grid = Mapping[str, Sequence[float]]  # parameter -> values to try; empty: the epochs of a network
 Fitted = tuple[str, Any]  # the chosen setting in words, and the classifier fitted with it
 log = logging.getLogger("bert_jax")
 
@@ -87,17 +89,41 @@ def train(
         )
     # Not "loss": classifiers have none.
     metric = config.task.metric if config.task.metric in task.metrics else task.metrics[0]
-    selection = ModelSelection(task, metric, parts, labels, config.train.seed)
+    selection = ModelSelection(task, metric, parts, labels)
+    known = classifiers(config.train.seed)
     scores = {}
-    for name in config.task.classifiers:
-        title, fit = CLASSIFIERS[name]
-        scores[title] = selection.run(title, fit, vectors)
+    for title, pipeline, grid in (known[name] for name in config.task.classifiers):
+        scores[title] = selection.run(title, pipeline, grid, vectors)
     if not task.per_token:
-        texts = {name: np.array([e.split_key for e in part], object) for name, part in parts.items()}
-        if not any(map(CountVectorizer(token_pattern=WORD).build_analyzer(), texts["train"])):
-            raise UserError("data.text: no training text has a word; name the column with the texts.")
-        scores[ON_WORDS] = selection.run(ON_WORDS, _naive_bayes_on_words, texts)
+        scores[ON_WORDS] = naive_bayes_on_words(selection)
     return scores
+
+
+def classifiers(seed: int) -> dict[str, tuple[str, Pipeline, Grid]]:
+    """Returns by name in the config: title, pipeline, and the grid of its last stage."""
+    scaled = functools.partial(make_pipeline, StandardScaler())
+    regression = LogisticRegression(max_iter=1000, random_state=seed)
+    # A number as the seed would give every epoch the order of the first.
+    network = MLPClassifier((HIDDEN,), random_state=check_random_state(seed))
+    smoothing = [GaussianNB().var_smoothing]
+    return {
+        "logistic_regression": ("logistic regression, frozen", scaled(regression), {"C": INVERSE_PENALTIES}),
+        "naive_bayes": ("naive Bayes, frozen", scaled(GaussianNB()), {"var_smoothing": smoothing}),
+        "neural_network": ("neural network, frozen", scaled(network), {}),  # its epochs are chosen
+    }
+
+
+def naive_bayes_on_words(selection: "ModelSelection") -> Scores:
+    """Runs naive Bayes on the counts of words; raises UserError if no training text has a word."""
+    counter = CountVectorizer(token_pattern=WORD)
+    texts = {
+        name: np.array([example.split_key for example in examples], object)
+        for name, examples in selection.parts.items()
+    }
+    if not any(map(counter.build_analyzer(), texts["train"])):
+        raise UserError("data.text: no training text has a word; name the column with the texts.")
+    pipeline = make_pipeline(counter, MultinomialNB())
+    return selection.run(ON_WORDS, pipeline, {"alpha": SMOOTHINGS}, texts)
 
 
 def frozen_features(
@@ -113,7 +139,14 @@ def frozen_features(
         UserError: for a `task.layer` that does not exist.
     """
     layer = layer_number(config.task.layer, init_from.model, "task.layer")
-    structure, params = _encoder(config, init_from)
+
+    def build(rngs: nnx.Rngs) -> EncoderOnly:
+        return EncoderOnly(init_from.model, rngs)
+
+    if config.task.random_weights:
+        structure, params = fresh_network(build, config.train.seed)
+    else:
+        structure, params = init_from.network(build)
     size = max(1, TOKENS // config.data.max_seq_length)
 
     @jax.jit
@@ -138,15 +171,6 @@ def frozen_features(
     return features
 
 
-def _encoder(config: FinetuneConfig, init_from: OpenedCheckpoint) -> tuple[nnx.GraphDef, Any]:
-    """Returns structure and parameters of the encoder that fine-tuning starts from, on one device."""
-
-    def build(rngs: nnx.Rngs) -> EncoderOnly:
-        return EncoderOnly(init_from.model, rngs)
-
-    return fresh_network(build, config.train.seed) if config.task.random_weights else init_from.network(build)
-
-
 def _labels(packed: PackedExamples) -> np.ndarray:
     """Returns the label of every text, or of every word: int32 [n]."""
     encoded = packed.encoded
@@ -163,21 +187,20 @@ class ModelSelection:
         metric: the one of its metrics that decides; the first of equals wins.
         parts: examples by split.
         labels: by split int [n], for every text or every word.
-        seed: of the classifiers.
     """
 
     task: Downstream
     metric: str
     parts: dict[str, list[Any]]
     labels: dict[str, np.ndarray]
-    seed: int
 
-    def run(self, title: str, fit: "Fit", inputs: Inputs) -> Scores:
-        """Chooses and fits a classifier, logs the choice, and returns its metrics by split."""
+    def run(self, title: str, pipeline: Pipeline, grid: Grid, inputs: Inputs) -> Scores:
+        """Fits a classifier with the best setting, logs the setting, and returns the metrics by split."""
         start = time.monotonic()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            setting, fitted = fit(self, inputs)
+            search = functools.partial(self.grid_search, grid=grid) if grid else self.early_stopping
+            setting, fitted = search(pipeline, inputs)
             scores = {name: self.score(fitted, name, inputs[name]) for name in self.parts if name != "train"}
         for line in dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught):
             log.info("%s: %s", title, line)
@@ -185,7 +208,7 @@ class ModelSelection:
         log.info("%s: eval %s %.4f with %s, %.1f s", title, self.metric, best, setting, seconds)
         return scores
 
-    def grid_search(self, pipeline: Pipeline, grid: Mapping[str, Sequence[float]], inputs: Inputs) -> Fitted:
+    def grid_search(self, pipeline: Pipeline, inputs: Inputs, grid: Grid) -> Fitted:
         """Chooses among the settings of a pipeline's last stage, e.g. {"C": [0.1, 1.0]}."""
         stage, _ = pipeline.steps[-1]
         vectors, labels = ([part[name] for name in ("train", "eval")] for part in (inputs, self.labels))
@@ -201,12 +224,14 @@ class ModelSelection:
         setting = ", ".join(f"{name.split('__')[1]}={value:g}" for name, value in search.best_params_.items())
         return setting, clone(pipeline).set_params(**search.best_params_).fit(vectors[0], labels[0])
 
-    def early_stopping(self, network: Any, inputs: Inputs) -> Fitted:
-        """Chooses the epoch of a network, and stops after `PATIENCE` epochs without a better one.
+    def early_stopping(self, pipeline: Pipeline, inputs: Inputs) -> Fitted:
+        """Chooses the epoch of a scaled network, and stops after `PATIENCE` epochs without a better one.
 
         scikit-learn's own early stopping fails for a label with one example.
         """
-        scaler, labels = StandardScaler(), self.labels["train"]
+        (_, scaler), (_, network) = pipeline.steps
+        labels = self.labels["train"]
+        network.set_params(batch_size=max(1, min(LARGEST_BATCH, len(labels) // LEAST_STEPS)))
         vectors, held_out = scaler.fit_transform(inputs["train"]), scaler.transform(inputs["eval"])
         best, best_epoch, kept = -math.inf, 0, None
         for epoch in range(1, MAX_EPOCHS + 1):
@@ -229,38 +254,3 @@ class ModelSelection:
             for example in examples
         ]
         return self.task.score(predictions, examples)
-
-
-Fit = Callable[[ModelSelection, Inputs], Fitted]
-
-
-def _logistic_regression(selection: ModelSelection, inputs: Inputs) -> Fitted:
-    model = LogisticRegression(max_iter=1000, random_state=selection.seed)
-    return selection.grid_search(make_pipeline(StandardScaler(), model), {"C": INVERSE_PENALTIES}, inputs)
-
-
-def _naive_bayes(selection: ModelSelection, inputs: Inputs) -> Fitted:
-    model = GaussianNB()
-    grid = {"var_smoothing": [model.var_smoothing]}
-    return selection.grid_search(make_pipeline(StandardScaler(), model), grid, inputs)
-
-
-def _naive_bayes_on_words(selection: ModelSelection, inputs: Inputs) -> Fitted:
-    pipeline = make_pipeline(CountVectorizer(token_pattern=WORD), MultinomialNB())
-    return selection.grid_search(pipeline, {"alpha": SMOOTHINGS}, inputs)
-
-
-def _neural_network(selection: ModelSelection, inputs: Inputs) -> Fitted:
-    network = MLPClassifier(
-        (HIDDEN,),
-        batch_size=max(1, min(LARGEST_BATCH, len(selection.labels["train"]) // LEAST_STEPS)),
-        random_state=check_random_state(selection.seed),  # a number would repeat the first epoch's order
-    )
-    return selection.early_stopping(network, inputs)
-
-
-CLASSIFIERS: dict[str, tuple[str, Fit]] = {
-    "logistic_regression": ("logistic regression, frozen", _logistic_regression),
-    "naive_bayes": ("naive Bayes, frozen", _naive_bayes),
-    "neural_network": ("neural network, frozen", _neural_network),
-}

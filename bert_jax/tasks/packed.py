@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax.corpus.tokenizer import Tokenizer
-from bert_jax.data.batches import assemble, per_sequence
+from bert_jax.data.batch import assemble, per_sequence
 from bert_jax.data.mixture import EpochRows
 from bert_jax.data.packing import PackedRows
 from bert_jax.tasks.config import TaskData

@@ -187,8 +187,8 @@ class Fixed(ClassifierMixin, BaseEstimator):
     `partial_fit` takes the next of `shares`.
     """
 
-    def __init__(self, share=0.0, other=0.0, shares=()):
-        self.share, self.other, self.shares = share, other, shares
+    def __init__(self, share=0.0, other=0.0, shares=(), batch_size=1):
+        self.share, self.other, self.shares, self.batch_size = share, other, shares, batch_size
 
     def fit(self, inputs, labels):
         assert len(inputs) == len(labels) == 20  # never the held-out examples
@@ -205,26 +205,22 @@ class Fixed(ClassifierMixin, BaseEstimator):
         return [0] * right + [1] * (len(inputs) - right)
 
 
-def selected(fit):
-    """Accuracies on ten held-out and five test examples of what `fit(selection, inputs)` chooses."""
+def selected(classifier, grid):
+    """Accuracies on ten held-out and five test examples with the setting that is chosen."""
     task = Classification(TaskConfig(), config().data, {"labels": ["a", "b"], "pairs": False})
     sizes = {"train": 20, "eval": 10, "test": 5}
     parts = {name: [example("", label="a")] * count for name, count in sizes.items()}
     labels = {name: np.zeros(count, np.int32) for name, count in sizes.items()}
     inputs = {name: np.zeros((count, 2), np.float32) for name, count in sizes.items()}
-    found = frozen.ModelSelection(task, "accuracy", parts, labels, 0).run("title", fit, inputs)
+    selection = frozen.ModelSelection(task, "accuracy", parts, labels)
+    found = selection.run("title", make_pipeline(StandardScaler(), classifier), grid, inputs)
     return found["eval"]["accuracy"], found["test"]["accuracy"]
-
-
-def grid_search(selection, inputs):
-    pipeline = make_pipeline(StandardScaler(), Fixed())
-    return selection.grid_search(pipeline, {"other": [1, 2], "share": [0.2, 0.8, 0.4]}, inputs)
 
 
 @pytest.mark.filterwarnings("error")
 def test_the_best_setting_on_the_held_out_examples_is_chosen(caplog):
     with caplog.at_level(logging.INFO, "bert_jax"):
-        assert selected(grid_search) == (0.8, 0.8)
+        assert selected(Fixed(), {"other": [1, 2], "share": [0.2, 0.8, 0.4]}) == (0.8, 0.8)
     warning, line = (record.getMessage() for record in caplog.records)
     assert warning == "title: lbfgs failed to converge."  # six times
     assert line.startswith("title: eval accuracy 0.8000 with other=1, share=0.8, ")  # the first of equals
@@ -233,7 +229,7 @@ def test_the_best_setting_on_the_held_out_examples_is_chosen(caplog):
 def test_the_best_epoch_on_the_held_out_examples_is_kept(caplog):
     network = Fixed(shares=[0.2, 0.8, 0.4, 0.8, *[0.6] * 100, 1.0])
     with caplog.at_level(logging.INFO, "bert_jax"):
-        assert selected(lambda selection, inputs: selection.early_stopping(network, inputs)) == (0.8, 0.8)
+        assert selected(network, {}) == (0.8, 0.8)
     assert "title: eval accuracy 0.8000 with epochs=2, " in caplog.text
     assert len(network.shares) == 105 - (2 + frozen.PATIENCE)
 
