@@ -69,6 +69,19 @@ def test_links_lead_to_headings_and_files_that_exist(path, page):
             assert anchor in slugs, link
 
 
+def test_log_lines_exist():
+    table = (ROOT / "docs/metrics.md").read_text().partition("## Log lines")[2]
+    code = "".join(path.read_text() for path in (ROOT / "bert_jax").rglob("*.py"))
+    fragments = [
+        fragment.strip()
+        for line in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+        for fragment in re.split(r"\[N\]|\b[NMK]\b|…|\bnan\b", line)
+        if len(fragment.strip()) > 2
+    ]
+    assert len(fragments) > 10
+    assert [fragment for fragment in fragments if fragment not in code] == []
+
+
 def missing_in_tree(tree: str) -> list[str]:
     """Files and folders that an annotated tree names, also in comments, and that do not exist."""
     parents: list[str] = []
