@@ -3,14 +3,14 @@
     make pretrain CONFIG=bert_large DATA_DIR=gs://bucket/data WORKDIR=gs://bucket/bert_large
     make pretrain CONFIG=bert_large ARGS="--config.data.source='text:corpus/*.txt'"    # your own text
 
-The published run has 900,000 steps of 128 tokens and then 100,000 of 512; this config is the first part.
-For the second give the first one's folder and a shorter schedule:
+The published run has 900,000 steps of 128 tokens, then 100,000 of 512. This config is the first part. For the
+second part, start from the first one's folder, with a shorter schedule:
     --config.init_from=runs/bert_large --config.data.max_seq_length=512 --config.train.num_steps=100000
 
-Corpus: English Wikipedia and PG-19 books through TFDS, about 31 GB of text; plan for 100 GB of disk.
-Get it once: tfds build wikipedia/20230601.en --file_format=array_record, and the same for pg19.
+Corpus: English Wikipedia and PG-19 books from TFDS, about 31 GB of text; plan for 100 GB of disk.
+Download it once: tfds build wikipedia/20230601.en --file_format=array_record, and the same for pg19.
 Time: published four days on 16 Cloud TPUs (64 chips); a single GPU takes weeks, a CPU years.
-Deviations: BookCorpus is no longer distributed, PG-19 stands in; attention-probability dropout is 0
+Deviations: PG-19 replaces BookCorpus, which is no longer distributed; dropout on attention probabilities is 0
 (published 0.1).
 Published: GLUE average 82.1 after fine-tuning; not measured here.
 """

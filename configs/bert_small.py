@@ -3,8 +3,7 @@
     make pretrain CONFIG=bert_small
     make pretrain CONFIG=bert_small ARGS="--config.data.source='text:corpus/*.txt'"    # your own text
 
-The embedded corpus is small: a model of this size learns it by heart, so give it text of your own.
-Not measured here.
+Use your own text: a model of this size memorises the embedded corpus, which is small. Not measured here.
 """
 
 from bert_jax.config import default_config

@@ -2,8 +2,8 @@
 
     make pretrain
 
-A recipe for five minutes on two cores rather than the published one: short rows, more masks, no dropout, and
-starting values from which so few steps get far (larger, sinusoidal positions, token frequencies in the bias).
+A recipe for six minutes of training on two cores, not the published one: short rows, more masks, no dropout,
+and initial values with which few steps suffice (larger, sinusoidal positions, token frequencies in the bias).
 """
 
 from bert_jax.config import default_config

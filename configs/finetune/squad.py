@@ -3,9 +3,9 @@
     make finetune CONFIG=finetune/squad INIT_FROM=runs/bert_base \\
         ARGS="--config.data.train=train-v1.1.json --config.data.eval=dev-v1.1.json"
 
-TFDS has it too: --config.data.train=tfds:squad --config.data.eval=tfds:squad:validation. Questions that the
-paragraph does not answer (2.0) are learned where the training file has any. Published for BERT-base, 1.1: F1
-88.5; not measured here.
+From TFDS: --config.data.train=tfds:squad --config.data.eval=tfds:squad:validation. If the training file has
+questions without an answer (2.0), the model learns to give none. Published for BERT-base, 1.1: F1 88.5; not
+measured here.
 """
 
 from bert_jax.tasks.config import default_config

@@ -1,9 +1,9 @@
-"""A tag for every word, e.g. named entities: files of columns as CoNLL's, word first and tag last.
+"""Token classification: a tag for every word, e.g. named entities, from CoNLL files (word first, tag last).
 
     make finetune CONFIG=finetune/token_classification INIT_FROM=runs/bert_tiny \\
         ARGS="--config.data.train=train.conll --config.data.eval=valid.conll --config.data.test=test.conll"
 
-For TFDS's CoNLL 2003: --config.data.train=tfds:conll2003 --config.data.eval=tfds:conll2003:dev
+CoNLL 2003 from TFDS: --config.data.train=tfds:conll2003 --config.data.eval=tfds:conll2003:dev
 --config.data.test=tfds:conll2003:test --config.data.text=tokens --config.data.label=ner
 """
 

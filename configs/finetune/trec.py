@@ -5,8 +5,9 @@
     make convert INPUT=downstream/minilm OUTPUT=imported/minilm
     make finetune CONFIG=finetune/trec
 
-Of the questions a tenth, by hash, chooses the best checkpoint, and another tenth is read once at the end:
-accuracy 0.943, in about ten minutes on two CPU cores with other work on them.
+Run this in a checkout, since `tests` is not part of the package. A tenth of the questions, by hash, chooses
+the best checkpoint; another tenth is the test: accuracy 0.943, in about ten minutes on two CPU cores with
+other work on them.
 """
 
 from bert_jax.tasks.config import default_config
