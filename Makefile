@@ -12,6 +12,7 @@ TOPOLOGY ?= v5e:4x4
 PROCESSES ?= 2
 VERB ?=
 VENV ?= .venv
+WORKERS ?= 2
 
 # The stamp holds what $(VENV) was made with, e.g. "python3 tpu", so that it need be said only once.
 STAMP := $(VENV)/.stamp
@@ -25,6 +26,8 @@ CHANGED := changed
 endif
 
 RUN := exec $(VENV)/bin/python -m
+# A file's tests stay together, for they share what they set up; in the order of the files, long ones first.
+PYTEST := $(RUN) pytest -q --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 PATHS = $(if $(WORKDIR),--workdir="$(WORKDIR)") $(if $(DATA_DIR),--data_dir="$(DATA_DIR)")
 # --flag=VALUE where VARIABLE is set: as one word, untouched by make and shell whatever it holds, $ and quotes too.
 option = $(if $(value $(2)),--$(1)='$(subst ','\'',$(value $(2)))')
@@ -80,17 +83,17 @@ convert: $(STAMP)  ## import the Hugging Face or Google directory INPUT as the c
 export: $(STAMP)  ## write the checkpoint INPUT as a Hugging Face directory OUTPUT
 	@$(RUN) bert_jax.export $(call option,input,INPUT) $(call option,output,OUTPUT) $(ARGS)
 
-test: $(STAMP)  ## run the fast tests
-	@$(RUN) pytest -q -m "not slow" $(ARGS)
+test: $(STAMP)  ## run the fast tests in WORKERS processes
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)  ## run the tests that train, kill and resume whole runs
-	@$(RUN) pytest -q -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 plan: $(AOT)  ## tell by the TPU compiler, without a TPU, whether CONFIG fits TOPOLOGY, and what it takes
 	@export PYTHONPATH=$(VENV)/aot; $(RUN) bert_jax.plan --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
 
 test-plan: $(AOT)  ## compare what the TPU compiler makes of the configs with tests/plans
-	@export PYTHONPATH=$(VENV)/aot; $(RUN) pytest -q tests/plans $(ARGS)
+	@export PYTHONPATH=$(VENV)/aot; $(PYTEST) --dist=load --maxschedchunk=1 tests/plans $(ARGS)
 
 # Beside the environment and not in it: with libtpu there, JAX looks for a TPU wherever it is used.
 $(AOT): $(STAMP) requirements.lock

@@ -5,6 +5,7 @@ All by environment variables, so that the commands which tests start do the same
 
 import os
 import pathlib
+import signal
 import sys
 
 assert "jax" not in sys.modules, "jax reads these variables when it is imported: too late to set them"
@@ -15,3 +16,5 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+# A script starts background commands (`make test &`) with SIGINT ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)

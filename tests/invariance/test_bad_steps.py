@@ -19,13 +19,16 @@ from tests.tiny import MASK, MODEL, mesh_of
 TIMINGS = {"time", "tokens_per_second", "data_wait_fraction", "goodput", "lost_seconds", "restarts"}
 DATA = DataConfig(max_seq_length=32, global_batch_size=16, max_sequences_per_row=2)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=4)
+BAD = {12, 13, 14, 26, 27, 28}
 TRAIN = TrainConfig(num_steps=30, log_every=5, eval_every=100, checkpoint_every=5)
 
 
-@pytest.fixture(autouse=True)
-def _one_device(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
     """Eight virtual devices would only make these small steps slow."""
-    monkeypatch.setattr("bert_jax.training.loop.make_mesh", lambda _: mesh_of())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_jax.training.loop.make_mesh", lambda _: mesh_of())
+        yield
 
 
 class Crash(Exception):
@@ -119,14 +122,17 @@ def test_the_steps_after_are_those_of_a_run_that_never_did_the_bad_ones(tmp_path
     assert left_out.starts == [0, 10]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("undisturbed"), Faulty(not_finite=BAD))
+
+
 @pytest.mark.parametrize("dies_at", [(13,), (14, 17), (17, 29)], ids=str)
-def test_dying_meanwhile_changes_nothing(tmp_path, dies_at):
-    bad = {12, 13, 14, 26, 27, 28}
-    undisturbed = run(tmp_path / "a", Faulty(not_finite=bad))
+def test_dying_meanwhile_changes_nothing(undisturbed, tmp_path, dies_at):
     for step in dies_at:
         with pytest.raises(Crash):
-            train(config(), Faulty(not_finite=bad, dies_at=step), tmp_path / "b")
-    disturbed = run(tmp_path / "b", Faulty(not_finite=bad))
+            train(config(), Faulty(not_finite=BAD, dies_at=step), tmp_path)
+    disturbed = run(tmp_path, Faulty(not_finite=BAD))
     assert len(undisturbed.skips) == 2
     assert disturbed.rows == undisturbed.rows
 
