@@ -11,7 +11,7 @@ from bert_jax import config as config_lib
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.model.encoder import Encoder
-from bert_jax.tasks.finetuning import Base
+from bert_jax.tasks.finetuning import open_init_from
 from bert_jax.training.checkpoint import CHECKSUMS, _sha256
 from bert_jax.training.opening import first_device_mesh, fresh_network, open_checkpoint
 from tests.saved import save, save_finetuned, wordpiece
@@ -79,7 +79,7 @@ def test_fields_that_a_checkpoint_does_not_know_take_their_defaults(tmp_path):
     opened = open_checkpoint(tmp_path / "run")
     opened.check_network(opened.model)
     assert load_finetuned(tmp_path / "tuned").config.train.attention == "auto"
-    assert Base.open(str(tmp_path / "run")).model == opened.model
+    assert open_init_from(str(tmp_path / "run")).model == opened.model
 
 
 @pytest.mark.parametrize("key", ["model.rotary", "data.mixture", "probes"])
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_a_newer_version_is_one_line(tmp_path, key):
     line = rf"checkpoints/0 was written by a newer version of bert_jax: it has {key}.*; upgrade bert_jax to"
     uses = [lambda: bert_jax.load(tmp_path / "run"), lambda: load_finetuned(tmp_path / "tuned")]
     if key.startswith("model."):
-        uses += [lambda: open_checkpoint(tmp_path / "run"), lambda: Base.open(str(tmp_path / "run"))]
+        uses += [lambda: open_checkpoint(tmp_path / "run"), lambda: open_init_from(str(tmp_path / "run"))]
     for use in uses:
         with pytest.raises(UserError, match=line):
             use()
