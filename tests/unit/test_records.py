@@ -103,7 +103,7 @@ def test_home(tmp_path, monkeypatch):
             "a\n",
             r"data.train=.*a.txt: this task reads .tsv, .csv, .jsonl \(also .gz, .xz, .zst\) and tfds:",
         ),
-        ("a.gz", gzip.compress(b"a\n"), r"data.train=.*a.gz: this task reads .tsv"),
+        ("a.gz", gzip.compress(b"a\n", mtime=0), r"data.train=.*a.gz: this task reads .tsv"),
     ],
 )
 def test_errors(tmp_path, name, content, message):

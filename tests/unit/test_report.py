@@ -324,7 +324,7 @@ def task(monkeypatch):
             sha256="", tokenizer_files=dict,
         )  # fmt: skip
         task = Pretraining(Config(), dataset)
-        monkeypatch.setattr(task, "evaluations", lambda **_: {"eval": lambda _: iter([batch])})
+        monkeypatch.setattr(task, "_held_out", lambda _step, _rows: batch)
         return task
 
     return make
@@ -396,5 +396,5 @@ def test_examples_are_the_same_on_any_mesh(task):
 
 def test_no_examples_without_held_out_text(task, monkeypatch):
     silent = task({})
-    monkeypatch.setattr(silent, "evaluations", lambda **_: {})
+    monkeypatch.setattr(silent, "_held_out", None)
     assert silent.examples(None, None) == []
