@@ -16,7 +16,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +33,7 @@ from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
 from bert_jax.files import whole_folder
 from bert_jax.settings import names
-from bert_jax.version import __version__
+from bert_jax.version import versions
 
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
@@ -121,7 +120,7 @@ class PreparedDataset:
         """Opens a dataset; raises UserError if there is none, or one of another format."""
         directory = epath.Path(directory)
         try:
-            dataset = cls(directory, json.loads((directory / MANIFEST).read_text()))
+            dataset = cls(directory, json.loads((directory / MANIFEST).read_bytes()))
             used = dataset.manifest["format"], dataset.sha256, dataset.summary()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise _damaged(directory, f"{MANIFEST} is not that of a dataset ({error})") from error
@@ -221,7 +220,7 @@ def prepare(
                 for source, fingerprint in zip(sources, fingerprints, strict=True)
             ],
             "seconds": {"tokenizer": round(tokenizer_seconds, 3), "documents": round(seconds, 3)},
-            "versions": {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES},
+            "versions": versions(*LIBRARIES),
         }
         (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
     dataset = PreparedDataset.open(directory)

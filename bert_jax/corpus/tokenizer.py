@@ -337,7 +337,7 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     if (path := directory / SentencePieceTokenizer.FILE).exists():
         return SentencePieceTokenizer(path.read_bytes(), str(path))
     if (path := directory / WordPieceTokenizer.FILE).exists():
-        settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_text())
+        settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_bytes())
         lowercase = settings.pop("do_lower_case")
         return WordPieceTokenizer.from_text(path.read_bytes().decode(), lowercase, str(path), **settings)
     files = f"{SentencePieceTokenizer.FILE} or {WordPieceTokenizer.FILE}"
@@ -375,7 +375,7 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     tokenizer: Tokenizer
     if data.tokenizer.startswith("wordpiece:"):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{name} is not a UTF-8 text file ({error}).") from None
         tokenizer = WordPieceTokenizer.from_text(text, data.lowercase, name)

@@ -18,7 +18,7 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import DEFAULT_COMPUTE
 from bert_jax.model.features import TOKENS
-from bert_jax.tasks.config import TASKS, FinetuneConfig
+from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK
 from bert_jax.tasks.packed import PackedExamples
@@ -27,12 +27,12 @@ from bert_jax.training.opening import OpenedCheckpoint, first_device_mesh, open_
 from bert_jax.training.step import make_evaluation_step
 
 
-def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> "Finetuned":
+def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = ()) -> "Finetuned":
     """Loads a fine-tuned checkpoint on one device, whatever it was trained on.
 
     Args:
         checkpoint: a run's folder (its best checkpoint) or `checkpoints/STEP`.
-        tasks: what it may have been fine-tuned for.
+        tasks: names of the tasks that it may have been fine-tuned for; empty for any.
 
     Raises:
         UserError: if there is no checkpoint, it is damaged, or it is of another task.
@@ -43,7 +43,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = TASKS) -> 
             f"checkpoint {opened.folder} is of pretraining; fine-tune it first: make finetune "
             f"INIT_FROM={checkpoint}"
         )
-    if (name := opened.meta["config"]["task"]["name"]) not in tasks:
+    if (name := opened.meta["config"]["task"]["name"]) not in (tasks or (name,)):
         raise UserError(
             f"checkpoint {opened.folder} was fine-tuned for {name}, not for {' or '.join(tasks)}; give "
             "another --checkpoint."

@@ -1,6 +1,6 @@
 """The heads of Hugging Face's BERT: the architecture of each task, and its settings in config.json.
 
-A task is one of `bert_jax.tasks.config.TASKS`, or `PRETRAINING`.
+A task is the name of one of `TASK_CLASSES`, or `PRETRAINING`.
 """
 
 import pathlib

@@ -45,10 +45,10 @@ def render(data: dict[str, Any]) -> str:
 
 def collect(workdir: epath.Path) -> dict[str, Any]:
     """Everything that the page shows, from the files in a run's folder; only `config.json` must exist."""
-    run = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    run = json.loads((workdir / "config.json").read_bytes())
     rows, starts = (read_rows(workdir / f"{name}.jsonl") for name in ("metrics", "starts"))
     examples, results = (
-        json.loads(file.read_text(encoding="utf-8")) if (file := workdir / f"{name}.json").exists() else None
+        json.loads(file.read_bytes()) if (file := workdir / f"{name}.json").exists() else None
         for name in ("examples", "results")
     )
     config = run["config"]

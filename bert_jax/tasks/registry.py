@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bert_jax.errors import UserError
 from bert_jax.tasks.classification import Classification, Regression
 from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.downstream import Downstream
@@ -18,8 +19,12 @@ VERBS = {  # mode of `predict` -> the tasks whose checkpoints it uses
 
 
 def task_class(name: str) -> type[Downstream]:
-    """Returns the class of a task, one of `bert_jax.tasks.config.TASKS`."""
-    return next(kind for kind in TASK_CLASSES if kind.name == name)
+    """Returns the class of a task; raises UserError for a `task.name` that does not exist."""
+    for kind in TASK_CLASSES:
+        if kind.name == name:
+            return kind
+    names = ", ".join(kind.name for kind in TASK_CLASSES)
+    raise UserError(f"task.name={name!r} is unknown; use one of {names}.")
 
 
 def make_task(task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None) -> Downstream:

@@ -237,7 +237,7 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
         if steps := committed_steps(folder):
             newest, best = folder / str(steps[-1]), None
             with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `find_sound` checks
-                best = json.loads((newest / "meta" / "metadata").read_text())["selection"]["best_step"]
+                best = json.loads((newest / "meta" / "metadata").read_bytes())["selection"]["best_step"]
             return folder / str(best) if best in steps else newest
     runs = sorted(found.parent for found in path.glob("*_*/checkpoints"))  # of folds or seeds
     remedy = f"one of its runs, e.g. {runs[0]}" if runs else "a run's folder or one of its checkpoints/STEP"
@@ -251,7 +251,7 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         DamagedCheckpoint: for a missing or changed file.
     """
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())["files"]
+        sums = json.loads((folder / CHECKSUMS).read_bytes())["files"]
     except (ValueError, KeyError, TypeError):
         raise DamagedCheckpoint(f"{folder / CHECKSUMS} is not valid") from None
     missing = [name for name in sums if not (folder / name).exists()]
@@ -266,8 +266,8 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
 
 def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
     # Not by Orbax, which needs all processes to read it.
-    meta = json.loads((folder / "meta" / "metadata").read_text())
-    return meta | {"digests": json.loads((folder / CHECKSUMS).read_text())["arrays"]}
+    meta = json.loads((folder / "meta" / "metadata").read_bytes())
+    return meta | {"digests": json.loads((folder / CHECKSUMS).read_bytes())["arrays"]}
 
 
 def find_sound(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:

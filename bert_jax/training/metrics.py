@@ -15,7 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from bert_jax.files import read_rows, write_rows
+from bert_jax.files import read_rows, write, write_rows
 
 log = logging.getLogger("bert_jax")
 COUNTS = {"tokens", "attended", "predictions", "stop_requested"}  # of a step: sums, no metrics of a row
@@ -39,7 +39,7 @@ class MetricsFile:
         rows = [row for row in read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
         write_rows(path, rows if resumed_at else [])
         # Objects of a bucket cannot be appended to: there all rows are written again.
-        self._text = path.read_text() if "://" in str(path) else None
+        self._text = path.read_bytes().decode() if "://" in str(path) else None
         self._events = _Events(workdir / "tensorboard", resumed_at)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class MetricsFile:
         line = json.dumps(row, ensure_ascii=False) + "\n"
         if self._text is not None:
             self._text += line
-            self._path.write_text(self._text)
+            write(self._path, self._text)
         else:
             with self._path.open("a") as file:
                 file.write(line)

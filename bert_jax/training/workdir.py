@@ -6,17 +6,15 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import jax
 from etils import epath
 
-from bert_jax import files
+from bert_jax import files, version
 from bert_jax.errors import UserError
 from bert_jax.report import report
 from bert_jax.training.config import RunConfig
-from bert_jax.version import __version__
 
 log = logging.getLogger("bert_jax")
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -24,7 +22,7 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-da
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that a run's numbers depend on, and of this package."""
-    return {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES}
+    return version.versions(*LIBRARIES)
 
 
 def open_workdir(path: epath.PathLike, config: RunConfig, data_digest: str) -> epath.Path:
@@ -57,7 +55,7 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        known = dict(json.loads(file.read_text(encoding="utf-8"))["identity"]) if file.exists() else None
+        known = dict(json.loads(file.read_bytes())["identity"]) if file.exists() else None
     except OSError as error:
         raise _unwritable(workdir, error) from None
     except (ValueError, KeyError, TypeError):

@@ -242,7 +242,7 @@ class Digests:
     def __init__(self, cache: epath.Path):
         self._cache = cache
         try:
-            self._known = json.loads(cache.read_text())
+            self._known = json.loads(cache.read_bytes())
         except (OSError, ValueError):
             self._known = {}
 
