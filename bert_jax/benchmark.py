@@ -49,11 +49,10 @@ REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the ta
 PLANNED_SEQUENCES = 16_000_000
 
 
-def main() -> int:
+def main() -> None:
     config = command.resolved_config()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()} × {jax.device_count()}")
     {"prepare": prepare, "input": inputs, "step": step, "checkpoint": checkpoint}[WHAT.value](config)
-    return 0
 
 
 def prepare(config: Config) -> None:
@@ -87,7 +86,7 @@ def prepare(config: Config) -> None:
                     seconds[copies], peaks[copies] = _run("bert_jax.prepare", arguments)
                 rates.append(9 * megabytes / (seconds[10] - seconds[1]) / (os.cpu_count() or 1))
             memory = (f"{peaks[copies]:.0f}" for copies in (1, 10))
-            rows.append([name.split(":")[0], _median(rates), _spread(rates), *memory])
+            rows.append([name.split(":")[0], *_median_and_spread(rates), *memory])
     print(text_table(rows, ["tokenizer", "MB/s and core", "spread", "peak MiB, 1×", "10×"]))
 
 
@@ -113,7 +112,7 @@ def inputs(config: Config) -> None:
 
         rates = _repeated(measure)
         shares = f"{facts['fill']:.2%}", f"{facts['not_next_share']:.1%}"
-        rows.append([name, _median(rates), _spread(rates), *shares])
+        rows.append([name, *_median_and_spread(rates), *shares])
     print(text_table(rows, ["batches", "M real tokens/s", "spread", "fill", "NotNext"]))
     _plan_of_an_epoch()
 
@@ -140,10 +139,10 @@ def _plan_of_an_epoch() -> None:
         plan.rows(rows)
         return (time.perf_counter() - start) / len(rows) * 1e6
 
-    per_row = _repeated(measure)
+    median, spread = _median_and_spread(_repeated(measure))
     print(
         f"plan of {plan.num_sequences:,} sequences, {plan.num_rows:,} rows: {seconds:.1f} s, "
-        f"{(peak.bytes - before) / 2**20:.0f} MiB; a row: {_median(per_row)} µs ({_spread(per_row)})"
+        f"{(peak.bytes - before) / 2**20:.0f} MiB; a row: {median} µs ({spread})"
     )
 
 
@@ -166,14 +165,13 @@ def step(config: Config) -> None:
             jax.block_until_ready((state, metrics))
             return time.perf_counter() - start
 
-        measure()
-        seconds = [measure() for _ in range(4 * REPEATS.value)]
+        seconds = _repeated(measure, times=4)
         memory = compiled.memory_analysis()
     median = statistics.median(seconds)
     row = [
         f"{config.data.global_batch_size}×{config.data.max_seq_length}",
         f"{median * 1e3:.1f}",
-        _spread([s * 1e3 for s in seconds]),
+        f"{min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}",
         f"{tokens / median:,.0f}",
         f"{memory.argument_size_in_bytes / 2**20:.1f}",
         f"{memory.temp_size_in_bytes / 2**20:.1f}",
@@ -205,7 +203,7 @@ def checkpoint(config: Config) -> None:
         f"checkpoint of {size:,.0f} MiB; the first save, which compiles the fingerprints: {blocked[0]:.2f} s"
     )
     measured = {"save blocks": blocked, "save is complete": saved, "restore": restored}
-    rows = [[name, _median(seconds[1:]), _spread(seconds[1:])] for name, seconds in measured.items()]
+    rows = [[name, *_median_and_spread(seconds[1:])] for name, seconds in measured.items()]
     print(text_table(rows, ["checkpoint", "seconds", "spread"]))
 
 
@@ -243,17 +241,14 @@ class _PeakMemory(threading.Thread):
                 self.bytes = max(self.bytes, sum(process.memory_info().rss for process in family))
 
 
-def _repeated(measure: Callable[[], float]) -> list[float]:
+def _repeated(measure: Callable[[], float], times: int = 1) -> list[float]:
+    """Measures `times` for each repetition, after a first time that does not count."""
     measure()
-    return [measure() for _ in range(REPEATS.value)]
+    return [measure() for _ in range(times * REPEATS.value)]
 
 
-def _median(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f}"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{min(values):.1f} to {max(values):.1f}"
+def _median_and_spread(values: list[float]) -> tuple[str, str]:
+    return f"{statistics.median(values):.2f}", f"{min(values):.1f} to {max(values):.1f}"
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from absl import flags
 from etils import epath
 
 from bert_jax import command
-from bert_jax.files import write
+from bert_jax.files import write, write_rows
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, open_init_from, provenance
+from bert_jax.tasks.frozen import Scores
 from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
@@ -34,7 +35,6 @@ from bert_jax.training.workdir import check_workdir, keep_compiled, lock, write_
 FINE_TUNED = "fine-tuned"
 SPLITS = {"eval": "examples to choose by", "test": "test examples"}
 log = logging.getLogger("bert_jax")
-Scores = dict[str, dict[str, float]]  # of a model: split -> metric -> value
 
 
 def main() -> int:
@@ -130,10 +130,9 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
             predictions = best.predict(examples)
             scores[split] = best.task.score(predictions, examples)
             tables = best.task.tables(predictions, examples)  # of the last, which is the least used
-            rows = (best.task.row(*pair) for pair in zip(examples, predictions, strict=True))
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             if writes:
-                write(workdir / f"predictions_{split}.jsonl", lines)
+                rows = [best.task.row(*pair) for pair in zip(examples, predictions, strict=True)]
+                write_rows(workdir / f"predictions_{split}.jsonl", rows)
     if writes:
         step = best.meta["step"]
         write_results(workdir, {"step": step, "scores": scores, "tables": tables, "of": list(scores)[-1]})

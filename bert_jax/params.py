@@ -25,7 +25,7 @@ BYTES_PER_PARAMETER = 12  # float32: the parameter and the two moments of Adam
 LECTURE_VOCABULARY = 30_000
 
 
-def main() -> int:
+def main() -> None:
     config = command.resolved_config()
     if flags.FLAGS.like_lecture:
         print(lecture(config.model))
@@ -33,7 +33,6 @@ def main() -> int:
         print(
             table(config.model), sharding_table(config, flags.FLAGS.devices or jax.device_count()), sep="\n\n"
         )
-    return 0
 
 
 def sharding_table(config: Config, devices: int) -> str:

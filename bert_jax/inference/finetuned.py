@@ -6,20 +6,15 @@ trec.predict(trec.task.read("questions.tsv", "input", labelled=False))
 
 import json
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from flax import nnx
 
 from bert_jax.config import from_checkpoint
-from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import DEFAULT_COMPUTE
-from bert_jax.model.features import TOKENS
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import make_task
@@ -48,11 +43,14 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = ()) -> "Fi
             f"checkpoint {opened.folder} was fine-tuned for {name}, not for {' or '.join(tasks)}; give "
             "another --checkpoint."
         )
-    return Finetuned.of(opened)
+    return Finetuned(opened)
 
 
 class Finetuned:
     """A fine-tuned network with its tokenizer and task.
+
+    Args:
+        opened: the checkpoint.
 
     Attributes:
         config: what it was trained with.
@@ -60,39 +58,26 @@ class Finetuned:
         tokenizer: text to ids and back.
         params: nested dict of arrays.
         meta: of the checkpoint (step, versions, digest of the data).
+
+    Raises:
+        UserError: if the checkpoint is damaged.
     """
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        task: Downstream,
-        tokenizer: Tokenizer,
-        structure: nnx.GraphDef,
-        params: Any,
-        meta: dict[str, Any],
-    ):
-        self.config, self.task, self.tokenizer = config, task, tokenizer
-        self.params, self.meta = params, meta
-        self._step = make_evaluation_step(structure, task.objective())
-
-    @classmethod
-    def of(cls, opened: OpenedCheckpoint) -> Self:
-        """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
-        config = from_checkpoint(opened.meta["config"], FinetuneConfig, opened.folder)
-        task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_bytes()))
-        build = task.objective().build
-        structure, params = opened.network(lambda rngs: build(config.model, rngs, DEFAULT_COMPUTE))
-        return cls(config, task, opened.tokenizer, structure, params, opened.meta)
+    def __init__(self, opened: OpenedCheckpoint):
+        self.tokenizer, self.meta = opened.tokenizer, opened.meta
+        self.config = config = from_checkpoint(opened.meta["config"], FinetuneConfig, opened.folder)
+        self.task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_bytes()))
+        objective = self.task.objective()
+        structure, self.params = opened.network(
+            lambda rngs: objective.build(config.model, rngs, DEFAULT_COMPUTE)
+        )
+        self._step = make_evaluation_step(structure, objective)
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
         """Predicts for each example of `task.read`; returns JSON, see `task.decode`."""
         if not examples:
             return []
         packed = PackedExamples(self.task, examples, self.tokenizer, self.config.data)
-        size = max(1, TOKENS // self.config.data.max_seq_length)
         with jax.set_mesh(first_device_mesh()):
-            outputs = [
-                jax.device_get(self._step(self.params, batch)[1])
-                for batch in packed.batches(size, np.arange(size))
-            ]
-        return packed.predictions(outputs, size)
+            outputs = packed.run(lambda batch: self._step(self.params, batch)[1])
+        return self.task.decode(outputs, packed.encoded, examples)

@@ -10,7 +10,7 @@ Of a fine-tuned checkpoint it loads the encoder; `load_finetuned` loads the head
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from bert_jax.model.encoder import Compute
 from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.tasks.packed import Placement
 from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
@@ -59,7 +60,7 @@ def load(checkpoint: epath.PathLike, dtype: str = "float32") -> "Pretrained":
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r} is unknown; use float32 or bfloat16.")
-    return Pretrained.of(open_checkpoint(checkpoint), dtype)
+    return Pretrained(open_checkpoint(checkpoint), dtype)
 
 
 class Pretrained:
@@ -69,24 +70,31 @@ class Pretrained:
     its row depends on it alone, and the number of rows on that length. `[MASK]` in a text becomes the special
     piece.
 
+    Args:
+        opened: the checkpoint.
+        dtype: of the activations.
+
     Attributes:
         config: what it was trained with.
         tokenizer: text to ids and back.
         params: nested dict of arrays.
         meta: of the checkpoint (step, versions, digest of the data).
         max_length: tokens of a row, specials included, that it was trained with.
+
+    Raises:
+        UserError: if the checkpoint is damaged.
     """
 
-    def __init__(
-        self,
-        config: Config | FinetuneConfig,
-        tokenizer: Tokenizer,
-        structure: nnx.GraphDef,
-        params: Any,
-        meta: dict[str, Any],
-    ):
-        self.config, self.tokenizer, self.params, self.meta = config, tokenizer, params, meta
+    def __init__(self, opened: OpenedCheckpoint, dtype: str = "float32"):
+        self.tokenizer, self.meta = opened.tokenizer, opened.meta
+        kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
+        self.config = config = from_checkpoint(opened.meta["config"], kind, opened.folder)
         self.max_length = config.data.max_seq_length
+        network, compute = (
+            EncoderOnly if opened.is_finetuned else BertForPreTraining,
+            Compute(jnp.dtype(dtype)),
+        )
+        structure, self.params = opened.network(lambda rngs: network(config.model, rngs, compute))
 
         def states(params, batch, layer):
             return hidden_states(nnx.merge(structure, params).encoder, batch, layer)
@@ -109,18 +117,6 @@ class Pretrained:
         self._features = jax.jit(features, static_argnums=(2, 3))
         self._guesses = jax.jit(guesses, static_argnums=4)
         self._follows = jax.jit(follows)
-
-    @classmethod
-    def of(cls, opened: OpenedCheckpoint, dtype: str = "float32") -> Self:
-        """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
-        kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
-        config = from_checkpoint(opened.meta["config"], kind, opened.folder)
-        network, compute = (
-            EncoderOnly if opened.is_finetuned else BertForPreTraining,
-            Compute(jnp.dtype(dtype)),
-        )
-        structure, params = opened.network(lambda rngs: network(config.model, rngs, compute))
-        return cls(config, opened.tokenizer, structure, params, opened.meta)
 
     def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
         """Finds the `top_k` most probable pieces for every `[MASK]` of every text, each mask by itself.
@@ -283,19 +279,11 @@ class Row(NamedTuple):
         return 2 + len(self.a) + (len(self.b) + 1 if self.b else 0)
 
 
-class OnePerRow(NamedTuple):
-    """The sequences of rows that hold one each, for `assemble`. ints [n]."""
-
-    row: np.ndarray
-    slot: np.ndarray
-    length_a: np.ndarray
-    length_b: np.ndarray
-
-
 def batch_of(rows: Sequence[Row], shape: tuple[int, int], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """Builds what the encoder and the pooler read (see `assemble`), one sequence a row; `shape` is (B, T)."""
     length_a, length_b = np.array([[len(row.a), len(row.b)] for row in rows]).T
-    placed = OnePerRow(np.arange(len(rows)), np.zeros(len(rows), np.int64), length_a, length_b)
+    numbers = np.arange(len(rows))
+    placed = Placement(numbers, np.zeros_like(numbers), numbers, length_a, length_b)
     tokens = np.fromiter(itertools.chain(*itertools.chain(*rows)), np.int32)
     return assemble(placed, tokens, (*shape, 1), tokenizer)
 

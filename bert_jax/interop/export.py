@@ -24,7 +24,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         UserError: if there is no checkpoint, or the files do not give the same tokens and logits again.
     """
     opened = open_checkpoint(source, "--input")
-    bert = Finetuned.of(opened) if opened.is_finetuned else Pretrained.of(opened)
+    bert = Finetuned(opened) if opened.is_finetuned else Pretrained(opened)
     network = _network(bert)
     longest = bert.config.data.max_seq_length
     # Transformers refuses a file without this entry.

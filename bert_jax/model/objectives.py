@@ -4,8 +4,9 @@ Axes: B rows, T tokens, M predictions, S sequences per row, V vocabulary. Terms 
 `bert_jax.model.losses`.
 """
 
+import abc
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ Terms = dict[str, Term]
 Outputs = dict[str, jax.Array]
 
 
-class Objective(Protocol):
+class Objective(abc.ABC):
     """What a step minimises; it knows no data and no optimizer.
 
     Attributes:
@@ -30,22 +31,31 @@ class Objective(Protocol):
             weight of a batch is known before anything is computed.
     """
 
-    losses: Mapping[str, str]
+    losses: ClassVar[Mapping[str, str]]
 
+    @abc.abstractmethod
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         """Builds the network with its heads."""
-        ...
+
+    @abc.abstractmethod
+    def _terms(self, logits: Any, batch: Batch) -> Terms:
+        """Computes losses and scores from what the network returns."""
+
+    def _outputs(self, logits: Any) -> Outputs:  # noqa: ARG002
+        """Computes what is not a sum, e.g. predictions."""
+        return {}
 
     def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
         """Computes losses and scores of a batch; `dropout_keys` [B], or None for no dropout."""
-        ...
+        return self._terms(model(batch, dropout_keys), batch)
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
         """Computes the terms without dropout, and outputs [B, …] for what is not a sum, e.g. predictions."""
-        ...
+        logits = model(batch, None)
+        return self._terms(logits, batch), self._outputs(logits)
 
 
-class PretrainingObjective:
+class PretrainingObjective(Objective):
     """The losses of Devlin et al. (2019), section 3.1.
 
     Args:
@@ -54,7 +64,7 @@ class PretrainingObjective:
             knows how frequent tokens are and nothing else, which a model that uses context must beat.
     """
 
-    losses: Mapping[str, str] = {"mlm_loss": "masked_lm_weights", "nsp_loss": "next_sentence_weights"}
+    losses: ClassVar = {"mlm_loss": "masked_lm_weights", "nsp_loss": "next_sentence_weights"}
 
     def __init__(self, mask_id: int, unigram_loss: np.ndarray):
         self._mask_id, self._unigram_loss = mask_id, unigram_loss
@@ -62,29 +72,24 @@ class PretrainingObjective:
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForPreTraining(config, rngs, compute)
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
-        masked_lm_logits, next_sentence_logits = model(batch, dropout_keys)
-        return self._terms(masked_lm_logits, next_sentence_logits, batch)
-
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
         """Adds the masked-LM loss and the unigram loss over the positions that show `[MASK]`.
 
         Copying visible tokens, which a tenth of the targets are, is worth 0.6 nat and teaches nothing.
         """
-        masked_lm_logits, next_sentence_logits = model(batch, None)
+        logits = model(batch, None)
         labels = batch["masked_lm_ids"]
         shown = jnp.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], axis=1)
         weights = batch["masked_lm_weights"] * (shown == self._mask_id)
         unigram_losses = jnp.asarray(self._unigram_loss)[labels]
-        return self._terms(masked_lm_logits, next_sentence_logits, batch) | {
-            "mask_token_loss": cross_entropy(masked_lm_logits, labels, weights),
+        return self._terms(logits, batch) | {
+            "mask_token_loss": cross_entropy(logits[0], labels, weights),
             "unigram_loss": (jnp.sum(unigram_losses * weights), jnp.sum(weights)),
-        }, {}
+        }, self._outputs(logits)
 
-    @staticmethod
-    def _terms(masked_lm_logits: jax.Array, next_sentence_logits: jax.Array, batch: Batch) -> Terms:
-        masked_lm = masked_lm_logits, batch["masked_lm_ids"], batch["masked_lm_weights"]
-        next_sentence = next_sentence_logits, batch["next_sentence_labels"], batch["next_sentence_weights"]
+    def _terms(self, logits: tuple[jax.Array, jax.Array], batch: Batch) -> Terms:
+        masked_lm = logits[0], batch["masked_lm_ids"], batch["masked_lm_weights"]
+        next_sentence = logits[1], batch["next_sentence_labels"], batch["next_sentence_weights"]
         return {
             "mlm_loss": cross_entropy(*masked_lm),
             "nsp_loss": cross_entropy(*next_sentence),
@@ -93,10 +98,10 @@ class PretrainingObjective:
         }
 
 
-class SequenceClassification:
+class SequenceClassification(Objective):
     """One class for each sequence (Devlin et al., 2019, section 4.1): `labels` int [B, S]."""
 
-    losses: Mapping[str, str] = {"class_loss": "sequence_weights"}
+    losses: ClassVar = {"class_loss": "sequence_weights"}
 
     def __init__(self, num_labels: int):
         self._num_labels = num_labels
@@ -104,63 +109,48 @@ class SequenceClassification:
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForSequences(config, self._num_labels, rngs, compute)
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
-        return self._terms(model(batch, dropout_keys), batch)
+    def _outputs(self, logits: jax.Array) -> Outputs:
+        """Returns `probabilities`, float32 [B, S, labels]."""
+        return {"probabilities": jax.nn.softmax(logits)}
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
-        """Adds `probabilities`, float32 [B, S, labels]."""
-        logits = model(batch)
-        return self._terms(logits, batch), {"probabilities": jax.nn.softmax(logits)}
-
-    @staticmethod
-    def _terms(logits: jax.Array, batch: Batch) -> Terms:
+    def _terms(self, logits: jax.Array, batch: Batch) -> Terms:
         answers = logits, batch["labels"], batch["sequence_weights"]
         return {"class_loss": cross_entropy(*answers), "accuracy": accuracy(*answers)}
 
 
-class SequenceRegression:
+class SequenceRegression(Objective):
     """One number for each sequence by squared error: standardised `labels`, float32 [B, S]."""
 
-    losses: Mapping[str, str] = {"squared_error": "sequence_weights"}
+    losses: ClassVar = {"squared_error": "sequence_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForSequences(config, 1, rngs, compute)
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
-        return self._terms(model(batch, dropout_keys)[..., 0], batch)
+    def _terms(self, logits: jax.Array, batch: Batch) -> Terms:
+        return {"squared_error": squared_error(logits[..., 0], batch["labels"], batch["sequence_weights"])}
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
-        """Adds `values`, float32 [B, S]."""
-        values = model(batch)[..., 0]
-        return self._terms(values, batch), {"values": values}
-
-    @staticmethod
-    def _terms(values: jax.Array, batch: Batch) -> Terms:
-        return {"squared_error": squared_error(values, batch["labels"], batch["sequence_weights"])}
+    def _outputs(self, logits: jax.Array) -> Outputs:
+        """Returns `values`, float32 [B, S]."""
+        return {"values": logits[..., 0]}
 
 
-class SpanExtraction:
+class SpanExtraction(Objective):
     """Where the answer starts and ends in each sequence (Devlin et al., 2019, section 4.2).
 
     `start_positions` and `end_positions` int [B, S] count from the sequence's [CLS]; `span_weights` float32
     [B, S] is 0 where no answer is to be learned, and where there is no sequence.
     """
 
-    losses: Mapping[str, str] = {"span_loss": "span_weights"}
+    losses: ClassVar = {"span_loss": "span_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForTokens(config, 2, rngs, compute)
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
-        return self._terms(model(batch, dropout_keys), batch)
+    def _outputs(self, logits: jax.Array) -> Outputs:
+        """Returns the logits `start` and `end`, float32 [B, T] each."""
+        return {"start": logits[..., 0], "end": logits[..., 1]}
 
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
-        """Adds the logits `start` and `end`, float32 [B, T] each."""
-        logits = model(batch)
-        return self._terms(logits, batch), {"start": logits[..., 0], "end": logits[..., 1]}
-
-    @staticmethod
-    def _terms(logits: jax.Array, batch: Batch) -> Terms:
+    def _terms(self, logits: jax.Array, batch: Batch) -> Terms:
         """Averages the losses of start and end, each a softmax over the tokens of its own sequence."""
         slots = jnp.arange(1, batch["cls_positions"].shape[1] + 1)
         own = batch["sequence_ids"][:, None, :] == slots[:, None]  # [B, S, T]
@@ -176,10 +166,10 @@ class SpanExtraction:
         return {"span_loss": (loss, total), "span_accuracy": (jnp.sum(right * weights), total)}
 
 
-class TokenClassification:
+class TokenClassification(Objective):
     """One class for the first token of each word: `labels` int [B, T], `token_weights` float32 [B, T]."""
 
-    losses: Mapping[str, str] = {"token_loss": "token_weights"}
+    losses: ClassVar = {"token_loss": "token_weights"}
 
     def __init__(self, num_labels: int):
         self._num_labels = num_labels
@@ -187,19 +177,13 @@ class TokenClassification:
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForTokens(config, self._num_labels, rngs, compute)
 
-    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
-        return self._terms(model(batch, dropout_keys), batch)
-
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
-        """Adds the best label of each token, `label` int32 [B, T], and its `probability` float32 [B, T]."""
-        logits = model(batch)
-        outputs = {
+    def _outputs(self, logits: jax.Array) -> Outputs:
+        """Returns the best `label` of each token, int32 [B, T], and its `probability`, float32 [B, T]."""
+        return {
             "label": jnp.argmax(logits, axis=-1).astype(jnp.int32),
             "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
         }
-        return self._terms(logits, batch), outputs
 
-    @staticmethod
-    def _terms(logits: jax.Array, batch: Batch) -> Terms:
+    def _terms(self, logits: jax.Array, batch: Batch) -> Terms:
         answers = logits, batch["labels"], batch["token_weights"]
         return {"token_loss": cross_entropy(*answers), "token_accuracy": accuracy(*answers)}

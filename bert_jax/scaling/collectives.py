@@ -49,13 +49,12 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         if name.startswith("async_collective_fusion")
         or any('"AsyncCollectiveDone"' in line for line in instructions.values())
     }
-    total: dict[tuple[str, str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+    sizes, counts = (collections.Counter[tuple[str, str, str]]() for _ in range(2))
     for times, where, line in _executed(computations):
         for kind, axes, dtype, size in () if where in repeated else _sent(line, where, mesh_shape):
-            of_kind = total[kind, axes, dtype]
-            of_kind[0] += times * size
-            of_kind[1] += times
-    found = [Collective(*key, size, count) for key, (size, count) in total.items()]
+            sizes[kind, axes, dtype] += times * size
+            counts[kind, axes, dtype] += times
+    found = [Collective(*key, size, counts[key]) for key, size in sizes.items()]
     return sorted(found, key=lambda c: (-c.bytes, c))
 
 

@@ -78,10 +78,9 @@ class Compiled(NamedTuple):
         kernel = 0.0 if self.scores else 3.5 / 3 * (
             training_flops(model, 0, self.tokens * self.config.data.max_seq_length, 0) / peak / KERNEL_RATE
         )  # the kernel's backward pass computes the scores again  # fmt: skip
-        factor = {"all-reduce": 2.0}  # a reduction and a gather
-        sent = sum(
-            factor.get(found.kind, 1.0) * found.bytes for found in self.collectives if found.axes != SLICES
-        )
+        inside = [found for found in self.collectives if found.axes != SLICES]
+        # An all-reduce is a reduction and a gather.
+        sent = sum((2.0 if found.kind == "all-reduce" else 1.0) * found.bytes for found in inside)
         return self.cycles / chip.clock + kernel, sent / chip.link
 
 

@@ -96,21 +96,21 @@ def advice(compiled: Compiled) -> str:
     train, data = compiled.config.train, compiled.config.data
     shape = dict(compiled.mesh.shape)
     rows = data.global_batch_size // (shape["data"] * shape["fsdp"] * train.gradient_accumulation_steps)
-    options = []
-    if train.remat == "none":
-        options.append("--config.train.remat=dots (recomputes what is cheap)")
-    if train.remat != "full":
-        options.append("--config.train.remat=full (recomputes everything)")
-    if rows > 1:
-        steps = 2 * train.gradient_accumulation_steps
-        options.append(f"--config.train.gradient_accumulation_steps={steps} (half the rows at a time)")
-    if shape["data"] > count_slices(compiled.mesh.devices.ravel().tolist()):
-        options.append("--config.mesh.fsdp=N (a device stores an N-th of parameters and optimizer)")
-    if train.attention == "plain":
-        options.append("--config.train.attention=auto (no scores in memory)")
-    if not options:
+    steps, slices = (
+        2 * train.gradient_accumulation_steps,
+        count_slices(compiled.mesh.devices.ravel().tolist()),
+    )
+    helps = {
+        "--config.train.remat=dots (recomputes what is cheap)": train.remat == "none",
+        "--config.train.remat=full (recomputes everything)": train.remat != "full",
+        f"--config.train.gradient_accumulation_steps={steps} (half the rows at a time)": rows > 1,
+        "--config.mesh.fsdp=N (a device stores an N-th of parameters and optimizer)": shape["data"] > slices,
+        "--config.train.attention=auto (no scores in memory)": train.attention == "plain",
+    }
+    if not any(helps.values()):
         return "Use larger chips."
-    return f"Try {', or '.join(options)}. --search tries batch, remat and fsdp."
+    options = ", or ".join(option for option, does in helps.items() if does)
+    return f"Try {options}. --search tries batch, remat and fsdp."
 
 
 def comparison(compiled: Compiled, plain: Compiled) -> str:

@@ -91,11 +91,9 @@ def _largest(
             best = Found(compiled, overrides)
             if memory.temporaries:
                 room = rows * (memory.capacity - (memory.arguments or 0)) / memory.temporaries
-                rows = min(MOST_ROWS, max(2 * rows, 1 << max(0, int(room)).bit_length() - 1))
-        elif best:
-            rows = rows // 2 if rows // 2 > best.compiled.config.data.global_batch_size // len(devices) else 0
+                rows = min(MOST_ROWS, max(2 * rows, 1 << int(room).bit_length() - 1))
         else:
-            rows //= 2
+            rows //= 2  # rows are powers of two: halving ends at those that fit, which were tried
     return best
 
 

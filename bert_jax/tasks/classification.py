@@ -14,6 +14,7 @@ from bert_jax.model.objectives import SequenceClassification, SequenceRegression
 from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.records import read_records, text_column
+from bert_jax.tasks.tables import confusion, scores_by_class
 
 SEQUENCES = ("BertForSequenceClassification", "text-classification")  # of the hub
 
@@ -29,9 +30,8 @@ class Example(NamedTuple):
         return self.text if self.pair is None else f"{self.text}\t{self.pair}"
 
     def shown(self) -> dict[str, Any]:
-        pair = {} if self.pair is None else {"text_pair": self.pair}
-        label = {} if self.label is None else {"label": self.label}
-        return {"text": self.text} | pair | label
+        known = {"text": self.text, "text_pair": self.pair, "label": self.label}
+        return {name: value for name, value in known.items() if value is not None}
 
 
 class _Sequences(Downstream):
@@ -46,14 +46,13 @@ class _Sequences(Downstream):
         records = read_records(source, key, self._data.header)
         columns = self._data
         texts = text_column(records, columns.text, "data.text")
-        pairs: Sequence[str | None] = [None] * len(texts)
+        pairs = [None] * len(texts)
         if self.label_info["pairs"]:
             pairs = text_column(records, columns.text_pair, "data.text_pair")
-        labels: Sequence[Any] = [None] * len(texts)
-        if labelled:
-            labels = [self._label(record.values.get(columns.label), record.place) for record in records]
-        places = [record.place for record in records]
-        return [Example(*values) for values in zip(texts, pairs, labels, places, strict=True)]
+        return [
+            Example(text, pair, self._label(values.get(columns.label), place) if labelled else None, place)
+            for text, pair, (place, values) in zip(texts, pairs, records, strict=True)
+        ]
 
     def example(self, text: str, second: str | None = None) -> Example:
         if (second is not None) != self.label_info["pairs"]:
@@ -84,7 +83,6 @@ class _Sequences(Downstream):
             length_b=np.array([len(b) for b in ids_b], np.int64),
             example=np.arange(len(examples)),
             sequence_targets=self._targets(examples),
-            token_targets={},
             num_cut=num_cut,
         )
 
@@ -100,10 +98,6 @@ class Classification(_Sequences):
     metrics = ("accuracy", "f1", "macro_f1", "matthews")
     frozen = True
     hub = HubHead(*SEQUENCES, problem_type="single_label_classification", stated=("pairs",))
-
-    @property
-    def labels(self) -> list[str]:
-        return self.label_info["labels"]
 
     def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns the classes of the training examples, unless the config names the classes."""
@@ -129,7 +123,7 @@ class Classification(_Sequences):
         return str(value)
 
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        number = {label: index for index, label in enumerate(self.labels)}
+        number = self.label_numbers
         return {"labels": np.array([number.get(example.label, 0) for example in examples], np.int32)}
 
     def objective(self) -> SequenceClassification:
@@ -148,8 +142,7 @@ class Classification(_Sequences):
 
         F1 is that of the second class if there are two classes, else the mean.
         """
-        truth = [example.label for example in examples]
-        guess = [prediction["prediction"] for prediction in predictions]
+        truth, guess = _labels(predictions, examples)
         macro = sklearn.metrics.f1_score(truth, guess, labels=self.labels, average="macro", zero_division=0)
         f1 = macro
         if len(self.labels) == 2:
@@ -160,23 +153,15 @@ class Classification(_Sequences):
         return dict(zip(self.metrics, map(float, values), strict=True))
 
     def tables(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
-        truth = [example.label for example in examples]
-        guess = [prediction["prediction"] for prediction in predictions]
-        precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
+        truth, guess = _labels(predictions, examples)
+        scores = sklearn.metrics.precision_recall_fscore_support(
             truth, guess, labels=self.labels, zero_division=0
         )
-        by_label = [
-            [label, *(f"{value:.1%}" for value in (precision[n], recall[n], f1[n])), int(support[n])]
-            for n, label in enumerate(self.labels)
-        ]
-        confusion = sklearn.metrics.confusion_matrix(truth, guess, labels=self.labels)
+        columns = ["label", "precision", "recall", "F1", "examples"]
         return [
-            {"title": "By label", "columns": ["label", "precision", "recall", "F1", "examples"],
-             "rows": by_label},
-            {"title": "Confusion: truth by row, prediction by column", "columns": ["", *self.labels],
-             "rows": [[label, *map(int, row)] for label, row in zip(self.labels, confusion, strict=True)],
-             "shaded": True},
-        ]  # fmt: skip
+            scores_by_class("By label", columns, self.labels, scores),
+            confusion("Confusion: truth by row, prediction by column", self.labels, truth, guess),
+        ]
 
 
 class Regression(_Sequences):
@@ -223,19 +208,18 @@ class Regression(_Sequences):
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """Computes Spearman's and Pearson's correlation; 0 if all predictions are the same."""
-        truth = [example.label for example in examples]
-        guess = [prediction["prediction"] for prediction in predictions]
+        truth, guess = _labels(predictions, examples)
         if len(set(guess)) < 2 or len(set(truth)) < 2:
             return dict.fromkeys(self.metrics, 0.0)
-        return {
-            "spearman": float(scipy.stats.spearmanr(truth, guess).statistic),
-            "pearson": float(scipy.stats.pearsonr(truth, guess).statistic),
-        }
+        found = scipy.stats.spearmanr(truth, guess), scipy.stats.pearsonr(truth, guess)
+        return {name: float(each.statistic) for name, each in zip(self.metrics, found, strict=True)}
 
     def tables(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
-        errors = np.array([p["prediction"] - e.label for p, e in zip(predictions, examples, strict=True)])
-        rows = [
-            ["mean absolute error", f"{np.abs(errors).mean():.4g}"],
-            ["largest", f"{np.abs(errors).max():.4g}"],
-        ]
+        errors = np.abs(np.subtract(*_labels(predictions, examples)))
+        rows = [["mean absolute error", f"{errors.mean():.4g}"], ["largest", f"{errors.max():.4g}"]]
         return [{"title": "Errors", "columns": ["", "in the units of the data"], "rows": rows}]
+
+
+def _labels(predictions: Sequence[Any], examples: Sequence[Example]) -> tuple[list[Any], list[Any]]:
+    """Returns the true and the predicted label of every example."""
+    return [example.label for example in examples], [prediction["prediction"] for prediction in predictions]

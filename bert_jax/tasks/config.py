@@ -159,7 +159,7 @@ class FinetuneConfig(RunConfig):
                 f"data.max_seq_length={self.data.max_seq_length} is longer than the "
                 f"{model.max_position_embeddings} positions of {self.init_from}; shorten it."
             )
-        train, optimizer = self.train, self.optimizer
+        train = self.train
         if train.num_epochs:
             steps = max(1, round(train.num_epochs * rows_per_epoch / self.data.global_batch_size))
             train = dataclasses.replace(train, num_steps=steps)
@@ -168,15 +168,12 @@ class FinetuneConfig(RunConfig):
             count = max(1, round(train.num_epochs * train.evaluations_per_epoch))
             every = math.ceil(train.num_steps / count)
             train = dataclasses.replace(train, eval_every=every, checkpoint_every=every)
-        if train.warmup_share:
-            optimizer = dataclasses.replace(
-                optimizer, warmup_steps=round(train.warmup_share * train.num_steps)
-            )
+        warmup_steps = round(train.warmup_share * train.num_steps)
         dropout = {name: getattr(self.task, name) for name in ("hidden_dropout", "attention_dropout")}
         return dataclasses.replace(
             self,
             model=dataclasses.replace(model, **dropout),
-            optimizer=optimizer,
+            optimizer=dataclasses.replace(self.optimizer, warmup_steps=warmup_steps),
             train=dataclasses.replace(train, seed=seed),
         )
 

@@ -27,8 +27,9 @@ class Encoded:
     length_a: np.ndarray  # int64 [N]
     length_b: np.ndarray  # int64 [N]; 0: there is no B
     example: np.ndarray  # int64 [N], the example that a sequence belongs to: ascending
-    sequence_targets: dict[str, np.ndarray]  # [N] each: what is to be learned, int32 or float32
-    token_targets: dict[str, np.ndarray]  # int32 [n] each, -1 where a token has no target
+    # What is to be learned: int32 or float32 [N] each, and int32 [n] each, -1 where a token has no target.
+    sequence_targets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    token_targets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     num_cut: int = 0  # texts (of questions, of words) that were too long and lost tokens
 
     @property
@@ -43,16 +44,13 @@ class TaskExample(Protocol):
     @property
     def place(self) -> str:
         """Where it stands in its file, for errors."""
-        ...
 
     @property
     def split_key(self) -> str:
         """Text whose hash decides whether the example is held out: equal keys are in one split only."""
-        ...
 
     def shown(self) -> dict[str, Any]:
         """Returns the texts and labels that the file of predictions shows beside a prediction."""
-        ...
 
 
 class HubHead(NamedTuple):
@@ -94,6 +92,16 @@ class Downstream(abc.ABC):
     def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):
         self._task, self._data = task, data
         self.label_info: dict[str, Any] = label_info or {}
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes or tags, in the order of the head's outputs, if the task has them."""
+        return self.label_info["labels"]
+
+    @property
+    def label_numbers(self) -> dict[str, int]:
+        """The index of each of the `labels`."""
+        return {label: number for number, label in enumerate(self.labels)}
 
     @property
     @abc.abstractmethod

@@ -141,23 +141,20 @@ class Finetuning:
     """Fine-tuning with one seed, as the loop's `Task`."""
 
     def __init__(self, experiment: Experiment, seed: int):
-        self._run, self._init_from = experiment.run(seed), experiment.init_from
-        self._train, self._eval = experiment.train, experiment.eval
-        self._task = task = experiment.task
-        run, init_from = self._run, self._init_from
+        self._experiment, self._run = experiment, experiment.run(seed)
+        run, task, init_from = self._run, experiment.task, experiment.init_from
         self.metric, self.patience = run.task.metric or task.metrics[0], run.task.patience
         self.data_digest = experiment.splits.digest
         content = task.label_info | {"base": provenance(init_from)}
         self.files = {f"{TOKENIZER}/{name}": file for name, file in init_from.tokenizer.files().items()}
         self.files[TASK] = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
         self.objective = task.objective()
-        size = run.data.global_batch_size
-        batches = functools.partial(self._eval.batches, size)
+        batches = functools.partial(experiment.eval.batches, run.data.global_batch_size)
         self.evaluators = (HeldOut("eval", run.train.eval_every, batches, self._scores),)
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """Returns the encoder of `init_from` with a random head; all random with `task.random_weights`."""
-        params, opened = random_params(), self._init_from
+        params, opened = random_params(), self._experiment.init_from
         if self._run.task.random_weights:
             log.info("started at step 0 with random weights (seed %d)", self._run.train.seed)
             return params
@@ -167,12 +164,13 @@ class Finetuning:
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[HostBatch]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""
         data, seed = phase.config.data, phase.config.train.seed
-        batches = TrainingBatches(self._train.rows, data.global_batch_size, seed)
+        batches = TrainingBatches(self._experiment.train.rows, data.global_batch_size, seed)
         return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
 
     def _scores(self, outputs: list[HostBatch]) -> dict[str, float]:
-        predictions = self._eval.predictions(outputs, self._run.data.global_batch_size)
-        return self._task.score(predictions, self._eval.examples)
+        held_out = self._experiment.eval
+        predictions = held_out.predictions(outputs, self._run.data.global_batch_size)
+        return held_out.task.score(predictions, held_out.examples)
 
     def examples(self, structure: nnx.GraphDef, params: Any) -> list[dict[str, Any]]:  # noqa: ARG002
         """Returns none: the report of a fine-tuning run shows tables instead."""

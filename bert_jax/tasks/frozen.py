@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
 from bert_jax.errors import UserError
-from bert_jax.model.features import TOKENS, EncoderOnly, hidden_states, layer_number, pool
+from bert_jax.model.features import EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import Splits
@@ -139,29 +139,21 @@ def frozen_features(
         UserError: for a `task.layer` that does not exist.
     """
     layer = layer_number(config.task.layer, init_from.model, "task.layer")
-
-    def build(rngs: nnx.Rngs) -> EncoderOnly:
-        return EncoderOnly(init_from.model, rngs)
-
+    build = functools.partial(EncoderOnly, init_from.model)
     if config.task.random_weights:
         structure, params = fresh_network(build, config.train.seed)
     else:
         structure, params = init_from.network(build)
-    size = max(1, TOKENS // config.data.max_seq_length)
 
     @jax.jit
     def forward(params, batch):
         states = hidden_states(nnx.merge(structure, params).encoder, batch, layer)
-        if task.per_token:
-            return states
-        return pool(states, batch["sequence_ids"], batch["cls_positions"], config.task.pooling)
+        if not task.per_token:
+            states = pool(states, batch["sequence_ids"], batch["cls_positions"], config.task.pooling)
+        return {"features": states}
 
     def features(packed: PackedExamples) -> np.ndarray:
-        outputs = (
-            {"features": jax.device_get(forward(params, batch))}
-            for batch in packed.batches(size, np.arange(size))
-        )
-        by_sequence = packed.by_sequence(outputs, size)["features"]
+        by_sequence = packed.run(functools.partial(forward, params))["features"]
         if not task.per_token:
             return np.stack(by_sequence)
         # Without [CLS] and [SEP] the states of all sequences are in the order of the tokens.
@@ -245,8 +237,8 @@ class ModelSelection:
 
     def score(self, classifier: Any, split: str, inputs: Any) -> dict[str, float]:
         """Computes the task's metrics of what a classifier predicts for a split."""
-        names, examples = self.task.label_info["labels"], self.parts[split]
-        guesses = iter([names[number] for number in classifier.predict(inputs)])
+        examples = self.parts[split]
+        guesses = (self.task.labels[number] for number in classifier.predict(inputs))
         predictions = [
             {"prediction": list(itertools.islice(guesses, len(example.words)))}
             if self.task.per_token

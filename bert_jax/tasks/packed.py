@@ -2,15 +2,17 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batch import assemble, per_sequence
 from bert_jax.data.mixture import EpochRows
 from bert_jax.data.packing import PackedRows
+from bert_jax.model.features import TOKENS
 from bert_jax.tasks.config import TaskData
 from bert_jax.tasks.downstream import Downstream, Encoded, Outputs, Predictions
 
@@ -114,7 +116,7 @@ class PackedExamples:
     """Examples of a task, encoded and packed into rows, for training or prediction."""
 
     def __init__(self, task: Downstream, examples: Sequence[Any], tokenizer: Tokenizer, data: TaskData):
-        self.task, self.examples = task, examples
+        self.task, self.examples, self.data = task, examples, data
         self.encoded = task.encode(examples, tokenizer, data.max_seq_length)
         self.rows = Rows(self.encoded, tokenizer, data.max_seq_length, data.max_sequences_per_row)
         if self.encoded.num_cut:
@@ -125,10 +127,13 @@ class PackedExamples:
         for first in range(0, self.rows.num_rows, size):
             yield self.rows.batch(first + rows, seed=0, epoch=0)
 
-    def by_sequence(self, outputs: Iterable[HostBatch], size: int) -> Outputs:
-        """Sorts the outputs of all `batches` of `size` rows by sequence."""
+    def run(self, network: Callable[[HostBatch], dict[str, jax.Array]]) -> Outputs:
+        """Computes the outputs of all rows, about `TOKENS` tokens at a time, and sorts them by sequence."""
+        size = max(1, TOKENS // self.data.max_seq_length)
+        outputs = (jax.device_get(network(batch)) for batch in self.batches(size, np.arange(size)))
         return self.rows.by_sequence(outputs, size, self.task.per_token)
 
     def predictions(self, outputs: Iterable[HostBatch], size: int) -> Predictions:
         """Makes the predictions of the outputs of all `batches` of `size` rows."""
-        return self.task.decode(self.by_sequence(outputs, size), self.encoded, self.examples)
+        by_sequence = self.rows.by_sequence(outputs, size, self.task.per_token)
+        return self.task.decode(by_sequence, self.encoded, self.examples)

@@ -17,13 +17,12 @@ from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.shown import example
 from bert_jax.errors import UserError
-from bert_jax.model.objectives import PretrainingObjective
+from bert_jax.model.objectives import Batch, PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
 from bert_jax.training.config import Phase
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.opening import open_checkpoint
 
-Batch = dict[str, jax.Array]
 log = logging.getLogger("bert_jax")
 HELD_OUT_SEED = 0  # the held-out pairs and masks are the same for every run and at every evaluation
 

@@ -116,8 +116,6 @@ class QuestionAnswering(Downstream):
             length_a=length_a[example],
             length_b=length_b,
             example=example,
-            sequence_targets={},
-            token_targets={},
             num_cut=sum(len(ids) > limit for ids in questions),
             begin=begin,
             offsets=[offsets for _, offsets in paragraphs],

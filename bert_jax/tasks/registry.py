@@ -20,11 +20,10 @@ VERBS = {  # mode of `predict` -> the tasks whose checkpoints it uses
 
 def task_class(name: str) -> type[Downstream]:
     """Returns the class of a task; raises UserError for a `task.name` that does not exist."""
-    for kind in TASK_CLASSES:
-        if kind.name == name:
-            return kind
-    names = ", ".join(kind.name for kind in TASK_CLASSES)
-    raise UserError(f"task.name={name!r} is unknown; use one of {names}.")
+    kinds = {kind.name: kind for kind in TASK_CLASSES}
+    if name not in kinds:
+        raise UserError(f"task.name={name!r} is unknown; use one of {', '.join(kinds)}.")
+    return kinds[name]
 
 
 def make_task(task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None) -> Downstream:

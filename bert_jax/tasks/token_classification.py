@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import sklearn.metrics
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from bert_jax.corpus.tokenizer import Tokenizer
@@ -13,6 +12,7 @@ from bert_jax.errors import UserError
 from bert_jax.model import objectives
 from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
 from bert_jax.tasks.records import Record, read_records, read_text, text_column
+from bert_jax.tasks.tables import confusion, scores_by_class
 
 RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz|\.zst)?$")  # other sources are columns
 TAG = re.compile(r"O|[BIESLU]-.+")
@@ -66,10 +66,6 @@ class TokenClassification(Downstream):
     hub = HubHead("BertForTokenClassification", "token-classification")
     too_long = "words are longer than data.max_seq_length"
 
-    @property
-    def labels(self) -> list[str]:
-        return self.label_info["labels"]
-
     def read(self, source: str, key: str, labelled: bool = True) -> list[Sentence]:
         """Reads sentences of tfds:NAME or FILE.jsonl, or CoNLL's columns from a file of any other name.
 
@@ -85,23 +81,17 @@ class TokenClassification(Downstream):
         return sentences
 
     def _sentences(self, records: list[Record], labelled: bool) -> list[Sentence]:
+        places = [record.place for record in records]
         all_words = text_column(records, self._data.text, "data.text", lists=True)
         if not labelled:
-            return [
-                Sentence(words, None, record.place) for words, record in zip(all_words, records, strict=True)
-            ]
+            return [Sentence(words, None, place) for words, place in zip(all_words, places, strict=True)]
         all_tags = text_column(records, self._data.label, "data.label", lists=True)
-        sentences = []
-        for record, words, tags in zip(records, all_words, all_tags, strict=True):
+        for place, words, tags in zip(places, all_words, all_tags, strict=True):
             if len(words) != len(tags):
-                raise UserError(f"{record.place} has {len(words)} words and {len(tags)} tags.")
-            for tag in tags:
-                if not TAG.fullmatch(tag):
-                    raise UserError(
-                        f"{record.place}: {tag!r} in data.label={self._data.label!r} {NOT_A_TAG}."
-                    )
-            sentences.append(Sentence(words, to_iob2(tags), record.place))
-        return sentences
+                raise UserError(f"{place} has {len(words)} words and {len(tags)} tags.")
+            if wrong := [tag for tag in tags if not TAG.fullmatch(tag)]:
+                raise UserError(f"{place}: {wrong[0]!r} in data.label={self._data.label!r} {NOT_A_TAG}.")
+        return [Sentence(*values) for values in zip(all_words, map(to_iob2, all_tags), places, strict=True)]
 
     def example(self, text: str, second: str | None = None) -> Sentence:
         """Splits a text into words at white space; separate punctuation as in the training data."""
@@ -159,13 +149,12 @@ class TokenClassification(Downstream):
             length_a=np.add.reduceat(lengths, begins),
             length_b=np.zeros(len(begins), np.int64),
             example=sentence[begins],
-            sequence_targets={},
             token_targets={"labels": targets[kept]},
             num_cut=int(num_cut),
         )
 
     def _targets(self, examples: Sequence[Sentence]) -> list[int]:
-        number = {label: index for index, label in enumerate(self.labels)}
+        number = self.label_numbers
         return [
             number.get(tag, 0) for sentence in examples for tag in sentence.tags or [""] * len(sentence.words)
         ]
@@ -209,21 +198,12 @@ class TokenClassification(Downstream):
         truth, guess = _tags(predictions, examples)
         types = sorted({kind for kind, _, _ in [*get_entities(truth), *get_entities(guess)]})
         scores = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)
-        by_type = [
-            [kind, *(f"{value:.1%}" for value in values), int(support)]
-            for kind, *values, support in zip(types, *scores, strict=True)
-        ]
         columns = ["type", "precision", "recall", "F1", "entities"]
-        tables: list[dict[str, Any]] = [{"title": "By type", "columns": columns, "rows": by_type}]
+        tables = [scores_by_class("By type", columns, types, scores)]
         if 0 < len(types) <= LARGEST_CONFUSION:
-            kinds = ["O", *types]
             flat = ([tag[2:] or "O" for tags in sentences for tag in tags] for sentences in (truth, guess))
-            confusion = sklearn.metrics.confusion_matrix(*flat, labels=kinds)
-            tables.append(
-                {"title": "Confusion of words: truth by row, prediction by column", "columns": ["", *kinds],
-                 "rows": [[kind, *map(int, row)] for kind, row in zip(kinds, confusion, strict=True)],
-                 "shaded": True}
-            )  # fmt: skip
+            title = "Confusion of words: truth by row, prediction by column"
+            tables.append(confusion(title, ["O", *types], *flat))
         return tables
 
 
