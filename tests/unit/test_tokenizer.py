@@ -280,9 +280,9 @@ def test_broken_vocabularies(tmp_path):
     with pytest.raises(UserError, match=r"has no piece \[SEP\], \[MASK\]"):
         WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]"], True)
     with pytest.raises(UserError, match=r"line 7 \('a'\) is empty or comes twice"):
-        WordPieceTokenizer.from_text("\n".join([*SPECIALS, "a", "a", "b"]), True)
+        WordPieceTokenizer([*SPECIALS, "a", "a", "b"], True)
     with pytest.raises(UserError, match=r"line 7 \(''\) is empty or comes twice"):
-        WordPieceTokenizer.from_text("\n".join([*SPECIALS, "a", "", "b"]), True)
+        WordPieceTokenizer([*SPECIALS, "a", "", "b"], True)
     with pytest.raises(UserError, match=r"has 30522 pieces, but model\.vocab_size=30000: set it to 30522"):
         read_tokenizer(DataConfig(tokenizer="wordpiece:bert_uncased"), 30000)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
