@@ -31,7 +31,7 @@ def write(path: epath.PathLike, content: Content) -> None:
     Raises:
         OSError: when it cannot be written; the old content is still there, and nothing beside it.
     """
-    path = epath.Path(path) if isinstance(path, str) else path
+    path = epath.Path(path)
     remote = "://" in str(path)
     temporary = path if remote else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,11 +42,10 @@ def write(path: epath.PathLike, content: Content) -> None:
                 file.write(content.encode() if isinstance(content, str) else content)
         if not remote:
             temporary.replace(path)
-    except BaseException:
+    finally:
         if not remote:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        raise
+                temporary.unlink(missing_ok=True)  # there only if something failed
 
 
 @contextlib.contextmanager
@@ -127,12 +126,10 @@ def write_rows(path: epath.PathLike, rows: list[dict[str, Any]]) -> None:
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a `.jsonl` file; none if there is no file, and none after a line that a kill cut short."""
-    path = epath.Path(path) if isinstance(path, str) else path
-    rows = []
+    path, rows = epath.Path(path), []
     # As bytes: epath reads text in the encoding of the locale, whatever it is asked for.
-    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
-        try:
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    with contextlib.suppress(ValueError):
+        for line in lines:
             rows.append(json.loads(line))
-        except ValueError:
-            break
     return rows

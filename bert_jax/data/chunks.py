@@ -1,15 +1,12 @@
 """Cuts the documents of an epoch into chunks of at most L tokens."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import Index
 from bert_jax.data.hashing import below, bits, key
-
-if TYPE_CHECKING:
-    from bert_jax.corpus.index import Index
 
 BLOCK = 1 << 16  # documents or pieces processed at a time
 _RATE_BITS = 20  # rates are fractions of 2^20, so that numbering is exact in integers
@@ -39,7 +36,7 @@ class Chunks:
     second parts follow. The second part of a chunk of one token is empty.
     """
 
-    def __init__(self, index: "Index", data: DataConfig, seed: int, epoch: int):
+    def __init__(self, index: Index, data: DataConfig, seed: int, epoch: int):
         self._index, self._limit = index, max_chunk_length(data)
         self._packed = data.max_sequences_per_row > 1
         self._keys = {word: key(seed, epoch, word) for word in ("phase", "which", "place")}

@@ -6,18 +6,16 @@ sequences and no list of rows: it computes a row when somebody asks for it.
     documents -> chunks -> A and B -> groups of equal len(B) -> B kept or swapped -> packed rows
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import Index
 from bert_jax.data.chunks import Chunks, blocks, max_chunk_length, sequence_length
 from bert_jax.data.hashing import below, bits, key
 from bert_jax.data.packing import PackedRows, pack, stable_order
 from bert_jax.data.pairs import partners
-
-if TYPE_CHECKING:
-    from bert_jax.corpus.index import Index
 
 
 class Sequences(NamedTuple):
@@ -72,7 +70,7 @@ class EpochPlan:
     not_next   [ True  True]
     """
 
-    def __init__(self, index: "Index", data: DataConfig, seed: int, epoch: int):
+    def __init__(self, index: Index, data: DataConfig, seed: int, epoch: int):
         self._chunks = Chunks(index, data, seed, epoch)
         self._pair_keys = {word: key(seed, epoch, word) for word in ("centre", "order", "coin")}
         lengths, lengths_b = _lengths(index, data, self._chunks, key(seed, epoch, "split"))
@@ -107,7 +105,7 @@ class EpochPlan:
         return *self._chunks.locate(self._piece_by_rank[rank]), length_b
 
 
-def count_rows(index: "Index", data: DataConfig, seed: int, epoch: int) -> int:
+def count_rows(index: Index, data: DataConfig, seed: int, epoch: int) -> int:
     """Returns EpochPlan(…).num_rows without the plan, in about 40 ns per sequence."""
     chunks = Chunks(index, data, seed, epoch).histogram()
     histogram = np.zeros(data.max_seq_length + 1, np.int64)
@@ -116,7 +114,7 @@ def count_rows(index: "Index", data: DataConfig, seed: int, epoch: int) -> int:
 
 
 def _lengths(
-    index: "Index", data: DataConfig, chunks: Chunks, split_key: np.uint64
+    index: Index, data: DataConfig, chunks: Chunks, split_key: np.uint64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens with specials, and the tokens of B, of every piece."""
     lengths = np.empty(chunks.num_pieces, np.min_scalar_type(data.max_seq_length))
@@ -133,7 +131,7 @@ def _lengths(
 
 
 def _length_b(
-    index: "Index", document: np.ndarray, start: np.ndarray, tokens: np.ndarray, random: np.ndarray
+    index: Index, document: np.ndarray, start: np.ndarray, tokens: np.ndarray, random: np.ndarray
 ) -> np.ndarray:
     """Draws where B begins, behind a sentence inside the piece or else at any token; returns its tokens."""
     first, last = document.min(), document.max() + 1
