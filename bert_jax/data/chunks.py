@@ -48,10 +48,7 @@ class Chunks:
         self.num_chunks = int(self._first_chunks[-1])
         self._rate = round(data.short_sequence_rate * 2**_RATE_BITS)
         self.num_cuts = self._stratum(self.num_chunks)
-
-    @property
-    def num_pieces(self) -> int:
-        return self.num_chunks + self.num_cuts
+        self.num_pieces = self.num_chunks + self.num_cuts
 
     def locate(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the document, the first token in it and the tokens of each piece: int64 [n] each."""

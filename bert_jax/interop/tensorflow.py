@@ -5,6 +5,7 @@ one before. Its values are protocol buffers that say where in the data files a t
 doc/table_format.md and TensorFlow's tensor_bundle.proto.
 """
 
+import itertools
 import pathlib
 import re
 import struct
@@ -31,12 +32,11 @@ def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: if a file is missing, damaged, or no checkpoint.
     """
     try:
-        variables = dict(read_variables(index))
+        return dict(itertools.starmap(_renamed, read_variables(index)))
     except OSError as error:
         raise UserError(f"{index} cannot be read: {error}; all files of the checkpoint are needed.") from None
     except (ValueError, IndexError, KeyError, struct.error, pa.ArrowException, message.DecodeError) as error:
         raise UserError(f"{index} is damaged or no TensorFlow checkpoint ({error}).") from None
-    return dict(_renamed(name, value) for name, value in variables.items())
 
 
 def read_variables(index: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
