@@ -333,7 +333,7 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     if (path := directory / SentencePieceTokenizer.FILE).exists():
         return SentencePieceTokenizer(path.read_bytes(), str(path))
     if (path := directory / WordPieceTokenizer.FILE).exists():
-        settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_text())
+        settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_bytes())
         lowercase = settings.pop("do_lower_case")
         pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
         return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
@@ -364,9 +364,10 @@ def tokenizer_file(data: DataConfig) -> str | None:
 def read_pieces(path: epath.Path | pathlib.Path, name: str) -> list[str]:
     """Reads a vocab.txt, which has a piece per line; raises UserError, which begins with `name`."""
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_bytes().decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not a UTF-8 text file ({error}).") from None
+    return text.removesuffix("\n").split("\n")
 
 
 def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:

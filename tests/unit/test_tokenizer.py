@@ -276,6 +276,11 @@ def test_a_sentencepiece_model_without_special_pieces():
         SentencePieceTokenizer(b"\xff\xffnonsense")
 
 
+def test_vocabulary_with_the_line_ends_of_windows(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIALS, "a", ""]).encode())
+    assert read_tokenizer(DataConfig(tokenizer=f"wordpiece:{tmp_path}/vocab.txt"), 6).piece(5) == "a"
+
+
 def test_broken_vocabularies(tmp_path):
     with pytest.raises(UserError, match=r"has no piece \[SEP\], \[MASK\]"):
         WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]"], True)
