@@ -31,7 +31,7 @@ def write(path: epath.PathLike, content: Content) -> None:
     Raises:
         OSError: when it cannot be written; the old content is still there, and nothing beside it.
     """
-    path = epath.Path(path)
+    path = epath.Path(path) if isinstance(path, str) else path
     remote = "://" in str(path)
     temporary = path if remote else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -126,7 +126,8 @@ def write_rows(path: epath.PathLike, rows: list[dict[str, Any]]) -> None:
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a `.jsonl` file; none if there is no file, and none after a line that a kill cut short."""
-    path, rows = epath.Path(path), []
+    path = epath.Path(path) if isinstance(path, str) else path
+    rows: list[dict[str, Any]] = []
     # As bytes: epath reads text in the encoding of the locale, whatever it is asked for.
     lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
     with contextlib.suppress(ValueError):
