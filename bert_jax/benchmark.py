@@ -30,10 +30,10 @@ from absl import flags
 from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
 from bert_jax.data.batches import Batches
-from bert_jax.data.chunks import PlanConfig
 from bert_jax.data.epoch_plan import EpochPlan
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.compile import program_without_data
@@ -125,12 +125,12 @@ def _plan_of_an_epoch() -> None:
     lengths = np.clip(rng.lognormal(3.0, 0.6, sentences.sum()), 1, 500).astype(np.int64)
     index = Index.from_lengths(lengths, sentences)
     del lengths, sentences
-    plan_config = PlanConfig(128, 8, 0.1, pairs=True)
+    data = DataConfig(max_sequences_per_row=8)
     process = psutil.Process()
     before = process.memory_info().rss
     with _PeakMemory(process) as peak:
         start = time.perf_counter()
-        plan = EpochPlan(index, plan_config, 0, 0)
+        plan = EpochPlan(index, data, 0, 0)
         seconds = time.perf_counter() - start
     rows = rng.integers(0, plan.num_rows, 4096)
 

@@ -42,11 +42,10 @@ def write(path: epath.PathLike, content: Content) -> None:
                 file.write(content.encode() if isinstance(content, str) else content)
         if not remote:
             temporary.replace(path)
-    except BaseException:
+    finally:
         if not remote:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        raise
+                temporary.unlink(missing_ok=True)  # there only if something failed
 
 
 @contextlib.contextmanager
@@ -128,11 +127,10 @@ def write_rows(path: epath.PathLike, rows: list[dict[str, Any]]) -> None:
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a `.jsonl` file; none if there is no file, and none after a line that a kill cut short."""
     path = epath.Path(path) if isinstance(path, str) else path
-    rows = []
+    rows: list[dict[str, Any]] = []
     # As bytes: epath reads text in the encoding of the locale, whatever it is asked for.
-    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
-        try:
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    with contextlib.suppress(ValueError):
+        for line in lines:
             rows.append(json.loads(line))
-        except ValueError:
-            break
     return rows

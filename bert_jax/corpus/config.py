@@ -45,6 +45,11 @@ class DataConfig:
     input_workers: int = setting(1, least=1, run_time=True)  # threads that build batches ahead
     prefetch_batches: int = setting(4, least=1, run_time=True)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether a sequence has a B."""
+        return self.second_objective == "next_sentence"
+
     def __post_init__(self):
         check("data", self)
         if self.tokenizer.split(":", 1)[0] not in TOKENIZERS:

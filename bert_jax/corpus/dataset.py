@@ -310,14 +310,10 @@ def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
 
 def _keyed(data: DataConfig) -> dict[str, Any]:
     """Returns the settings that enter the key by their value."""
-    defaults = type(data)()
-    values = {}
-    for name in set(names(type(data), "prepares")) - KEYED_BY_CONTENT:
-        default = getattr(defaults, name)
-        value = type(default)(getattr(data, name))  # 0 is 0.0
-        if name in ALWAYS_KEYED or value != default:
-            values[name] = value
-    return values
+    fields = set(names(type(data), "prepares")) - KEYED_BY_CONTENT
+    defaults = {name: getattr(type(data)(), name) for name in fields}
+    values = {name: type(default)(getattr(data, name)) for name, default in defaults.items()}  # 0 is 0.0
+    return {name: x for name, x in values.items() if name in ALWAYS_KEYED or x != defaults[name]}
 
 
 @contextlib.contextmanager

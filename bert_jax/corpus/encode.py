@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.index import storable
 from bert_jax.corpus.sentences import split_sentences
-from bert_jax.corpus.sources import Chunk, Source
+from bert_jax.corpus.sources import Chunk, Source, chunks_of
 from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
@@ -27,9 +26,8 @@ def train_tokenizer(
     Raises:
         UserError: if there is no text, or the vocabulary size does not fit it.
     """
-    chunks = itertools.chain.from_iterable(source.chunks() for source in sources)
     counts: collections.Counter[str] = collections.Counter()
-    for more in workers.map(count_words, sample(chunks, data.tokenizer_sample_mb * 10**6)):
+    for more in workers.map(count_words, sample(chunks_of(sources), data.tokenizer_sample_mb * 10**6)):
         counts.update(more)
     if not counts:
         raise UserError(f"data.source={data.source!r} has no text: every document is empty.")

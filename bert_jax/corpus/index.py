@@ -92,19 +92,19 @@ class IndexWriter(contextlib.ExitStack):
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
         paths = {field: epath.Path(directory) / f"{field}.bin" for field in FILES}
         self._files = {field: self.enter_context(path.open("wb")) for field, path in paths.items()}
-        self._sentences = self._tokens = 0
+        self.sentences = self._tokens = 0  # written so far
         self._write_starts()
 
     def add(self, sentence_lengths: np.ndarray):
         """Adds the next document: ints [sentences], tokens of each sentence without specials."""
         lengths = storable(np.asarray(sentence_lengths))
         self._files["sentence_lengths"].write(lengths.tobytes())
-        self._sentences += len(lengths)
+        self.sentences += len(lengths)
         self._tokens += int(lengths.sum(dtype=START_DTYPE))
         self._write_starts()
 
     def _write_starts(self):
-        self._files["sentence_starts"].write(self._sentences.to_bytes(START_DTYPE.itemsize, "little"))
+        self._files["sentence_starts"].write(self.sentences.to_bytes(START_DTYPE.itemsize, "little"))
         self._files["token_starts"].write(self._tokens.to_bytes(START_DTYPE.itemsize, "little"))
 
 

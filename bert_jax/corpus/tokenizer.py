@@ -277,10 +277,6 @@ class WordPieceTokenizer(Tokenizer):
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         self._tokenizer.decoder = tokenizers.decoders.WordPiece()
 
-    @classmethod
-    def from_text(cls, text: str, lowercase: bool, name: str = "the vocabulary", **rules: bool) -> Self:
-        return cls(text.removesuffix("\n").split("\n"), lowercase, name, **rules)
-
     def _encode_words(self, words):
         return [word.ids for word in self._tokenizer.encode_batch_fast(words, add_special_tokens=False)]
 
@@ -339,7 +335,8 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     if (path := directory / WordPieceTokenizer.FILE).exists():
         settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_bytes())
         lowercase = settings.pop("do_lower_case")
-        return WordPieceTokenizer.from_text(path.read_bytes().decode(), lowercase, str(path), **settings)
+        pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
+        return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
     files = f"{SentencePieceTokenizer.FILE} or {WordPieceTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
 
@@ -364,6 +361,15 @@ def tokenizer_file(data: DataConfig) -> str | None:
     return path
 
 
+def read_pieces(path: epath.Path | pathlib.Path, name: str) -> list[str]:
+    """Reads a vocab.txt, which has a piece per line; raises UserError, which begins with `name`."""
+    try:
+        text = path.read_bytes().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not a UTF-8 text file ({error}).") from None
+    return text.removesuffix("\n").split("\n")
+
+
 def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     """Reads the tokenizer from the file that `data.tokenizer` names.
 
@@ -374,11 +380,7 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     name = f"data.tokenizer={data.tokenizer!r}"
     tokenizer: Tokenizer
     if data.tokenizer.startswith("wordpiece:"):
-        try:
-            text = path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name} is not a UTF-8 text file ({error}).") from None
-        tokenizer = WordPieceTokenizer.from_text(text, data.lowercase, name)
+        tokenizer = WordPieceTokenizer(read_pieces(path, name), data.lowercase, name)
     else:
         tokenizer = SentencePieceTokenizer(path.read_bytes(), name)
     if (size := tokenizer.vocab_size) != vocab_size:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from etils import epath
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import DocumentEncoder, EncodedDocuments
 from bert_jax.corpus.index import IndexWriter
-from bert_jax.corpus.sources import Source
+from bert_jax.corpus.sources import Source, chunks_of
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
@@ -42,7 +41,6 @@ class SplitWriter(contextlib.ExitStack):
         self.unigram_counts = np.zeros(vocab_size, np.int64)
         self.shard_lengths: list[int] = []  # records
         self.shard_bytes: list[int] = []
-        self.sentences = 0
         self.callback(self._finish)
 
     def add(self, documents: EncodedDocuments) -> None:
@@ -54,7 +52,6 @@ class SplitWriter(contextlib.ExitStack):
             self._index.add(sentence_lengths)
             self.shard_lengths[-1] += 1
             self.shard_bytes[-1] += len(record)
-            self.sentences += len(sentence_lengths)
         self._digest.update(b"".join(documents.digests))
         self.unigram_counts += documents.unigram_counts
 
@@ -78,7 +75,7 @@ class SplitWriter(contextlib.ExitStack):
         """Returns the split's entry in the manifest; `sha256` is over its documents in order."""
         return {
             "documents": sum(self.shard_lengths),
-            "sentences": self.sentences,
+            "sentences": self._index.sentences,
             "tokens": int(self.unigram_counts.sum()),
             "bytes": sum(self.shard_bytes),
             "shards": self.shard_lengths,
@@ -100,14 +97,13 @@ def write_documents(
         UserError: if no document goes into the split `train`.
     """
     encoder = DocumentEncoder(tokenizer, data.language, data.held_out_fraction)
-    chunks = itertools.chain.from_iterable(source.chunks() for source in sources)
     text_bytes = skipped = 0
     with contextlib.ExitStack() as stack:
         vocab_size = tokenizer.vocab_size
         writers = {split: stack.enter_context(SplitWriter(directory, split, vocab_size)) for split in SPLITS}
         bar = stack.enter_context(_progress_bar(sources))
         start, documents = time.perf_counter(), 0
-        for parts, chunk_bytes, read_bytes, chunk_skipped in workers.map(encoder, chunks):
+        for parts, chunk_bytes, read_bytes, chunk_skipped in workers.map(encoder, chunks_of(sources)):
             for split, part in parts.items():
                 writers[split].add(part)
                 documents += len(part.records)

@@ -7,16 +7,15 @@ import numpy as np
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data import masking
-from bert_jax.data.chunks import PlanConfig
+from bert_jax.data.chunks import max_chunk_length, sequence_length
 
 Shape = tuple[int, int, int]  # R rows, T tokens, S sequences per row
 
 
 def max_predictions(data: DataConfig) -> int:
     """Returns M, the slots for tokens to predict in a row."""
-    config = PlanConfig.of(data)
-    chunk = np.arange(1, config.chunk_length + 1)
-    lengths = config.sequence_length(chunk)
+    chunk = np.arange(1, max_chunk_length(data) + 1)
+    lengths = sequence_length(chunk, data.pairs)
     rows = data.max_seq_length, data.max_sequences_per_row
     return masking.max_predictions(lengths, chunk, *rows, data.mask_rate)
 

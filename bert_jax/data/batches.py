@@ -1,5 +1,6 @@
 """Computes the batch of a step: a pure function of (config, seed, step)."""
 
+import contextlib
 import functools
 import sys
 import threading
@@ -11,7 +12,6 @@ import numpy as np
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data import masking
 from bert_jax.data.batch import assemble, max_predictions, per_sequence
-from bert_jax.data.chunks import PlanConfig
 from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows
 from bert_jax.data.hashing import bits, key
 from bert_jax.data.mixture import EpochRows
@@ -40,19 +40,19 @@ class Batches:
     """
 
     def __init__(self, store, data: DataConfig, tokenizer, seed: int):
-        index, pairs = store.index, data.second_objective == "next_sentence"
+        index = store.index
         if index.num_tokens == 0:
             raise UserError(
                 f"the split has no text ({index.num_documents} documents); "
                 f"give data.source more text or change data.held_out_fraction={data.held_out_fraction}."
             )
-        if pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
+        if data.pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
             raise UserError(
                 "data.second_objective='next_sentence' needs documents of several sentences, and here every "
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
-        self._planned = index, PlanConfig.of(data), seed
+        self._planned = index, data, seed
         self._epochs = EpochRows(functools.partial(_epoch_rows, *self._planned))
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
@@ -154,8 +154,5 @@ def iterate(
     """
     steps = grain.MapDataset.range(first_step, sys.maxsize).map(lambda step: batches(step, rows))
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
-    iterator = iter(steps.to_iter_dataset(options))
-    try:
+    with contextlib.closing(iter(steps.to_iter_dataset(options))) as iterator:
         yield from iterator
-    finally:
-        iterator.close()

@@ -1,49 +1,26 @@
 """Cuts the documents of an epoch into chunks of at most L tokens."""
 
-import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import Index
 from bert_jax.data.hashing import below, bits, key
-
-if TYPE_CHECKING:
-    from bert_jax.corpus.index import Index
 
 BLOCK = 1 << 16  # documents or pieces processed at a time
 _RATE_BITS = 20  # rates are fractions of 2^20, so that numbering is exact in integers
 
 
-@dataclasses.dataclass(frozen=True)
-class PlanConfig:
-    """The settings that decide a plan, beside index, seed and epoch."""
+def max_chunk_length(data: DataConfig) -> int:
+    """Returns L, the most tokens of a sequence without [CLS], [SEP] and in pairs a second [SEP]."""
+    return data.max_seq_length - (3 if data.pairs else 2)
 
-    max_seq_length: int
-    max_sequences_per_row: int
-    short_sequence_rate: float
-    pairs: bool  # whether a sequence has a B
 
-    @classmethod
-    def of(cls, data: DataConfig) -> Self:
-        """Takes them from the `data` section of a config."""
-        return cls(
-            data.max_seq_length,
-            data.max_sequences_per_row,
-            data.short_sequence_rate,
-            pairs=data.second_objective == "next_sentence",
-        )
-
-    @property
-    def chunk_length(self) -> int:
-        """L, the most tokens of a sequence without specials: [CLS], [SEP] and in pairs a second [SEP]."""
-        return self.max_seq_length - (3 if self.pairs else 2)
-
-    def sequence_length(self, chunk_length: np.ndarray) -> np.ndarray:
-        """Returns tokens with specials; 0 for no tokens. A single token is [CLS] A [SEP], in pairs too."""
-        specials = np.where((chunk_length > 1) & self.pairs, 3, 2)
-        return np.where(chunk_length > 0, chunk_length + specials, 0)
+def sequence_length(chunk_length: np.ndarray, pairs: bool) -> np.ndarray:
+    """Returns tokens with specials; 0 for no tokens. A single token is [CLS] A [SEP], in pairs too."""
+    specials = np.where((chunk_length > 1) & pairs, 3, 2)
+    return np.where(chunk_length > 0, chunk_length + specials, 0)
 
 
 class Chunks:
@@ -59,9 +36,9 @@ class Chunks:
     second parts follow. The second part of a chunk of one token is empty.
     """
 
-    def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
-        self._index, self._limit = index, config.chunk_length
-        self._packed = config.max_sequences_per_row > 1
+    def __init__(self, index: Index, data: DataConfig, seed: int, epoch: int):
+        self._index, self._limit = index, max_chunk_length(data)
+        self._packed = data.max_sequences_per_row > 1
         self._keys = {word: key(seed, epoch, word) for word in ("phase", "which", "place")}
         self._first_chunks = np.zeros(index.num_documents + 1, np.int64)
         for document in blocks(index.num_documents):
@@ -69,12 +46,9 @@ class Chunks:
             self._first_chunks[document + 1] = (tokens > 0) - (first_length - tokens) // self._limit
         np.cumsum(self._first_chunks, out=self._first_chunks)
         self.num_chunks = int(self._first_chunks[-1])
-        self._rate = round(config.short_sequence_rate * 2**_RATE_BITS)
+        self._rate = round(data.short_sequence_rate * 2**_RATE_BITS)
         self.num_cuts = self._stratum(self.num_chunks)
-
-    @property
-    def num_pieces(self) -> int:
-        return self.num_chunks + self.num_cuts
+        self.num_pieces = self.num_chunks + self.num_cuts
 
     def locate(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the document, the first token in it and the tokens of each piece: int64 [n] each."""

@@ -1,22 +1,21 @@
 """Plans an epoch: every token of a split is in exactly one sequence, and any row follows from its number.
 
-A plan is a pure function of (index, config, seed, epoch) and reads no text. It keeps two permutations of the
+A plan is a pure function of (index, data, seed, epoch) and reads no text. It keeps two permutations of the
 sequences and no list of rows: it computes a row when somebody asks for it.
 
     documents -> chunks -> A and B -> groups of equal len(B) -> B kept or swapped -> packed rows
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from bert_jax.data.chunks import Chunks, PlanConfig, blocks
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import Index
+from bert_jax.data.chunks import Chunks, blocks, max_chunk_length, sequence_length
 from bert_jax.data.hashing import below, bits, key
 from bert_jax.data.packing import PackedRows, pack, stable_order
 from bert_jax.data.pairs import partners
-
-if TYPE_CHECKING:
-    from bert_jax.corpus.index import Index
 
 
 class Sequences(NamedTuple):
@@ -44,7 +43,7 @@ class EpochPlan:
 
     Args:
         index: sentence lengths and document starts of a split.
-        config: sizes.
+        data: sizes.
         seed, epoch: ints; different ones give different plans.
 
     Attributes:
@@ -57,7 +56,7 @@ class EpochPlan:
 
     >>> from bert_jax.corpus.index import Index
     >>> index = Index.from_lengths(sentence_lengths=np.array([2, 1, 2, 1]), sentence_counts=np.array([2, 2]))
-    >>> plan = EpochPlan(index, PlanConfig(8, 1, 0.0, pairs=True), seed=0, epoch=0)
+    >>> plan = EpochPlan(index, DataConfig(max_seq_length=8, short_sequence_rate=0.0), seed=0, epoch=0)
     >>> for name, values in plan.rows(np.arange(plan.num_rows))._asdict().items():
     ...     print(f"{name:<11}{values}")
     row        [0 1]
@@ -71,21 +70,21 @@ class EpochPlan:
     not_next   [ True  True]
     """
 
-    def __init__(self, index: "Index", config: PlanConfig, seed: int, epoch: int):
-        self._chunks = Chunks(index, config, seed, epoch)
+    def __init__(self, index: Index, data: DataConfig, seed: int, epoch: int):
+        self._chunks = Chunks(index, data, seed, epoch)
         self._pair_keys = {word: key(seed, epoch, word) for word in ("centre", "order", "coin")}
-        lengths, lengths_b = _lengths(index, config, self._chunks, key(seed, epoch, "split"))
+        lengths, lengths_b = _lengths(index, data, self._chunks, key(seed, epoch, "split"))
         self._piece_by_rank = stable_order(lengths_b)
-        self._group_sizes = np.bincount(lengths_b, minlength=config.chunk_length + 1)
+        self._group_sizes = np.bincount(lengths_b, minlength=max_chunk_length(data) + 1)
         self._group_starts = np.cumsum(self._group_sizes) - self._group_sizes
         self._packed = PackedRows(
-            lengths[self._piece_by_rank], config.max_seq_length, config.max_sequences_per_row, seed, epoch
+            lengths[self._piece_by_rank], data.max_seq_length, data.max_sequences_per_row, seed, epoch
         )
         counts = self._packed.counts
         self.num_rows = self._packed.num_rows
         self.num_sequences = int(counts[1:].sum())
-        tokens = int(counts @ np.arange(config.max_seq_length + 1))
-        self.fill = tokens / max(self.num_rows * config.max_seq_length, 1)
+        tokens = int(counts @ np.arange(data.max_seq_length + 1))
+        self.fill = tokens / max(self.num_rows * data.max_seq_length, 1)
 
     def rows(self, rows: np.ndarray) -> Sequences:
         """Returns the sequences of rows, ints [R] from 0 to num_rows - 1 in any order."""
@@ -106,33 +105,33 @@ class EpochPlan:
         return *self._chunks.locate(self._piece_by_rank[rank]), length_b
 
 
-def count_rows(index: "Index", config: PlanConfig, seed: int, epoch: int) -> int:
+def count_rows(index: Index, data: DataConfig, seed: int, epoch: int) -> int:
     """Returns EpochPlan(…).num_rows without the plan, in about 40 ns per sequence."""
-    chunks = Chunks(index, config, seed, epoch).histogram()
-    histogram = np.zeros(config.max_seq_length + 1, np.int64)
-    histogram[config.sequence_length(np.arange(len(chunks)))] = chunks
-    return pack(histogram, config.max_sequences_per_row).num_rows
+    chunks = Chunks(index, data, seed, epoch).histogram()
+    histogram = np.zeros(data.max_seq_length + 1, np.int64)
+    histogram[sequence_length(np.arange(len(chunks)), data.pairs)] = chunks
+    return pack(histogram, data.max_sequences_per_row).num_rows
 
 
 def _lengths(
-    index: "Index", config: PlanConfig, chunks: Chunks, split_key: np.uint64
+    index: Index, data: DataConfig, chunks: Chunks, split_key: np.uint64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens with specials, and the tokens of B, of every piece."""
-    lengths = np.empty(chunks.num_pieces, np.min_scalar_type(config.max_seq_length))
+    lengths = np.empty(chunks.num_pieces, np.min_scalar_type(data.max_seq_length))
     lengths_b = np.zeros_like(lengths)
     for block in blocks(chunks.num_chunks):
         # Together with the second parts of about the same chunks, which need the same sentences.
         cuts = [chunks.num_cuts * edge // chunks.num_chunks for edge in (block[0], block[-1] + 1)]
         pieces = np.concatenate([block, chunks.num_chunks + np.arange(*cuts)])
         document, start, tokens = chunks.locate(pieces)
-        lengths[pieces] = config.sequence_length(tokens)
-        if config.pairs:
+        lengths[pieces] = sequence_length(tokens, data.pairs)
+        if data.pairs:
             lengths_b[pieces] = _length_b(index, document, start, tokens, bits(split_key, pieces))
     return lengths, lengths_b
 
 
 def _length_b(
-    index: "Index", document: np.ndarray, start: np.ndarray, tokens: np.ndarray, random: np.ndarray
+    index: Index, document: np.ndarray, start: np.ndarray, tokens: np.ndarray, random: np.ndarray
 ) -> np.ndarray:
     """Draws where B begins, behind a sentence inside the piece or else at any token; returns its tokens."""
     first, last = document.min(), document.max() + 1

@@ -36,11 +36,7 @@ def convert(
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
     read = huggingface.read(source, hidden_act, task, stated)
-    log_choices(
-        read,
-        by_task="--task" if task else "its config",
-        by_act="--hidden_act" if hidden_act else "its config",
-    )
+    log_choices(read, "--task" if task else "its config", "--hidden_act" if hidden_act else "its config")
     digest = params_digest(read.params)
     meta = {
         "config": config_of(read).to_dict(),
@@ -62,12 +58,11 @@ def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
     """Makes the config of the checkpoint: of pretraining, or of fine-tuning where a task was read."""
     if read.task == PRETRAINING:
         pairs = "next_sentence" if read.model.type_vocab_size > 1 else "none"
-        return Config(
-            read.model, DataConfig("imported", max_seq_length=read.max_length, second_objective=pairs)
-        )
+        data = DataConfig("imported", max_seq_length=read.max_length, second_objective=pairs)
+        return Config(read.model, data)
     second = "text_pair" if read.facts.get("pairs") else ""
-    data = TaskData(text_pair=second, max_seq_length=read.max_length)
-    return FinetuneConfig(model=read.model, task=TaskConfig(read.task), data=data)
+    texts = TaskData(text_pair=second, max_seq_length=read.max_length)
+    return FinetuneConfig(model=read.model, task=TaskConfig(read.task), data=texts)
 
 
 def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:

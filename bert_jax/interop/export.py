@@ -4,7 +4,6 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 
 from bert_jax.files import write
@@ -25,12 +24,17 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     """
     opened = open_checkpoint(source, "--input")
     bert = Finetuned(opened) if opened.is_finetuned else Pretrained(opened)
-    network = _network(bert)
+    model, params, task, facts = bert.config.model, bert.params, heads.PRETRAINING, {}
+    if isinstance(bert, Finetuned):
+        task, facts = bert.config.task.name, bert.task.label_info
     longest = bert.config.data.max_seq_length
+    # Their regression has its output in the units of the data.
+    theirs = heads.unstandardised(params, facts) if task == "regression" else params
+    tensors = huggingface.from_params(theirs, HEADS[task])
     # Transformers refuses a file without this entry.
-    weights = safetensors.numpy.save(_tensors(network), metadata={"format": "pt"})
+    weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     settings = tokenizer_json.settings(bert.tokenizer, longest)
-    config = huggingface.write_config(network.model, bert.tokenizer.pad_id, network.task, network.facts)
+    config = huggingface.write_config(model, bert.tokenizer.pad_id, task, facts)
     files: dict[str, bytes | str] = {
         **bert.tokenizer.files(),
         "model.safetensors": weights,
@@ -38,26 +42,12 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         "tokenizer_config.json": _json(settings),  # replaces that of WordPiece, which has fewer keys
         "special_tokens_map.json": _json({k: v for k, v in settings.items() if k.endswith("_token")}),
         "tokenizer.json": tokenizer_json.build(bert.tokenizer).to_str(pretty=True),
-        "README.md": model_card(opened, bert.config, network.task, network.facts),
+        "README.md": model_card(opened, bert.config, task, facts),
     }
     for name, content in files.items():
         write(output / name, content)
-    check(network, bert.tokenizer, longest, output)
-
-
-def _network(bert: Pretrained | Finetuned) -> Network:
-    if isinstance(bert, Finetuned):
-        return Network(bert.config.task.name, bert.task.label_info, bert.config.model, bert.params)
-    return Network(heads.PRETRAINING, {}, bert.config.model, bert.params)
+    check(Network(task, facts, model, params), bert.tokenizer, longest, output)
 
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _tensors(network: Network) -> dict[str, np.ndarray]:
-    """Makes the tensors of model.safetensors; a regression's output is in the units of the data there."""
-    params = network.params
-    if network.task == "regression":
-        params = heads.unstandardised(params, network.facts)
-    return huggingface.from_params(params, HEADS[network.task])

@@ -49,12 +49,6 @@ class Head(NamedTuple):
         return f"AutoModelFor{kind}"
 
     @property
-    def module(self) -> Callable[..., nnx.Module]:
-        if not self.classifier:
-            return BertForPreTraining
-        return BertForTokens if self.per_token else BertForSequences
-
-    @property
     def names(self) -> dict[str, str]:
         """The modules beside the encoder: ours -> theirs."""
         return {"classifier": self.classifier} if self.classifier else PRETRAINING_NAMES
@@ -68,18 +62,17 @@ class Head(NamedTuple):
 
     def build(self, model: ModelConfig, num_labels: int) -> Callable[[nnx.Rngs], nnx.Module]:
         """Returns what makes the module; pretraining has no use for `num_labels`."""
-        sizes = (model, num_labels) if self.classifier else (model,)
-        return lambda rngs: self.module(*sizes, rngs)
+        if not self.classifier:
+            return lambda rngs: BertForPreTraining(model, rngs)
+        kind = BertForTokens if self.per_token else BertForSequences
+        return lambda rngs: kind(model, num_labels, rngs)
 
 
 HEADS = {PRETRAINING: Head("BertForPreTraining", "fill-mask", classifier="", num_outputs=0)} | {
     kind.name: Head(*kind.hub, num_outputs=kind.num_outputs, per_token=kind.per_token)
     for kind in TASK_CLASSES
 }
-PREFIXES = (
-    "cls.",
-    *sorted({f"{head.classifier}." for head in HEADS.values() if head.classifier}),
-)  # of tensors
+PREFIXES = {"cls."} | {f"{head.classifier}." for head in HEADS.values() if head.classifier}  # of tensors
 
 
 def num_labels(task: str, facts: Mapping[str, Any]) -> int:
@@ -90,11 +83,9 @@ def num_labels(task: str, facts: Mapping[str, Any]) -> int:
 
 def recognised(settings: Mapping[str, Any]) -> str:
     """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
-    match settings.get("architectures"):
-        case [str(architecture), *_]:
-            tasks = [task for task, head in HEADS.items() if head.architecture == architecture]
-        case _:
-            tasks = []
+    named = settings.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    tasks = [task for task, head in HEADS.items() if head.architecture == architecture]
     if "regression" in tasks:  # and classification: both are of one architecture
         labels = settings.get("id2label")
         one = isinstance(labels, dict) and len(labels) == 1

@@ -30,14 +30,8 @@ def model_card(
         task: as in `heads`.
     """
     head, meta, step = HEADS[task], opened.meta, opened.meta.get("step", 0)
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {head.pipeline}",
-        "tags: [bert, jax]",
-        "---",
-    ]
-    lines += ["", f"# {opened.folder.parents[1].name}", ""]
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {head.pipeline}"]
+    lines += ["tags: [bert, jax]", "---", "", f"# {opened.folder.parents[1].name}", ""]
     lines += [f"BERT, written by bert_jax {__version__} after step {step}.", ""]
     if task != PRETRAINING:
         lines += ["## Task", "", _about(task, facts), ""]
@@ -68,8 +62,7 @@ def _about(task: str, facts: Mapping[str, Any]) -> str:
 
 def _command(config: Config | FinetuneConfig) -> str:
     """Makes a command that trains with this config: a shipped config and the values that differ from it."""
-    values, note = config.flat(), ""
-    module, name = "pretrain", "bert_base"
+    values, note, module, name = config.flat(), "", "pretrain", "bert_base"
     if isinstance(config, FinetuneConfig):
         module, name = "finetune", "finetune/classification"
         note = f"# train.num_epochs came to {config.train.num_steps} steps\n"

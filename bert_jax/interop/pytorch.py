@@ -15,16 +15,8 @@ import numpy as np
 
 from bert_jax.errors import UserError
 
-STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": jnp.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
+DTYPES = {"Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": jnp.bfloat16,
+          "Long": np.int64, "Int": np.int32, "Byte": np.uint8, "Bool": np.bool_}  # fmt: skip
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -57,19 +49,13 @@ class _Unpickler(pickle.Unpickler):
         self._archive, self._root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, *_: data
-        if module == "torch" and name in STORAGES:
-            return name
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
+        if (module, name) not in PARTS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
+        return PARTS[module, name]
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        _, storage, key, _, _ = pid
-        return np.frombuffer(self._archive.read(f"{self._root}data/{key}"), STORAGES[storage])
+        _, dtype, key, _, _ = pid
+        return np.frombuffer(self._archive.read(f"{self._root}data/{key}"), dtype)
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
@@ -79,3 +65,11 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
         raise pickle.UnpicklingError("a tensor lies outside its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+
+
+# What a pickle may ask for: (module, name) -> ours. A storage is its dtype.
+PARTS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+} | {("torch", f"{kind}Storage"): np.dtype(dtype) for kind, dtype in DTYPES.items()}

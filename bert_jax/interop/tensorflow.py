@@ -5,6 +5,7 @@ one before. Its values are protocol buffers that say where in the data files a t
 doc/table_format.md and TensorFlow's tensor_bundle.proto.
 """
 
+import itertools
 import pathlib
 import re
 import struct
@@ -22,7 +23,6 @@ MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 14: jnp.bfloat16, 19: np.float16}
 TRAINING = re.compile(r"(^|/)(adam_[mv]|AdamWeightDecayOptimizer.*|global_step)$")
-Handle = tuple[int, int]  # offset and size
 
 
 def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
@@ -32,12 +32,11 @@ def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: if a file is missing, damaged, or no checkpoint.
     """
     try:
-        variables = dict(read_variables(index))
+        return dict(itertools.starmap(_renamed, read_variables(index)))
     except OSError as error:
         raise UserError(f"{index} cannot be read: {error}; all files of the checkpoint are needed.") from None
     except (ValueError, IndexError, KeyError, struct.error, pa.ArrowException, message.DecodeError) as error:
         raise UserError(f"{index} is damaged or no TensorFlow checkpoint ({error}).") from None
-    return dict(_renamed(name, value) for name, value in variables.items())
 
 
 def read_variables(index: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -77,21 +76,20 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = content[-FOOTER:]
     if len(footer) != FOOTER or struct.unpack("<Q", footer[-8:])[0] != MAGIC:
         raise ValueError("the end of the index is missing")
-    _, position = _handle(footer, 0)  # of the meta index, which holds nothing
-    index, _ = _handle(footer, position)
-    for _, value in _entries(_block(content, index)):
-        yield from _entries(_block(content, _handle(value, 0)[0]))
+    # A handle is an offset and a size. The first is of the meta index, which holds nothing.
+    _, _, *index, _ = _varints(footer, 4)
+    for _, value in _entries(_block(content, *index)):
+        yield from _entries(_block(content, *_varints(value, 2)[:2]))
 
 
-def _block(content: bytes, handle: Handle) -> bytes:
-    offset, size = handle
+def _block(content: bytes, offset: int, size: int) -> bytes:
     block, kind = content[offset : offset + size], content[offset + size]
     (crc,) = struct.unpack("<I", content[offset + size + 1 : offset + size + 5])
     if _masked_crc(content[offset : offset + size + 1]) != crc:
         raise ValueError("the index has changed since it was written")
     if kind == 0:
         return block
-    length, _ = _varint(block, 0)
+    length, _ = _varints(block, 1)
     return pa.Codec("snappy").decompress(block, length, asbytes=True)
 
 
@@ -99,30 +97,23 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     (restarts,) = struct.unpack("<I", block[-4:])
     key, position, end = b"", 0, len(block) - 4 * (restarts + 1)
     while position < end:
-        shared, position = _varint(block, position)
-        unshared, position = _varint(block, position)
-        length, position = _varint(block, position)
+        shared, unshared, length, position = _varints(block, 3, position)
         key = key[:shared] + block[position : position + unshared]
         position += unshared
         yield key, block[position : position + length]
         position += length
 
 
-def _handle(content: bytes, position: int) -> tuple[Handle, int]:
-    offset, position = _varint(content, position)
-    size, position = _varint(content, position)
-    return (offset, size), position
-
-
-def _varint(content: bytes, position: int) -> tuple[int, int]:
-    """Reads an integer of seven bits a byte; returns it and the position behind it."""
-    value = shift = 0
-    while True:
+def _varints(content: bytes, count: int, position: int = 0) -> list[int]:
+    """Reads integers of seven bits a byte; returns them, and at last the position behind them."""
+    values, shift = [0], 0
+    while len(values) <= count:
         byte = content[position]
-        value |= (byte & 0x7F) << shift
+        values[-1] |= (byte & 0x7F) << shift
         position, shift = position + 1, shift + 7
         if byte < 0x80:
-            return value, position
+            values, shift = [*values, 0], 0
+    return [*values[:-1], position]
 
 
 def _message(content: bytes) -> dict[int, list]:

@@ -1,5 +1,6 @@
 """Writes our tokenizers as a `tokenizer.json`, for the `tokenizers` library and AutoTokenizer."""
 
+import itertools
 from typing import Any
 
 import tokenizers
@@ -100,24 +101,21 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     SentencePiece's own rules are written out, because `normalizers.Precompiled` loses a combining mark behind
     every letter that the rule changes. Other rules use it.
     """
-    rule = spec.name
+    rule, replace = spec.name, normalizers.Replace
     steps: list[Any] = []
     if rule in ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf"):
-        kept = KEPT if rule.startswith("nmt_") else {}
+        kept: dict[str, str] = {}
         if rule.startswith("nmt_"):
-            steps += [normalizers.Replace(Regex(REMOVED), ""), normalizers.Replace(Regex(SPACES), " ")]
+            kept |= KEPT
+            steps += [replace(Regex(REMOVED), ""), replace(Regex(SPACES), " ")]
         if rule.endswith("_cf"):
-            kept = kept | KEPT_IN_FOLDING
-        steps += [
-            normalizers.NFC(),
-            *(normalizers.Replace(*pair) for pair in kept.items()),
-            normalizers.NFKC(),
-        ]
+            kept |= KEPT_IN_FOLDING
+        steps += [normalizers.NFC(), *itertools.starmap(replace, kept.items()), normalizers.NFKC()]
         if rule.endswith("_cf"):
-            steps += [normalizers.Lowercase(), *(normalizers.Replace(*pair) for pair in FOLDED.items())]
-        steps += [normalizers.Replace(stand_in, character) for character, stand_in in kept.items()]
+            steps += [normalizers.Lowercase(), *itertools.starmap(replace, FOLDED.items())]
+        steps += [replace(stand_in, character) for character, stand_in in kept.items()]
     elif spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ | $"), "")]
+        steps += [replace(Regex(" {2,}"), " "), replace(Regex("^ | $"), "")]
     return normalizers.Sequence(steps)

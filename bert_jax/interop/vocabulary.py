@@ -9,7 +9,13 @@ from typing import Any
 
 import tokenizers
 
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from bert_jax.corpus.tokenizer import (
+    SPECIAL_PIECES,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordPieceTokenizer,
+    read_pieces,
+)
 from bert_jax.errors import UserError
 
 BERT = ("BertTokenizer", "BertTokenizerFast")
@@ -38,7 +44,7 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
         vocabulary, rules = _read_tokenizer_json(path)
         known = BERT + GENERIC
     elif (path := directory / WordPieceTokenizer.FILE).exists():
-        vocabulary, rules = _read_vocab_txt(path), {}
+        vocabulary, rules = read_pieces(path, str(path)), {}
     else:
         raise UserError(f"{directory} holds no vocabulary: neither vocab.txt nor tokenizer.json.")
     if kind not in known:
@@ -77,23 +83,12 @@ def _read_settings(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _stated_rules(settings: dict[str, Any], directory: pathlib.Path) -> dict[str, bool]:
-    names = (
-        "do_lower_case",
-        "strip_accents",
-        "tokenize_chinese_chars",
-    )  # clean_text is in tokenizer.json only
+    names = [name for name in WordPieceTokenizer.RULES if name != "clean_text"]  # in tokenizer.json only
     rules = {name: settings[name] for name in names if name in settings}
     for name, value in rules.items():
         if not isinstance(value, bool):
             raise UserError(f"{directory}/tokenizer_config.json: {name}={value!r} must be true or false.")
     return rules
-
-
-def _read_vocab_txt(path: pathlib.Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a UTF-8 text file ({error}).") from None
 
 
 def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:

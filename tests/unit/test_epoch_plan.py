@@ -3,14 +3,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data import chunks
-from bert_jax.data.chunks import PlanConfig
 from bert_jax.data.epoch_plan import EpochPlan, count_rows
 from tests.fakes import MemoryStore, random_documents
 
 
 def config(max_seq_length=128, max_sequences_per_row=1, short_sequence_rate=0.1, pairs=True):
-    return PlanConfig(max_seq_length, max_sequences_per_row, short_sequence_rate, pairs)
+    return DataConfig(
+        max_seq_length=max_seq_length,
+        max_sequences_per_row=max_sequences_per_row,
+        short_sequence_rate=short_sequence_rate,
+        second_objective="next_sentence" if pairs else "none",
+    )
 
 
 def whole_epoch(index, plan_config, seed=0, epoch=0):

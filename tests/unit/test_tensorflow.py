@@ -88,7 +88,7 @@ def test_blocks_may_be_compressed():
     packed = pa.Codec("snappy").compress(block, asbytes=True)
     stored = packed + b"\1"
     stored += struct.pack("<I", tensorflow._masked_crc(stored))
-    assert tensorflow._block(b"before" + stored, (6, len(packed))) == block
+    assert tensorflow._block(b"before" + stored, 6, len(packed)) == block
 
 
 def test_masked_crc():

@@ -276,13 +276,18 @@ def test_a_sentencepiece_model_without_special_pieces():
         SentencePieceTokenizer(b"\xff\xffnonsense")
 
 
+def test_vocabulary_with_the_line_ends_of_windows(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIALS, "a", ""]).encode())
+    assert read_tokenizer(DataConfig(tokenizer=f"wordpiece:{tmp_path}/vocab.txt"), 6).piece(5) == "a"
+
+
 def test_broken_vocabularies(tmp_path):
     with pytest.raises(UserError, match=r"has no piece \[SEP\], \[MASK\]"):
         WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]"], True)
     with pytest.raises(UserError, match=r"line 7 \('a'\) is empty or comes twice"):
-        WordPieceTokenizer.from_text("\n".join([*SPECIALS, "a", "a", "b"]), True)
+        WordPieceTokenizer([*SPECIALS, "a", "a", "b"], True)
     with pytest.raises(UserError, match=r"line 7 \(''\) is empty or comes twice"):
-        WordPieceTokenizer.from_text("\n".join([*SPECIALS, "a", "", "b"]), True)
+        WordPieceTokenizer([*SPECIALS, "a", "", "b"], True)
     with pytest.raises(UserError, match=r"has 30522 pieces, but model\.vocab_size=30000: set it to 30522"):
         read_tokenizer(DataConfig(tokenizer="wordpiece:bert_uncased"), 30000)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")

@@ -2,61 +2,45 @@
 
 A source only reads raw bytes (or ranges of records) and cuts them, which is fast enough in one process. A
 chunk is small, picklable and parses itself, so that all cores share the work even of a single big file.
+
+A source, the documents of one SPEC of `data.source`, has
+    spec            as written in the config
+    paths           its files, in order
+    size            bytes of its files, about the sum of `read_bytes` of its chunks
+    fingerprint()   JSON-able values that are the same for the same documents in the same order
+    chunks()        all documents, in an order and in pieces that depend on the content alone
+
+A chunk, a run of whole documents, has
+    read_bytes      bytes read from the source's files for it, compressed or not
+    size            bytes of text that it holds
+    skipped         lines or records that are not UTF-8 (data.invalid_utf8=skip)
+    documents()     documents, each a list of paragraphs (stripped, not empty); raises UserError, with the
+                    place, if the content is not of the source's kind
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.files import (
     CORPUS_GLOB,
+    Block,
     Digests,
     FileSource,
     JsonlBlock,
     MissingInput,
     TextBlock,
 )
-from bert_jax.corpus.sources.tfds import TfdsSource
+from bert_jax.corpus.sources.tfds import Records, TfdsSource
 from bert_jax.errors import UserError
 
-__all__ = ["Chunk", "Digests", "MissingInput", "Source", "open_sources", "read_text"]
+__all__ = ["Chunk", "Digests", "MissingInput", "Source", "chunks_of", "open_sources", "read_text"]
 
 KINDS = ("corpus", "text", "jsonl", "tfds")
 
 
-class Chunk(Protocol):
-    """A run of whole documents."""
-
-    @property
-    def read_bytes(self) -> int: ...  # bytes read from the source's files for it, compressed or not
-
-    @property
-    def size(self) -> int: ...  # bytes of text that it holds
-
-    @property
-    def skipped(self) -> int: ...  # lines or records that are not UTF-8 (data.invalid_utf8=skip)
-
-    def documents(self) -> Iterator[list[str]]:
-        """Yields documents, each a list of paragraphs (stripped, not empty).
-
-        Raises:
-            UserError: if the content is not of the source's kind, with the place.
-        """
-
-
-class Source(Protocol):
-    """The documents of one SPEC of `data.source`."""
-
-    spec: str  # as written in the config
-    paths: list[str]  # its files, in order
-    size: int  # bytes of its files, about the sum of `read_bytes` of its chunks
-
-    def fingerprint(self, digests: Digests) -> list[Any]:
-        """Returns JSON-able values that are the same for the same documents in the same order."""
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Yields all documents, in an order and in pieces that depend on the content alone."""
+Chunk = Block | Records
+Source = FileSource | TfdsSource
 
 
 def open_sources(data: DataConfig) -> list[Source]:
@@ -87,8 +71,13 @@ def _open_source(spec: str, data: DataConfig) -> Source:
     return FileSource(spec, rest or CORPUS_GLOB, TextBlock, options)
 
 
+def chunks_of(sources: Iterable[Source]) -> Iterator[Chunk]:
+    """Yields the chunks of all sources, one source after the other."""
+    for source in sources:
+        yield from source.chunks()
+
+
 def read_text(source: str) -> Iterator[list[str]]:
     """Yields the documents of a `data.source`, each a list of paragraphs."""
-    for opened in open_sources(DataConfig(source=source)):
-        for chunk in opened.chunks():
-            yield from chunk.documents()
+    for chunk in chunks_of(open_sources(DataConfig(source=source))):
+        yield from chunk.documents()

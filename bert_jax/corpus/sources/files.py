@@ -62,7 +62,7 @@ class Block(abc.ABC):
 
     @abc.abstractmethod
     def documents(self) -> Iterator[list[str]]:
-        """Yields documents as `Chunk.documents` does."""
+        """Yields documents, each a list of paragraphs (stripped, not empty)."""
 
     @functools.cached_property
     def lines(self) -> list[str | None]:
@@ -252,7 +252,9 @@ class Digests:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             digests = list(threads.map(self._digest, paths))
         if self._known != before:
-            self._save()
+            with contextlib.suppress(OSError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write(self._cache, json.dumps(self._known))
         return digests
 
     def _digest(self, path: str) -> str:
@@ -269,8 +271,3 @@ class Digests:
             raise UserError(f"{path} cannot be read: {error}.") from error
         self._known[path] = [stat.length, modified, digest]
         return digest
-
-    def _save(self):
-        with contextlib.suppress(OSError):
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            write(self._cache, json.dumps(self._known))
