@@ -16,14 +16,18 @@ from flax import nnx
 from bert_jax.config import from_checkpoint
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.model.encoder import DEFAULT_COMPUTE
 from bert_jax.model.features import TOKENS
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import TASK
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import make_task
-from bert_jax.training.opening import OpenedCheckpoint, first_device_mesh, open_checkpoint
+from bert_jax.training.opening import (
+    OpenedCheckpoint,
+    first_device_compute,
+    first_device_mesh,
+    open_checkpoint,
+)
 from bert_jax.training.step import make_evaluation_step
 
 
@@ -80,8 +84,8 @@ class Finetuned:
         """Loads a checkpoint that has been opened; raises UserError when it is damaged."""
         config = from_checkpoint(opened.meta["config"], FinetuneConfig, opened.folder)
         task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_bytes()))
-        build = task.objective().build
-        structure, params = opened.network(lambda rngs: build(config.model, rngs, DEFAULT_COMPUTE))
+        build, compute = task.objective().build, first_device_compute()
+        structure, params = opened.network(lambda rngs: build(config.model, rngs, compute))
         return cls(config, task, opened.tokenizer, structure, params, opened.meta)
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
