@@ -251,6 +251,8 @@ def _bad_flag(error: Exception) -> UserError:
         kind = flags.FLAGS[wrong[2]].flag_type()
         remedy = f"; give a value of type {kind}" if kind in ("int", "float", "bool") else ""
         message = f"{wrong[1]} is not valid: {wrong[3].rstrip('.')}{remedy}."
+    elif isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in message:
+        message = f"{message}; --help lists the flags of this command."
     return UserError(message)
 
 

@@ -128,8 +128,8 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a `.jsonl` file; none if there is no file, and none after a line that a kill cut short."""
     path = epath.Path(path) if isinstance(path, str) else path
     rows: list[dict[str, Any]] = []
-    # As bytes: epath reads text in the encoding of the locale, whatever it is asked for.
-    lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    # As bytes: epath decodes by the locale, and text has more line ends, e.g. U+2028, than JSON escapes.
+    lines = path.read_bytes().splitlines() if path.exists() else []
     with contextlib.suppress(ValueError):
         for line in lines:
             rows.append(json.loads(line))

@@ -44,6 +44,8 @@ def main() -> int:
 def set_up() -> command.Training:
     """Checks the command line, reads the examples of all folds and opens the folders of all runs."""
     config: FinetuneConfig = command.resolved_config()
+    config.check_file()
+    task_class(config.task.name)  # an unknown one is an error before a checkpoint is opened
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)

@@ -13,12 +13,16 @@ from etils import epath
 
 from bert_jax.config import from_checkpoint
 from bert_jax.errors import UserError
-from bert_jax.model.encoder import DEFAULT_COMPUTE
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.finetuning import TASK
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import make_task
-from bert_jax.training.opening import OpenedCheckpoint, first_device_mesh, open_checkpoint
+from bert_jax.training.opening import (
+    OpenedCheckpoint,
+    first_device_compute,
+    first_device_mesh,
+    open_checkpoint,
+)
 from bert_jax.training.step import make_evaluation_step
 
 
@@ -67,10 +71,8 @@ class Finetuned:
         self.tokenizer, self.meta = opened.tokenizer, opened.meta
         self.config = config = from_checkpoint(opened.meta["config"], FinetuneConfig, opened.folder)
         self.task = make_task(config.task, config.data, json.loads((opened.folder / TASK).read_bytes()))
-        objective = self.task.objective()
-        structure, self.params = opened.network(
-            lambda rngs: objective.build(config.model, rngs, DEFAULT_COMPUTE)
-        )
+        objective, compute = self.task.objective(), first_device_compute()
+        structure, self.params = opened.network(lambda rngs: objective.build(config.model, rngs, compute))
         self._step = make_evaluation_step(structure, objective)
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:

@@ -23,12 +23,11 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batch import assemble
 from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
-from bert_jax.model.encoder import Compute
 from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.packed import Placement
-from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
+from bert_jax.training.opening import OpenedCheckpoint, first_device_compute, open_checkpoint
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
 
@@ -90,10 +89,8 @@ class Pretrained:
         kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
         self.config = config = from_checkpoint(opened.meta["config"], kind, opened.folder)
         self.max_length = config.data.max_seq_length
-        network, compute = (
-            EncoderOnly if opened.is_finetuned else BertForPreTraining,
-            Compute(jnp.dtype(dtype)),
-        )
+        network = EncoderOnly if opened.is_finetuned else BertForPreTraining
+        compute = first_device_compute(dtype)
         structure, self.params = opened.network(lambda rngs: network(config.model, rngs, compute))
 
         def states(params, batch, layer):

@@ -65,14 +65,32 @@ def _command(config: Config | FinetuneConfig) -> str:
     values, note, module, name = config.flat(), "", "pretrain", "bert_base"
     if isinstance(config, FinetuneConfig):
         module, name = "finetune", "finetune/classification"
-        note = f"# train.num_epochs came to {config.train.num_steps} steps\n"
-        del values["optimizer.warmup_steps"]  # follows from train.warmup_share
-        values["train.hidden_dropout"] = config.model.hidden_dropout
-        values["train.attention_dropout"] = config.model.attention_dropout
+        values, note = _finetuning_values(config)
     shipped = flatten_dict(runpy.run_path(str(find_config(name)))["get_config"]().to_dict(), sep=".")
     changed = {key: value for key, value in values.items() if key in shipped and value != shipped[key]}
     words = [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed.items()]
     return note + " \\\n    ".join([f"python -m bert_jax.{module} --config={name}", *words])
+
+
+def _finetuning_values(config: FinetuneConfig) -> tuple[dict[str, Any], str]:
+    """Returns the values that a command can give, without those that follow from others, and a comment."""
+    train, optimizer = config.train, config.optimizer
+    left_out = ["train.num_steps", "optimizer.warmup_steps", "train.num_seeds"]  # the card is of one run
+    note = f"# train.num_epochs came to {train.num_steps} steps\n"
+    if not train.num_epochs:
+        # Written before checkpoints held what follows; its 0 is no value that a command takes.
+        left_out += ["train.num_epochs", "train.warmup_share", "train.evaluations_per_epoch"]
+        note = (
+            f"# train.num_epochs is not recorded; the run had {train.num_steps} steps, "
+            f"{optimizer.warmup_steps} of them to warm up, and an evaluation every {train.eval_every}\n"
+        )
+    if train.evaluations_per_epoch or not train.num_epochs:
+        left_out += ["train.eval_every", "train.checkpoint_every"]
+    values = {key: value for key, value in config.flat().items() if key not in left_out}
+    # As the network has it: checkpoints of older versions do not hold the keys of `task`.
+    for key in ("hidden_dropout", "attention_dropout"):
+        values[f"task.{key}"] = getattr(config.model, key)
+    return values, note
 
 
 def _metrics(checkpoint: epath.Path, step: int) -> dict[str, float]:

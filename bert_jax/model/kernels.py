@@ -14,6 +14,11 @@ LANES = 128  # the kernel's tokens come in blocks of so many
 BLOCK = 512  # tokens of a block, where there are so many
 
 
+def kernel_of(platform: str) -> str:
+    """The `kind` of attention that is fastest on a platform."""
+    return "splash" if platform == "tpu" else "plain"
+
+
 def splash_fits(tokens: int) -> bool:
     """Whether the splash kernel takes rows of so many tokens."""
     return tokens % LANES == 0

@@ -11,6 +11,13 @@ from bert_jax.model.config import ModelConfig
 from bert_jax.settings import check, setting
 from bert_jax.training.config import OptimizerConfig, RunConfig, TrainConfig
 
+# Settings of `train` that fine-tuning derives or does not use, and what to do instead.
+NOT_FOR_FINETUNING = {
+    "num_steps": "set train.num_epochs",
+    "eval_batches": "leave it out: every evaluation reads all held-out examples",
+    "unigram_bias": "leave it out: it is for the heads of pretraining",
+}
+EVERY = "set train.evaluations_per_epoch, to 0 if eval_every and checkpoint_every are to decide"
 CLASSIFIERS = ("logistic_regression", "naive_bayes", "neural_network")  # of scikit-learn
 
 
@@ -140,7 +147,15 @@ class FinetuneConfig(RunConfig):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: fine-tuning warms up over a share of "
                 "its steps; leave this at 0 and set train.warmup_share."
             )
-        if not self.train.num_epochs and not self.task.frozen:
+        train = self.train
+        every = () if not train.evaluations_per_epoch else ("eval_every", "checkpoint_every")
+        for name in (*NOT_FOR_FINETUNING, *every):
+            if getattr(train, name) != getattr(TrainConfig, name):
+                instead = NOT_FOR_FINETUNING.get(name, EVERY)
+                raise UserError(
+                    f"train.{name}={getattr(train, name)} has no effect in fine-tuning; {instead}."
+                )
+        if not train.num_epochs and not self.task.frozen:
             raise UserError("train.num_epochs=0 and task.frozen='' leave nothing to do; set one of them.")
 
     def for_run(self, model: ModelConfig, rows_per_epoch: int, seed: int) -> Self:

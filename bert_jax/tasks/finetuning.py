@@ -118,7 +118,6 @@ class Experiment(NamedTuple):
         Raises:
             UserError: for an unknown metric, or input that cannot be used.
         """
-        config.check_file()
         task = make_task(config.task, config.data)
         splits = read_splits(task, config.data)
         if config.task.metric not in ("", "loss", *task.metrics):

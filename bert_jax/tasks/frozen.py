@@ -36,7 +36,7 @@ from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.finetuning import Splits
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import TASK_CLASSES
-from bert_jax.training.opening import OpenedCheckpoint, fresh_network
+from bert_jax.training.opening import OpenedCheckpoint, first_device_compute, fresh_network
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression, the strongest penalty first
 SMOOTHINGS = (1.0, 0.1, 0.01)  # added to the counts of words
@@ -139,7 +139,7 @@ def frozen_features(
         UserError: for a `task.layer` that does not exist.
     """
     layer = layer_number(config.task.layer, init_from.model, "task.layer")
-    build = functools.partial(EncoderOnly, init_from.model)
+    build = functools.partial(EncoderOnly, init_from.model, compute=first_device_compute())
     if config.task.random_weights:
         structure, params = fresh_network(build, config.train.seed)
     else:

@@ -220,6 +220,7 @@ class Run:
         last = step == self.last_step
         evaluators = due(self.task.evaluators, step, last)
         save = last or step % self.program.config.train.checkpoint_every == 0
+        save = save or bool(evaluators and self.task.metric)  # what is compared may be the best
         if evaluators or save:
             self.judge(self.recorder.flush())
             self.evaluate(step, evaluators)

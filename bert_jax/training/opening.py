@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.encoder import Compute
+from bert_jax.model.kernels import kernel_of
 from bert_jax.training import checkpoint
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
@@ -102,6 +104,11 @@ def fresh_network(build: Build, seed: int) -> tuple[nnx.GraphDef, Any]:
     structure, abstract = abstract_model(build)
     placed = TrainState(jnp.int32(0), with_shardings(abstract, first_device_mesh()), ())
     return structure, init_params(build, placed, seed)
+
+
+def first_device_compute(dtype: str = "float32") -> Compute:
+    """How networks compute on this process's first device, with activations of `dtype`."""
+    return Compute(jnp.dtype(dtype), attention=kernel_of(jax.local_devices()[0].platform))
 
 
 def first_device_mesh() -> Mesh:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
+from bert_jax.model.kernels import kernel_of
 from bert_jax.model.losses import Term
 from bert_jax.model.objectives import Objective
 from bert_jax.training.config import TrainConfig
@@ -45,7 +46,7 @@ def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
             "train.activation_dtype=bfloat16: this CPU cannot multiply in bfloat16 with this version of JAX "
             f"({problem}); use float32 or auto."
         )
-    kernel = "splash" if train.attention == "auto" and platform == "tpu" else "plain"
+    kernel = kernel_of(platform) if train.attention == "auto" else train.attention
     return Compute(jnp.dtype(dtype), train.remat, kernel)
 
 

@@ -17,6 +17,7 @@ from bert_jax.report import report
 from bert_jax.training.config import RunConfig
 
 log = logging.getLogger("bert_jax")
+ONCE_UNRECORDED = ("train.evaluations_per_epoch",)  # older versions had it and did not record it
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -64,7 +65,8 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
         ) from None
     if known is not None:
         asked = json.loads(json.dumps(config.identity()))
-        known = type(config)().identity() | known  # a version without a key used its default
+        # A version without a key used its default, except for those that it had but did not record.
+        known = type(config)().identity() | {key: asked[key] for key in ONCE_UNRECORDED} | known
         _check_identity(workdir, known, asked | {"data_digest": data_digest or known.get("data_digest")})
     return workdir
 

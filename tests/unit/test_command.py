@@ -163,7 +163,10 @@ TINY = "--config=bert_tiny"
             [TINY, "--config.data.max_seq_length=4096"],
             "data.max_seq_length=4096 is longer than model.max_position",
         ),
-        ([TINY, "--confg.train.num_steps=3"], "Unknown command line flag 'confg.train.num_steps'"),
+        (
+            [TINY, "--confg.train.num_steps=3"],
+            "Unknown command line flag 'confg.train.num_steps'; --help lists the flags",
+        ),
         ([TINY, "--data_dirr=x"], "Unknown command line flag 'data_dirr'. Did you mean: data_dir"),
         ([TINY, "bert_base"], "'bert_base' is not a flag; flags look like --name=value"),
     ],

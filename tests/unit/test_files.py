@@ -111,3 +111,11 @@ def test_a_copy_to_a_bucket_gets_the_last_file_last(tmp_path, monkeypatch):
     assert written[-1] == "manifest"
     assert names(tmp_path / "copy") == names(source)
     assert (tmp_path / "copy" / "z" / "c").read_text() == "z/c"
+
+
+def test_rows_may_hold_any_character_and_end_before_a_line_that_was_cut(tmp_path):
+    path, rows = tmp_path / "rows.jsonl", [{"text": "a\u2028b\x85c\nd"}, {"text": "×"}]
+    files.write_rows(path, rows)
+    assert files.read_rows(path) == rows
+    path.write_bytes(path.read_bytes() + '{"text": "×'.encode()[:-1])
+    assert files.read_rows(path) == rows

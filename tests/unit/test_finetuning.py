@@ -11,6 +11,7 @@ import pytest
 from bert_jax.config import from_dict
 from bert_jax.data.mixture import EpochRows
 from bert_jax.errors import UserError
+from bert_jax.files import read_rows
 from bert_jax.inference.pretrained import load
 from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import FinetuneConfig
@@ -18,7 +19,9 @@ from bert_jax.tasks.finetuning import Experiment, Finetuning, open_init_from
 from bert_jax.tasks.packed import TrainingBatches
 from bert_jax.tasks.registry import TASK_CLASSES, task_class
 from bert_jax.training import step as step_lib
+from bert_jax.training.checkpoint import committed_steps, find_checkpoint
 from bert_jax.training.fingerprints import params_digest
+from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.optimizer import make_optimizer
 from tests.saved import WORDS, save, wordpiece
 from tests.tiny import mesh_of
@@ -219,6 +222,20 @@ def test_mistakes_are_one_line(folder, sections, message):
     [
         ({"optimizer": {"warmup_steps": 10}}, "set train.warmup_share"),
         ({"train": {"num_epochs": 0.0}}, "leave nothing to do"),
+        (
+            {"train": {"num_steps": 50}},
+            "train.num_steps=50 has no effect in fine-tuning; set train.num_epochs",
+        ),
+        ({"train": {"eval_batches": 2}}, "train.eval_batches=2 has no effect .* reads all held-out"),
+        ({"train": {"unigram_bias": True}}, "train.unigram_bias=True has no effect"),
+        (
+            {"train": {"evaluations_per_epoch": 1, "eval_every": 5}},
+            "train.eval_every=5 .* set train.evaluations_per_epoch, to 0 if",
+        ),
+        (
+            {"train": {"evaluations_per_epoch": 1, "checkpoint_every": 5}},
+            "train.checkpoint_every=5 has no effect",
+        ),
         ({"train": {"num_epochs": -1.0}}, "train.num_epochs=-1.0 must be at least 0"),
         ({"train": {"warmup_share": 1.0}}, "train.warmup_share=1.0"),
         ({"task": {"frozen": "svm"}}, "task.frozen='svm': 'svm' is unknown"),
@@ -261,3 +278,15 @@ def test_scores_are_of_the_held_out_examples_in_their_order(folder):
     assert evaluator.scores(outputs)["accuracy"] == 1.0
     wrong = [{"probabilities": 1.0 - jax.device_get(output["probabilities"])} for output in outputs]
     assert evaluator.scores(wrong)["accuracy"] == 0.0
+
+
+def test_the_best_of_any_evaluations_has_a_checkpoint(folder, tmp_path):
+    """Also where the config counts steps, and checkpoints are rarer than evaluations."""
+    steps = {"num_epochs": 3.0, "evaluations_per_epoch": 0, "eval_every": 2, "checkpoint_every": 1000}
+    found = experiment(folder, train=steps, task={"patience": 1}, data={"global_batch_size": 8})
+    assert train(found.run(seed=0), Finetuning(found, seed=0), tmp_path) == FINISHED
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "eval_loss" in row]
+    steps_saved = committed_steps(tmp_path / "checkpoints")
+    best = max(rows, key=lambda row: (row["eval_accuracy"], -row["eval_loss"]))["step"]
+    assert best in steps_saved
+    assert find_checkpoint(tmp_path).name == str(best)

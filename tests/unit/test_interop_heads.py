@@ -267,3 +267,43 @@ def test_the_model_card_of_a_fine_tuned_checkpoint(tmp_path):
     command = shlex.split(card.split("```bash\n")[1].split("```")[0].replace("\\\n", " "), comments=True)
     assert command[:4] == ["python", "-m", "bert_jax.finetune", "--config=finetune/classification"]
     assert {"--config.data.train=mine.tsv", "--config.data.label=mood swing"} < set(command)
+
+
+def command_of(card):
+    """Its note, and the settings of its command."""
+    note, *lines = card.split("```bash\n")[1].split("```")[0].splitlines()
+    words = shlex.split(" ".join(lines).replace("\\", ""))
+    return note, dict(word.removeprefix("--config.").split("=", 1) for word in words if "config." in word)
+
+
+def test_the_card_has_the_settings_that_were_given_and_not_what_follows_from_them(tmp_path):
+    save_finetuned(tmp_path, wordpiece(), "classification", FACTS["classification"])
+    opened, bert = open_checkpoint(tmp_path), load_finetuned(tmp_path)
+    given = dataclasses.replace(
+        bert.config,
+        task=dataclasses.replace(bert.config.task, hidden_dropout=0.25),
+        train=dataclasses.replace(bert.config.train, num_epochs=2.0, num_seeds=5),
+    )
+    run = given.for_run(opened.model, rows_per_epoch=320, seed=3)
+    facts = bert.task.label_info
+    note, settings = command_of(model_card(opened, run, "classification", facts))
+    assert note == "# train.num_epochs came to 20 steps"
+    assert settings == {
+        "data.max_seq_length": str(LONGEST), "data.max_sequences_per_row": "1",
+        "data.global_batch_size": "32", "task.hidden_dropout": "0.25", "train.num_epochs": "2.0",
+        "train.seed": "3",
+    }  # fmt: skip
+    # Checkpoints of older versions have steps only, and dropout in the network only.
+    run = dataclasses.replace(run, task=bert.config.task)
+    train = dataclasses.replace(run.train, num_epochs=0.0, warmup_share=0.0, evaluations_per_epoch=0)
+    old = dataclasses.replace(run, train=train)
+    note, settings = command_of(model_card(opened, old, "classification", facts))
+    assert note == (
+        "# train.num_epochs is not recorded; the run had 20 steps, 2 of them to warm up, and an evaluation "
+        "every 10"
+    )
+    assert "train.num_epochs" not in settings
+    assert settings["task.hidden_dropout"] == "0.25"
+    assert not {"train.num_steps", "train.eval_every", "train.checkpoint_every", "train.warmup_share"} & set(
+        settings
+    )

@@ -10,8 +10,10 @@ import bert_jax
 from bert_jax import config as config_lib
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
+from bert_jax.model import attention
 from bert_jax.model.encoder import Encoder
 from bert_jax.tasks.finetuning import open_init_from
+from bert_jax.training import opening
 from bert_jax.training.checkpoint import CHECKSUMS, _sha256
 from bert_jax.training.opening import first_device_mesh, fresh_network, open_checkpoint
 from tests.saved import save, save_finetuned, wordpiece
@@ -105,3 +107,22 @@ def test_a_value_that_a_version_does_not_know_names_the_checkpoint():
     values = {"data": {"masking": "spans"}}
     with pytest.raises(UserError, match=r"runs/a/checkpoints/5: data\.masking='spans' is unknown"):
         config_lib.from_checkpoint(values, config_lib.Config, "runs/a/checkpoints/5")
+
+
+def test_inference_takes_the_kernel_of_the_device_that_it_runs_on(tmp_path, monkeypatch):
+    taken = []
+
+    def splash(query, key, value, sequence_ids, saved_as=None):  # noqa: ARG001
+        taken.append(query.shape)
+        return value
+
+    save(tmp_path / "pretrained", wordpiece())
+    save_finetuned(tmp_path / "finetuned", wordpiece(), "classification", FACTS)
+    monkeypatch.setattr(opening, "kernel_of", lambda platform: {"cpu": "splash"}[platform])
+    monkeypatch.setattr(attention, "splash_fits", lambda tokens: tokens > 0)
+    monkeypatch.setattr(attention, "splash", splash)
+    bert_jax.load(tmp_path / "pretrained").features(["the state"])
+    assert len(taken) == 1  # in the scan over layers
+    best = load_finetuned(tmp_path / "finetuned")
+    best.predict([best.task.example("the state")])
+    assert len(taken) == 2

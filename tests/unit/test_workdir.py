@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -6,7 +7,9 @@ import pytest
 from bert_jax.config import Config, from_dict
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
+from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training import workdir as records
+from bert_jax.training.config import TrainConfig
 from bert_jax.training.workdir import open_workdir, record_start, write_report
 
 CONFIG = from_dict({"train": {"num_steps": 7}, "optimizer": {"learning_rate": 1e-3}}, Config)
@@ -113,3 +116,17 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     (workdir / "report.html").mkdir()
     write_report(workdir)
     assert f"{workdir / 'report.html'} could not be written: Cannot overwrite" in caplog.text
+
+
+def test_a_run_that_did_not_record_a_key_resumes_with_any_value_of_it(tmp_path):
+    """Older versions had train.evaluations_per_epoch, but wrote only the steps that it came to."""
+    config = dataclasses.replace(FinetuneConfig(), train=TrainConfig(num_steps=7, evaluations_per_epoch=2))
+    open_workdir(tmp_path, config, "d1")
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["identity"]["train.evaluations_per_epoch"]
+    file.write_text(json.dumps(content))
+    open_workdir(tmp_path, config, "d1")
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=8))
+    with pytest.raises(UserError, match=r"train\.num_steps is 7 there and 8 here"):
+        open_workdir(tmp_path, other, "d1")
