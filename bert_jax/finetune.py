@@ -29,7 +29,7 @@ from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, keep_compiled, lock, write_report, write_results
+from bert_jax.training.workdir import check_workdir, use_compilation_cache, lock, write_report, write_results
 
 FINE_TUNED = "fine-tuned"
 SPLITS = {"eval": "examples to choose by", "test": "test examples"}
@@ -61,7 +61,7 @@ def set_up() -> command.Training:
     for folder in runs if jax.process_index() == 0 else ():
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
-    keep_compiled(workdir)
+    use_compilation_cache(workdir)
     facts = {"base": json.dumps(provenance(init_from)), "data": next(iter(runs.values())).splits.digest}
     scores_folder = workdir if len(runs) > 1 else next(iter(runs))
     return command.Training(config, facts, lambda: train_all(config, runs, scores_folder))

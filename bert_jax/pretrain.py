@@ -23,7 +23,7 @@ from bert_jax.training import hosts, loop
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.opening import open_checkpoint
-from bert_jax.training.workdir import check_workdir, keep_compiled, lock
+from bert_jax.training.workdir import check_workdir, use_compilation_cache, lock
 
 SCORES = {
     "eval_mask_token_loss": "loss where [MASK] stands",
@@ -45,7 +45,7 @@ def set_up() -> command.Training:
     check(config, workdir)
     if jax.process_index() == 0:
         lock(workdir)
-    keep_compiled(workdir)
+    use_compilation_cache(workdir)
     dataset = open_dataset(config)
     facts = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
     facts["dataset_sha256"] = dataset.sha256

@@ -95,8 +95,8 @@ def lock(workdir: epath.PathLike) -> None:
         log.warning("%s cannot be locked (%s): make sure that no other run uses the folder", path, error)
 
 
-def keep_compiled(workdir: epath.PathLike) -> None:
-    """Keeps compiled programs in the folder for restarts, unless the user has set another cache."""
+def use_compilation_cache(workdir: epath.PathLike) -> None:
+    """Caches compiled programs in the folder for restarts, unless the user has set another cache."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
