@@ -29,7 +29,7 @@ from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, use_compilation_cache, lock, write_report, write_results
+from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache, write_report, write_results
 
 FINE_TUNED = "fine-tuned"
 SPLITS = {"eval": "examples to choose by", "test": "test examples"}

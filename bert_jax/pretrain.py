@@ -23,7 +23,7 @@ from bert_jax.training import hosts, loop
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.opening import open_checkpoint
-from bert_jax.training.workdir import check_workdir, use_compilation_cache, lock
+from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache
 
 SCORES = {
     "eval_mask_token_loss": "loss where [MASK] stands",

@@ -30,7 +30,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     # Transformers refuses a file without this entry.
     weights = safetensors.numpy.save(_tensors(network), metadata={"format": "pt"})
     settings = tokenizer_json.settings(bert.tokenizer, longest)
-    config = huggingface.write_config(network.model, bert.tokenizer.pad_id, network.task, network.facts)
+    config = huggingface.write_config(network.model, bert.tokenizer.pad_id, network.task, network.label_info)
     files: dict[str, bytes | str] = {
         **bert.tokenizer.files(),
         "model.safetensors": weights,
@@ -38,7 +38,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         "tokenizer_config.json": _json(settings),  # replaces that of WordPiece, which has fewer keys
         "special_tokens_map.json": _json({k: v for k, v in settings.items() if k.endswith("_token")}),
         "tokenizer.json": tokenizer_json.build(bert.tokenizer).to_str(pretty=True),
-        "README.md": model_card(opened, bert.config, network.task, network.facts),
+        "README.md": model_card(opened, bert.config, network.task, network.label_info),
     }
     for name, content in files.items():
         write(output / name, content)
@@ -59,5 +59,5 @@ def _tensors(network: Network) -> dict[str, np.ndarray]:
     """Makes the tensors of model.safetensors; a regression's output is in the units of the data there."""
     params = network.params
     if network.task == "regression":
-        params = heads.unstandardised(params, network.facts)
+        params = heads.fold_standardisation(params, network.label_info)
     return huggingface.from_params(params, HEADS[network.task])

@@ -99,7 +99,7 @@ class Classification(_Sequences):
     name = "classification"
     metrics = ("accuracy", "f1", "macro_f1", "matthews")
     frozen = True
-    hub = HubHead(*SEQUENCES, problem_type="single_label_classification", stated=("pairs",))
+    hub = HubHead(*SEQUENCES, problem_type="single_label_classification", extra_keys=("pairs",))
 
     @property
     def labels(self) -> list[str]:
@@ -185,7 +185,7 @@ class Regression(_Sequences):
     name = "regression"
     metrics = ("spearman", "pearson")
     num_outputs = 1
-    hub = HubHead(*SEQUENCES, problem_type="regression", stated=("pairs",))
+    hub = HubHead(*SEQUENCES, problem_type="regression", extra_keys=("pairs",))
 
     def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns mean and standard deviation of the training numbers."""

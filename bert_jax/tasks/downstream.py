@@ -62,7 +62,7 @@ class HubHead(NamedTuple):
     pipeline: str  # of the model hub
     classifier: str = "classifier"  # name of its dense layer
     problem_type: str | None = None
-    stated: tuple[str, ...] = ()  # keys of label_info that config.json has no key for
+    extra_keys: tuple[str, ...] = ()  # keys of label_info that config.json has no key for
 
 
 class Downstream(abc.ABC):
