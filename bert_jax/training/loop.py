@@ -137,7 +137,7 @@ class Run:
         return self.stopped or self.selection.enough
 
     def resume(self, at_most: int | None = None) -> None:
-        """Restores the newest sound checkpoint of step `at_most` or before, with its records, else starts."""
+        """Restores the newest undamaged checkpoint of step `at_most` or before, with its records, else starts."""
         restored = self.checkpoints.restore_newest(self.program.abstract, at_most)
         if restored is None:
             params = self.task.initial_params(self.program.random_params, self.program.abstract.params)

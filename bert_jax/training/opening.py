@@ -86,7 +86,7 @@ def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> OpenedChec
         UserError: when there is no checkpoint, it is damaged, a newer version of bert_jax wrote it, or its
             vocabulary is not that of its network.
     """
-    folder, meta = checkpoint.find_sound(path, key)
+    folder, meta = checkpoint.find_verified(path, key)
     model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     if tokenizer.vocab_size != model.vocab_size:
