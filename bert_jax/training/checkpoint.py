@@ -161,7 +161,7 @@ class Checkpoints:
             folder.rmtree()
 
     def _newest_verified(self, at_most: int | None) -> tuple[bool, int]:
-        """Returns, on all processes, whether there are checkpoints, and the newest with undamaged files (or -1)."""
+        """Returns whether there are checkpoints, and the newest with undamaged files (or -1)."""
         found, newest = 0, -1
         if jax.process_index() == 0:
             steps = [s for s in committed_steps(self._directory) if at_most is None or s <= at_most]
@@ -245,7 +245,7 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
 
 
 def verify_files(folder: epath.Path) -> dict[str, Any]:
-    """Compares every file of a checkpoint with its SHA-256; returns `meta`, with the fingerprints as `digests`.
+    """Compares every file of a checkpoint with its SHA-256; returns its `meta` and fingerprints (`digests`).
 
     Raises:
         DamagedCheckpoint: for a missing or changed file.

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from bert_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 30  # after so long without a sign of a process the others stop
-START_AGAIN = 75  # exit code (sysexits' EX_TEMPFAIL) for which launchers restart all processes
+RESTART = 75  # exit code (sysexits' EX_TEMPFAIL) for which launchers restart all processes
 NO_CLUSTER = "coordinator_address should be defined"  # what jax says where there is nothing to join
 log = logging.getLogger("bert_jax")
 
@@ -106,7 +106,7 @@ def _leave(error: Exception) -> NoReturn:
         code = 2
         log.error("error: %s", error)
     elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-        code = START_AGAIN
+        code = RESTART
         log.error(
             "process %d stops because another one was lost; all can resume from the newest checkpoint (%s)",
             jax.process_index(), str(error).splitlines()[0],

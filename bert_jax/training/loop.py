@@ -17,7 +17,7 @@ from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.config import Phase, RunConfig
 from bert_jax.training.evaluate import Evaluator, due
 from bert_jax.training.fingerprints import params_digest
-from bert_jax.training.hosts import START_AGAIN, StopRequest, fail_fast
+from bert_jax.training.hosts import RESTART, StopRequest, fail_fast
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.metrics import Console, MetricsFile, Recorder
 from bert_jax.training.profiler import Profiler
@@ -27,7 +27,7 @@ from bert_jax.training.selection import Selection
 from bert_jax.training.step import TrainState
 from bert_jax.training.workdir import open_workdir, record_start, versions, write_examples, write_report
 
-FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM gives START_AGAIN
+FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM exits with RESTART
 log = logging.getLogger("bert_jax")
 
 
@@ -96,7 +96,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
                     log.info(
                         "stopped at step %d of %d; the same command resumes here", run.step, run.last_step
                     )
-                    return INTERRUPTED if stop.requested == signal.SIGINT else START_AGAIN
+                    return INTERRUPTED if stop.requested == signal.SIGINT else RESTART
                 run.finish()
                 return FINISHED
         finally:
@@ -134,10 +134,10 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to train, for now or for good."""
-        return self.stopped or self.selection.enough
+        return self.stopped or self.selection.should_stop
 
     def resume(self, at_most: int | None = None) -> None:
-        """Restores the newest undamaged checkpoint of step `at_most` or before, with its records, else starts."""
+        """Restores the newest undamaged checkpoint of step `at_most` or before, or starts anew."""
         restored = self.checkpoints.restore_newest(self.program.abstract, at_most)
         if restored is None:
             params = self.task.initial_params(self.program.random_params, self.program.abstract.params)
@@ -149,8 +149,8 @@ class Run:
             )  # fmt: skip
         self.state, meta = restored
         self._saved_step = self.step
-        self.recovery.rewind(meta.get("recovery"))
-        self.selection.rewind(meta.get("selection"))
+        self.recovery.restore(meta.get("recovery"))
+        self.selection.restore(meta.get("selection"))
         self.file = MetricsFile(self.workdir, resumed_at=self.step)
         devices = _described(self.program.mesh)
         starts = record_start(self.workdir, self.step, devices)
@@ -184,10 +184,10 @@ class Run:
             self.profiler.before(step, self.state)
             self.state, metrics = self._compiled(self.state, batch, self.program.key)
             step += 1
-            self.judge(self.recorder.add(step, metrics))
+            self.check(self.recorder.add(step, metrics))
             self.checkpoints.raise_if_failed()
             self.evaluate_and_save(step)
-        self.judge(self.recorder.flush())
+        self.check(self.recorder.flush())
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """The next global batch, in which each row says whether its process was asked to stop."""
@@ -205,15 +205,15 @@ class Run:
         self.recorder.start_clock()
         return compiled
 
-    def judge(self, done: dict[str, Any] | None) -> None:
-        """Judges a step by its metrics, which are the same on all processes, as are requests to stop.
+    def check(self, done: dict[str, Any] | None) -> None:
+        """Checks the metrics of a step, which all processes share, for bad values and a request to stop.
 
         Raises:
             BadSteps: when it is time to roll back.
         """
         if done:
             self.stopped = self.stopped or done["stop_requested"] > 0
-            self.recovery.judge(done["step"] - 1, done["loss"], done["grad_norm"])
+            self.recovery.check(done["step"] - 1, done["loss"], done["grad_norm"])
 
     def evaluate_and_save(self, step: int) -> None:
         """Evaluates and saves what is due after `step` steps."""
@@ -221,7 +221,7 @@ class Run:
         evaluators = due(self.task.evaluators, step, last)
         save = last or step % self.program.config.train.checkpoint_every == 0
         if evaluators or save:
-            self.judge(self.recorder.flush())
+            self.check(self.recorder.flush())
             self.evaluate(step, evaluators)
             if save:
                 self.save()
@@ -237,7 +237,7 @@ class Run:
             found = evaluator.run(self.program, self.state.params)
             row |= {f"{evaluator.name}_{name}": value for name, value in found.items()}
         self.file.write(row)
-        self.selection.judge(row)
+        self.selection.update(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
         write_examples(self.workdir, self.task.examples(self.program.structure, self.state.params))
 
@@ -253,8 +253,8 @@ class Run:
                 "data_digest": self.task.data_digest,
                 "versions": versions(),
                 "window": self.recorder.window,
-                "recovery": self.recovery.to_save(),
-                "selection": self.selection.to_save(),
+                "recovery": self.recovery.state_dict(),
+                "selection": self.selection.state_dict(),
             },
             self.selection.best_step,
         )
@@ -266,7 +266,7 @@ class Run:
         self.state = self.state.replace(
             step=jax.device_put(np.int32(end), self.program.abstract.step.sharding)
         )
-        self.recovery.skipped()
+        self.recovery.after_skip()
         self.file.write({"step": end, "skipped_from": first, "skipped_because": reason})
         if end == self.last_step:
             self.evaluate_and_save(end)
@@ -279,7 +279,7 @@ class Run:
         """
         self._keep_batches(phase, range(bad.first, bad.last + 1))
         self.recorder.close()
-        first = self.recovery.leave_out(bad)
+        first = self.recovery.add_skip(bad)
         log.warning("%s: going back to a checkpoint of step %d or before", bad, first)
         self.resume(at_most=first)
         self.checkpoints.remove_after(self.step)

@@ -37,17 +37,17 @@ class Recovery:
         self._bad_steps = 0  # the newest ones, in a row
         self.skips: list[list[Any]] = []  # [first, end, reason]
 
-    def to_save(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self._losses), "bad_steps": self._bad_steps, "skips": self.skips}
 
-    def rewind(self, saved: dict[str, Any] | None) -> None:
+    def restore(self, saved: dict[str, Any] | None) -> None:
         """Restores the records of a checkpoint; steps that were left out since then stay left out."""
         saved = saved or {"losses": [], "bad_steps": 0, "skips": []}
         self._losses = collections.deque(saved["losses"], HISTORY)
         self._bad_steps = saved["bad_steps"]
         self.skips = self.skips or [list(skip) for skip in saved["skips"]]
 
-    def judge(self, step: int, loss: float, grad_norm: float) -> None:
+    def check(self, step: int, loss: float, grad_norm: float) -> None:
         """Records the loss and gradient norm of a step.
 
         Raises:
@@ -73,7 +73,7 @@ class Recovery:
         deviation = statistics.median(abs(other - median) for other in self._losses)
         return (loss - median) / max(SPREAD_OF_MAD * deviation, LEAST_SPREAD * abs(median), 1e-12)
 
-    def leave_out(self, bad: BadSteps) -> int:
+    def add_skip(self, bad: BadSteps) -> int:
         """Leaves out these bad steps, with `train.skip_margin` steps before them; returns the first.
 
         Raises:
@@ -90,8 +90,8 @@ class Recovery:
         self.skips.append([first, bad.last + 1, str(bad)])
         return first
 
-    def skipped(self) -> None:
-        """Notes that steps were left out: bad steps on both sides of them are not in a row."""
+    def after_skip(self) -> None:
+        """Starts to count bad steps anew: those before and after skipped steps are not in a row."""
         self._bad_steps = 0
 
     def skip_at(self, step: int) -> list[Any] | None:
