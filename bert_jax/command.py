@@ -73,13 +73,13 @@ def resolved_config() -> Any:
         ]
         kind, other = ("fine-tuning", "pretraining") if "task" in values else ("pretraining", "fine-tuning")
         raise UserError(
-            f"--config={config_typed()} is a config of {kind}, and this command takes one of {other}: "
+            f"--config={config_argument()} is a config of {kind}, and this command takes one of {other}: "
             f"{', '.join(names)}."
         )
     return config_lib.from_dict(values, _config.kind)
 
 
-def config_typed() -> str:
+def config_argument() -> str:
     """--config as it was typed, to be repeated in messages."""
     return _config.typed
 
@@ -112,7 +112,7 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     """
     _set_up_log()
     try:
-        arguments = [_take_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
+        arguments = [_parse_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
         _parse_flags()
         sys.exit(main(*arguments) or 0)
     except KeyboardInterrupt:
@@ -131,11 +131,11 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
 class Training(NamedTuple):
     """What a training command is about to do, set up on one process.
 
-    `facts` must be the same on all processes; `work` returns the exit code.
+    `must_match` is compared between all processes; `work` returns the exit code.
     """
 
     config: RunConfig
-    facts: dict[str, str]
+    must_match: dict[str, str]
     work: Callable[[], int]
 
 
@@ -160,17 +160,17 @@ def train(set_up: Callable[[], Training]) -> int:
         raise
     config = {f"config.{key}": repr(value) for key, value in training.config.flat().items()}
     code = {"digest of the code": hosts.code_digest()}
-    hosts.require_same(config | training.facts | code | versions())
+    hosts.require_same(config | training.must_match | code | versions())
     with hosts.fail_fast():
         return training.work()
 
 
 def digest(content: bytes) -> str:
-    """The SHA-256 of a file, as a fact to compare."""
+    """The SHA-256 of a file."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _take_mode(modes: Sequence[str]) -> str:
+def _parse_mode(modes: Sequence[str]) -> str:
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         given = f", not {sys.argv[1]!r}" if len(sys.argv) > 1 else ""
         raise UserError(f"the first word is one of {', '.join(modes)}{given}.")
@@ -183,7 +183,7 @@ def _parse_flags() -> None:
         sys.exit(0)
     sys.argv[:] = [_with_underscores(word) for word in sys.argv]
     if _config.kind is not None:
-        sys.argv[:] = _take_config(sys.argv)
+        sys.argv[:] = _parse_config(sys.argv)
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
@@ -210,7 +210,7 @@ def _with_underscores(word: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
 
 
-def _take_config(argv: list[str]) -> list[str]:
+def _parse_config(argv: list[str]) -> list[str]:
     """Takes --config out of the command line and defines its overrides, wherever these stand.
 
     Raises:

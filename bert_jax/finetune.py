@@ -4,7 +4,7 @@
         --config.data.train=questions.tsv
 
 The loop, the step and the checkpoints are those of pretraining: the same command again resumes. The best
-checkpoint by the task's metric is kept, and judged once by the test examples, where there are any.
+checkpoint by the task's metric is kept, and run_scores once by the test examples, where there are any.
 """
 
 import dataclasses
@@ -57,14 +57,14 @@ def set_up() -> command.Training:
         log.info("examples for %s: %s; sha256 %s", folder, counts, splits.digest[:16])
         runs[folder] = experiment._replace(splits=splits)
         for seed in seeds(config):  # before anything is computed
-            check_workdir(folder_of(config, folder, seed), experiment.run(seed))
+            check_workdir(run_folder(config, folder, seed), experiment.run(seed))
     for folder in runs if jax.process_index() == 0 else ():
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
     use_compilation_cache(workdir)
-    facts = {"base": json.dumps(provenance(init_from)), "data": next(iter(runs.values())).splits.digest}
+    must_match = {"base": json.dumps(provenance(init_from)), "data": next(iter(runs.values())).splits.digest}
     scores_folder = workdir if len(runs) > 1 else next(iter(runs))
-    return command.Training(config, facts, lambda: train_all(config, runs, scores_folder))
+    return command.Training(config, must_match, lambda: train_all(config, runs, scores_folder))
 
 
 def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores_folder: epath.Path) -> int:
@@ -76,13 +76,13 @@ def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores
             for name, found in frozen.train(config, task, splits, init_from).items():
                 scores.setdefault(name, []).append(found)
         if config.train.num_epochs:
-            code, judged = fine_tune(experiment, folder)
-            scores.setdefault(FINE_TUNED, []).extend(judged)
+            code, run_scores = fine_tune(experiment, folder)
+            scores.setdefault(FINE_TUNED, []).extend(run_scores)
             if code != FINISHED:
                 return code
     if jax.process_index() == 0:
         write(scores_folder / "scores.json", json.dumps(scores, indent=1) + "\n")
-        print(table(scores), closing(config, next(iter(runs))), sep="\n")
+        print(table(scores), next_steps(config, next(iter(runs))), sep="\n")
     return FINISHED
 
 
@@ -100,7 +100,7 @@ def seeds(config: FinetuneConfig) -> range:
     return range(config.train.seed, config.train.seed + config.train.num_seeds)
 
 
-def folder_of(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Path:
+def run_folder(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Path:
     """The folder of the run with a seed: of several each has its own."""
     return folder / f"seed_{seed}" if config.train.num_seeds > 1 else folder
 
@@ -109,15 +109,15 @@ def fine_tune(experiment: Experiment, folder: epath.Path) -> tuple[int, list[Sco
     """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
     found: list[Scores] = []
     for seed in seeds(experiment.config):
-        own = folder_of(experiment.config, folder, seed)
+        own = run_folder(experiment.config, folder, seed)
         code = train(experiment.run(seed), Finetuning(experiment, seed), own)
         if code != FINISHED:
             return code, found
-        found.append(judge(own, experiment.splits))
+        found.append(evaluate_best(own, experiment.splits))
     return FINISHED, found
 
 
-def judge(workdir: epath.Path, splits: Splits) -> Scores:
+def evaluate_best(workdir: epath.Path, splits: Splits) -> Scores:
     """Scores of the best checkpoint; writes its predictions and the report's tables.
 
     Every process judges, on a device of its own: Orbax restores for all or for none.
@@ -158,11 +158,11 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f}{spread}"
 
 
-def closing(config: FinetuneConfig, workdir: epath.Path) -> str:
+def next_steps(config: FinetuneConfig, workdir: epath.Path) -> str:
     """What to do next."""
     if not config.train.num_epochs:
         return ""
-    run, mode = folder_of(config, workdir, config.train.seed), task_class(config.task.name).verb
+    run, mode = run_folder(config, workdir, config.train.seed), task_class(config.task.name).verb
     return (
         f"\nnext:  make predict MODE={mode} CHECKPOINT={run} INPUT=FILE\n"
         f"       look at {run}/report.html and {run}/predictions_eval.jsonl\n"

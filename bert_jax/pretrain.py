@@ -47,16 +47,16 @@ def set_up() -> command.Training:
         lock(workdir)
     use_compilation_cache(workdir)
     dataset = open_dataset(config)
-    facts = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
-    facts["dataset_sha256"] = dataset.sha256
+    must_match = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
+    must_match["dataset_sha256"] = dataset.sha256
 
     def work() -> int:
         code = loop.train(config, Pretraining(config, dataset), workdir)
         if code == loop.FINISHED and jax.process_index() == 0:
-            print(closing(workdir))
+            print(summary(workdir))
         return code
 
-    return command.Training(config, facts, work)
+    return command.Training(config, must_match, work)
 
 
 def check(config: Config, workdir: epath.Path) -> None:
@@ -77,7 +77,7 @@ def open_dataset(config: Config) -> PreparedDataset:
             config.model.vocab_size,
             flags.FLAGS.data_dir,
             processes=jax.process_count(),
-            config=command.config_typed(),
+            config=command.config_argument(),
         )
     except MissingInput as missing:
         if "tfds:" not in config.data.source or not (help_ := command.config_docstring()):
@@ -85,7 +85,7 @@ def open_dataset(config: Config) -> PreparedDataset:
         raise UserError(f"{missing}\n\n{help_}") from None
 
 
-def closing(workdir: epath.Path) -> str:
+def summary(workdir: epath.Path) -> str:
     """The scores of a finished run in a small table, and what to do next."""
     rows = read_rows(workdir / "metrics.jsonl")
     scores: dict = next((row for row in reversed(rows) if "eval_loss" in row), {})

@@ -96,7 +96,7 @@ class Batches:
         return self._plan(epoch).num_rows
 
     def describe(self) -> dict[str, float]:
-        """Returns facts for the log: size and fill of the first epoch, share of NotNext in a sample, M."""
+        """Returns size and fill of the first epoch, the share of NotNext in a sample, and M, for the log."""
         plan = self._plan(0)
         sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
         return {

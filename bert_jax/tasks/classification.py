@@ -28,7 +28,7 @@ class Example(NamedTuple):
     def split_key(self) -> str:
         return self.text if self.pair is None else f"{self.text}\t{self.pair}"
 
-    def shown(self) -> dict[str, Any]:
+    def display_fields(self) -> dict[str, Any]:
         pair = {} if self.pair is None else {"text_pair": self.pair}
         label = {} if self.label is None else {"label": self.label}
         return {"text": self.text} | pair | label
@@ -105,7 +105,7 @@ class Classification(_Sequences):
     def labels(self) -> list[str]:
         return self.label_info["labels"]
 
-    def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns the classes of the training examples, unless the config names the classes."""
         named = self._data.class_names
         found = sorted({example.label for example in train})
@@ -187,7 +187,7 @@ class Regression(_Sequences):
     num_outputs = 1
     hub = HubHead(*SEQUENCES, problem_type="regression", extra_keys=("pairs",))
 
-    def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns mean and standard deviation of the training numbers."""
         values = np.array([example.label for example in train])
         if not values.std() > 0:

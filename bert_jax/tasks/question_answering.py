@@ -65,7 +65,7 @@ class QuestionAnswering(Downstream):
             raise UserError("this checkpoint answers questions: give the paragraph too, as the second text.")
         return Question("", text, second, (), "")
 
-    def _info_of(self, train: Sequence[Question]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Question]) -> dict[str, Any]:
         """Returns whether some training questions have no answer, as in SQuAD 2.0."""
         if not any(example.span for example in train):
             raise UserError(

@@ -54,17 +54,17 @@ def connect() -> None:
         raise UserError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
 
 
-def require_same(facts: dict[str, str], problem: str | None = None) -> None:
+def require_same(values: dict[str, str], problem: str | None = None) -> None:
     """Checks that all processes are about to do the same; every one of them must call it.
 
     Args:
-        facts: what must be the same everywhere, by name.
+        values: what must be the same everywhere, by name.
         problem: the error of this process, if any.
 
     Raises:
-        UserError: on every process, for the problem of one, or for facts that differ from those of process 0.
+        UserError: on every process, for the problem of one, or values that differ from process 0.
     """
-    everyone = _gather(json.dumps([problem, facts]))
+    everyone = _gather(json.dumps([problem, values]))
     for process, (their_problem, _) in enumerate(everyone):
         if their_problem:
             raise _refusal(f"process {process}: {their_problem}" if len(everyone) > 1 else their_problem)
@@ -96,11 +96,11 @@ def fail_fast() -> Iterator[None]:
         yield
     except Exception as error:
         if jax.process_count() > 1:
-            _leave(error)
+            _exit(error)
         raise
 
 
-def _leave(error: Exception) -> NoReturn:
+def _exit(error: Exception) -> NoReturn:
     code = 1
     if isinstance(error, UserError):
         code = 2

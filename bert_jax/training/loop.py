@@ -194,7 +194,7 @@ class Run:
         start = time.perf_counter()
         asked = np.full(len(self.program.rows), self.stop.requested is not None, np.float32)
         batch = to_global(self.program.mesh, {**next(batches), "stop_requested": asked})
-        self.recorder.waited(time.perf_counter() - start)
+        self.recorder.add_wait(time.perf_counter() - start)
         return batch
 
     def compile(self, batch: dict[str, jax.Array]) -> Any:

@@ -144,7 +144,7 @@ def test_signals_save_and_the_same_command_goes_on(folder):
             assert f"resumed at step {step} of 1000000" in output
             assert f"\nstep {step + 1}/1000000 " in output
         compiled = kept
-        step = int(re.search(r"stopped at step (\d+) of 1000000; the same command goes on", output)[1])
+        step = int(re.search(r"stopped at step (\d+) of 1000000; the same command resumes here", output)[1])
         assert str(step) in command.checkpoints(finished=True)
         assert command.checkpoints(finished=False) == []
         assert command.rows()[-1]["step"] == step

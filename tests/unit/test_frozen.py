@@ -83,7 +83,7 @@ def splits_of(some, train=120, eval=40, test=40):
 
 
 def learned(task, splits):
-    task.learn(splits.train)
+    task.fit(splits.train)
     return task
 
 

@@ -3,7 +3,6 @@ import types
 import numpy as np
 import pytest
 
-from bert_jax.data import shown
 from tests.fakes import FakeTokenizer
 
 PAD, UNK, CLS, SEP, MASK = FakeTokenizer.special_ids
