@@ -39,7 +39,7 @@ class MetricsFile:
         rows = [row for row in read_rows(path) if row["step"] <= resumed_at and "params_digest" not in row]
         write_rows(path, rows if resumed_at else [])
         # Objects of a bucket cannot be appended to: there all rows are written again.
-        self._text = path.read_text() if "://" in str(path) else None
+        self._text = path.read_bytes().decode() if "://" in str(path) else None
         self._events = _Events(workdir / "tensorboard", resumed_at)
 
     def write(self, row: dict[str, Any]) -> None:

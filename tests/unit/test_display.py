@@ -3,6 +3,7 @@ import types
 import numpy as np
 import pytest
 
+from bert_jax.data import display
 from tests.fakes import FakeTokenizer
 
 PAD, UNK, CLS, SEP, MASK = FakeTokenizer.special_ids

@@ -248,8 +248,8 @@ class Bucket:
     def exists(self):
         return self.name in self.objects
 
-    def read_text(self, encoding="utf-8"):  # noqa: ARG002
-        return self.objects[self.name]
+    def read_bytes(self):
+        return self.objects[self.name].encode()
 
     def open(self, mode):
         assert mode == "wb"
