@@ -1,4 +1,6 @@
-"""What is minimised: the network of each objective, its losses and scores, and what an evaluation returns.
+"""Objectives: the network, the losses and the scores of pretraining and of every task.
+
+Question answering is `SpanExtraction`; named entities are `TokenClassification`.
 
 Axes: B rows, T tokens, M predictions, S sequences per row, V vocabulary. Terms are pairs (sum, weight), see
 `bert_jax.model.losses`.
@@ -140,7 +142,7 @@ class SequenceRegression:
 
 
 class SpanExtraction:
-    """Where the answer starts and ends in each sequence (Devlin et al., 2019, section 4.2).
+    """Question answering: start and end of the answer in each sequence (Devlin et al., 2019, section 4.2).
 
     `start_positions` and `end_positions` int [B, S] count from the sequence's [CLS]; `span_weights` float32
     [B, S] is 0 where no answer is to be learned, and where there is no sequence.

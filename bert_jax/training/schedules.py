@@ -12,9 +12,9 @@ Schedule = Callable[[Any], Any]
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
-    """step -> learning rate: linear warm-up from 0, then the decay that `config.schedule` names.
+    """Returns the function step -> learning rate: linear warm-up from 0, then the decay of `config.schedule`.
 
-    `linear` and `cosine` end at `final_learning_rate` after `num_steps`; `rsqrt` falls with the square root
+    Steps count from 0, also after a restart. `linear` and `cosine` end at `final_learning_rate` after `num_steps`; `rsqrt` falls with the square root
     of the step; `constant` stays.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
