@@ -1,4 +1,4 @@
-"""The training loop: every command that updates weights runs this one."""
+"""The training loop of every command that updates weights."""
 
 import logging
 import signal
@@ -105,7 +105,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
 
 
 class Run:
-    """The state of a run in its folder, and what is done to it: resume, train, evaluate, save, roll back.
+    """The state of a run, and the operations on it: resume, train, evaluate, save, roll back.
 
     Attributes:
         state: parameters, optimizer state and step; set by `resume`.
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to train, for now or for good."""
+        """Whether training ends here: stopped by a signal, or out of `patience`."""
         return self.stopped or self.selection.should_stop
 
     def resume(self, at_most: int | None = None) -> None:
@@ -160,13 +160,13 @@ class Run:
         )  # fmt: skip
         data = self.program.config.data
         log.info(
-            "training %s parameters on %s to step %d, %s tokens a step; the run is kept in %s",
+            "training %s parameters on %s to step %d, %s tokens a step; workdir: %s",
             f"{self.program.num_parameters:,}", devices, self.last_step,
             f"{data.global_batch_size * data.max_seq_length:,}", self.workdir,
         )  # fmt: skip
 
     def train(self, phase: Phase) -> None:
-        """Trains to the end of the phase, or to the next steps that are left out, or until the run ends.
+        """Trains to the end of the phase, or to the next steps to skip, or until the run ends.
 
         Raises:
             BadSteps: when it is time to roll back.
@@ -190,7 +190,7 @@ class Run:
         self.check(self.recorder.flush())
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
-        """The next global batch, in which each row says whether its process was asked to stop."""
+        """Returns the next global batch; `stop_requested` of a row is 1 if its process was asked to stop."""
         start = time.perf_counter()
         asked = np.full(len(self.program.rows), self.stop.requested is not None, np.float32)
         batch = to_global(self.program.mesh, {**next(batches), "stop_requested": asked})
@@ -198,7 +198,7 @@ class Run:
         return batch
 
     def compile(self, batch: dict[str, jax.Array]) -> Any:
-        """Compiles the step once, ahead of time: a later recompilation is impossible, not just unlikely."""
+        """Compiles the step once, ahead of time, so that it can never be compiled again."""
         start = time.perf_counter()
         compiled = self.program.train_step.lower(self.state, batch, self.program.key).compile()
         log.info("compiled the training step in %.1f s", time.perf_counter() - start)
@@ -229,7 +229,7 @@ class Run:
             self.recorder.start_clock()
 
     def evaluate(self, step: int, evaluators: Sequence[Evaluator]) -> None:
-        """Writes one row with the numbers of all these evaluators."""
+        """Runs these evaluators and writes one row with all their metrics."""
         if not evaluators:
             return
         row: dict[str, Any] = {"step": step}
@@ -260,9 +260,9 @@ class Run:
         )
 
     def skip(self, first: int, end: int, reason: str) -> None:
-        """Goes on behind steps that are left out, as if they had been done."""
+        """Skips steps: counts them as done without an update."""
         end = min(end, self.last_step)
-        log.warning("steps %d to %d are left out: %s", self.step, end - 1, reason)
+        log.warning("skipping steps %d to %d: %s", self.step, end - 1, reason)
         self.state = self.state.replace(
             step=jax.device_put(np.int32(end), self.program.abstract.step.sharding)
         )
@@ -272,20 +272,20 @@ class Run:
             self.evaluate_and_save(end)
 
     def roll_back(self, phase: Phase, bad: BadSteps) -> None:
-        """Goes back to a checkpoint from before the bad steps, which are left out from now on.
+        """Restores a checkpoint from before the bad steps, which are skipped from now on.
 
         Raises:
-            UserError: when that was done too often already.
+            UserError: if the run was already rolled back `train.max_rollbacks` times.
         """
         self._keep_batches(phase, range(bad.first, bad.last + 1))
         self.recorder.close()
         first = self.recovery.add_skip(bad)
-        log.warning("%s: going back to a checkpoint of step %d or before", bad, first)
+        log.warning("%s: rolling back to a checkpoint of step %d or before", bad, first)
         self.resume(at_most=first)
         self.checkpoints.remove_after(self.step)
 
     def _keep_batches(self, phase: Phase, steps: range) -> None:
-        """Writes this process's rows of the batches of bad steps into `bad_batches/`, to be looked at."""
+        """Writes this process's rows of the batches of bad steps into `bad_batches/`, for inspection."""
         rows, folder = self.program.rows, self.workdir / "bad_batches"
         batches = self.task.batches(phase, steps.start - phase.first_step, rows)
         for step, batch in zip(steps, batches, strict=False):
@@ -311,7 +311,7 @@ class Run:
         )
 
     def close(self) -> None:
-        """Waits for what is being written, also when the run ends with an error."""
+        """Completes all files, also when the run ends with an error."""
         self.profiler.close(self.state)
         self.recorder.close()
         self.checkpoints.close()
