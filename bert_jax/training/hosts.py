@@ -54,7 +54,7 @@ def connect() -> None:
         ) from None
     except RuntimeError as error:
         raise UserError(
-            f"the other processes cannot be reached: {str(error).splitlines()[0]}; check --coordinator_address."
+            f"cannot reach the other processes: {str(error).splitlines()[0]}; check --coordinator_address."
         ) from None
 
 

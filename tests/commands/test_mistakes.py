@@ -188,7 +188,7 @@ MISTAKES = [
     # tokenizers
     (f"{PREPARE} data.tokenizer=wordpiece:none", "data.tokenizer='wordpiece:none'", "no such file"),
     (f"{PREPARE} data.tokenizer=wordpiece:without_specials", "specials' has no piece [PAD], [UNK]"),
-    (f"{PREPARE} data.tokenizer=wordpiece:vocab_twice", "vocab_twice': line 7 ('ba')", "comes twice"),
+    (f"{PREPARE} data.tokenizer=wordpiece:vocab_twice", "vocab_twice': line 7 ('ba')", "repeated"),
     (f"{PREPARE} data.tokenizer=sentencepiece:no.model", "sentencepiece:no.model' is not a Sentence"),
     (f"{PREPARE} data.tokenizer=words", "data.tokenizer='words' is unknown; use unigram, bpe"),
     (f"{PREPARE} model.vocab_size=13", "has 14 pieces, but model.vocab_size=13: set it to 14"),

@@ -279,9 +279,9 @@ def test_a_sentencepiece_model_without_special_pieces():
 def test_broken_vocabularies(tmp_path):
     with pytest.raises(UserError, match=r"has no piece \[SEP\], \[MASK\]"):
         WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]"], True)
-    with pytest.raises(UserError, match=r"line 7 \('a'\) is empty or comes twice"):
+    with pytest.raises(UserError, match=r"line 7 \('a'\) is empty or repeated"):
         WordPieceTokenizer.from_text("\n".join([*SPECIALS, "a", "a", "b"]), True)
-    with pytest.raises(UserError, match=r"line 7 \(''\) is empty or comes twice"):
+    with pytest.raises(UserError, match=r"line 7 \(''\) is empty or repeated"):
         WordPieceTokenizer.from_text("\n".join([*SPECIALS, "a", "", "b"]), True)
     with pytest.raises(UserError, match=r"has 30522 pieces, but model\.vocab_size=30000: set it to 30522"):
         read_tokenizer(DataConfig(tokenizer="wordpiece:bert_uncased"), 30000)

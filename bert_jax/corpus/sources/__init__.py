@@ -1,7 +1,9 @@
-"""Reads text: `data.source` is a list of sources, and a source is a stream of chunks of documents.
+"""Reads text: `data.source` is a list of sources, and a source yields chunks of documents.
 
-A source only reads raw bytes (or ranges of records) and cuts them, which is fast enough in one process. A
-chunk is small, picklable and parses itself, so that all cores share the work even of a single big file.
+A source reads raw bytes (or ranges of records) and cuts them, which is fast enough in one process. A chunk is
+small and picklable and is parsed in a worker, so that all cores share the work of a single large file.
+
+To add a kind of source, implement `Source`, and add it to `KINDS` and `_open_source`.
 """
 
 import re
@@ -26,7 +28,7 @@ KINDS = ("corpus", "text", "jsonl", "tfds")
 
 
 class Chunk(Protocol):
-    """A run of whole documents."""
+    """Whole documents in their order, not parsed yet."""
 
     @property
     def read_bytes(self) -> int: ...  # bytes read from the source's files for it, compressed or not
@@ -41,7 +43,7 @@ class Chunk(Protocol):
         """Yields documents, each a list of paragraphs (stripped, not empty).
 
         Raises:
-            UserError: if the content is not of the source's kind, with the place.
+            UserError: if the content is invalid; names file and position.
         """
 
 
