@@ -126,7 +126,7 @@ def write_rows(path: epath.PathLike, rows: list[dict[str, Any]]) -> None:
 
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl` file; none if there is no file, and none after a line that a kill cut short."""
+    """Reads the rows of a `.jsonl` file up to a half-written line; none if there is no file."""
     path = epath.Path(path) if isinstance(path, str) else path
     rows = []
     # As bytes: epath reads text in the encoding of the locale, whatever it is asked for.

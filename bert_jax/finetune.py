@@ -87,7 +87,7 @@ def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores
 
 
 def folds(config: FinetuneConfig, workdir: epath.Path) -> Iterator[tuple[epath.Path, FinetuneConfig]]:
-    """The folder and the config of every fold that is to be run; without folds these, as they are."""
+    """Yields the folder and the config of every fold to run; without folds, those given."""
     if config.data.num_folds == 1:
         yield workdir, config
         return
@@ -101,12 +101,12 @@ def seeds(config: FinetuneConfig) -> range:
 
 
 def run_folder(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Path:
-    """The folder of the run with a seed: of several each has its own."""
+    """Returns the folder of the run with a seed: its own if there are several seeds."""
     return folder / f"seed_{seed}" if config.train.num_seeds > 1 else folder
 
 
 def fine_tune(experiment: Experiment, folder: epath.Path) -> tuple[int, list[Scores]]:
-    """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
+    """Trains or resumes with every seed; returns an exit code and the scores, also if it is interrupted."""
     found: list[Scores] = []
     for seed in seeds(experiment.config):
         own = run_folder(experiment.config, folder, seed)
@@ -118,9 +118,9 @@ def fine_tune(experiment: Experiment, folder: epath.Path) -> tuple[int, list[Sco
 
 
 def evaluate_best(workdir: epath.Path, splits: Splits) -> Scores:
-    """Scores of the best checkpoint; writes its predictions and the report's tables.
+    """Scores the best checkpoint; writes its predictions and the tables of the report.
 
-    Every process judges, on a device of its own: Orbax restores for all or for none.
+    Every process does this, on a device of its own: Orbax restores on all processes or on none.
     """
     best, writes = load_finetuned(workdir), jax.process_index() == 0
     scores: Scores = {}
@@ -142,7 +142,7 @@ def evaluate_best(workdir: epath.Path, splits: Splits) -> Scores:
 
 
 def table(scores: dict[str, list[Scores]]) -> str:
-    """Every model's metrics, of several runs mean and standard deviation, as small text tables."""
+    """Formats the metrics of every model; for several runs, mean and standard deviation."""
     parts = []
     for split, values in next(iter(scores.values()))[0].items():
         rows = []
@@ -159,7 +159,7 @@ def _cell(values: list[float]) -> str:
 
 
 def next_steps(config: FinetuneConfig, workdir: epath.Path) -> str:
-    """What to do next."""
+    """Returns commands to run next."""
     if not config.train.num_epochs:
         return ""
     run, mode = run_folder(config, workdir, config.train.seed), task_class(config.task.name).verb

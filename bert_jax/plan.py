@@ -1,4 +1,4 @@
-"""Plan a run on a TPU topology without a TPU: the TPU compiler says whether it fits and what it takes.
+"""Plan a run on a TPU topology without a TPU: the TPU compiler computes memory, communication and time.
 
     python -m bert_jax.plan --config=bert_large --topology=v5e:16x16 --config.mesh.fsdp=16
     python -m bert_jax.plan --config=bert_large --topology=v5e:16x16 --search

@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def set_up() -> command.Training:
-    """Checks the command line and opens its dataset, which a process that is alone makes if need be."""
+    """Checks the command line and opens the dataset; a single process prepares it if necessary."""
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     check(config, workdir)
@@ -70,7 +70,7 @@ def check(config: Config, workdir: epath.Path) -> None:
 
 
 def open_dataset(config: Config) -> PreparedDataset:
-    """The prepared dataset of the config; where a TFDS corpus is missing, the config's docstring helps."""
+    """Opens the prepared dataset; if a TFDS corpus is missing, the error shows the config's docstring."""
     try:
         return dataset_for(
             config.data,
@@ -86,7 +86,7 @@ def open_dataset(config: Config) -> PreparedDataset:
 
 
 def summary(workdir: epath.Path) -> str:
-    """The scores of a finished run in a small table, and what to do next."""
+    """Formats the scores of a finished run, and commands to run next."""
     rows = read_rows(workdir / "metrics.jsonl")
     scores: dict = next((row for row in reversed(rows) if "eval_loss" in row), {})
     unigram = scores.get("eval_unigram_loss")

@@ -121,7 +121,7 @@ def write_documents(
     if not writers["train"].shard_lengths:
         raise UserError(
             f"data.source={data.source!r} has no text to train on ({documents} documents, "
-            f"data.held_out_fraction={data.held_out_fraction}); add text or hold out less."
+            f"data.held_out_fraction={data.held_out_fraction}); add text or lower it."
         )
     _write_tfds_metadata(directory, writers)
     entries = {split: writer.manifest_entry() for split, writer in writers.items()}

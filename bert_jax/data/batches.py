@@ -48,7 +48,7 @@ class Batches:
             )
         if pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
             raise UserError(
-                "data.second_objective='next_sentence' needs documents of several sentences, and here every "
+                "data.second_objective='next_sentence' needs documents of several sentences, but every "
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed

@@ -1,7 +1,7 @@
 """Plans an epoch: every token of a split is in exactly one sequence, and any row follows from its number.
 
 A plan is a pure function of (index, config, seed, epoch) and reads no text. It keeps two permutations of the
-sequences and no list of rows: it computes a row when somebody asks for it.
+sequences and no list of rows: it computes a row on demand.
 
     documents -> chunks -> A and B -> groups of equal len(B) -> B kept or swapped -> packed rows
 """

@@ -230,7 +230,7 @@ class Pretrained:
         for text, pair in zip(texts, parts, strict=True):
             if len(pair) > 1 and (problem := self._why_no_pairs()):
                 raise UserError(
-                    f"{_shortened(text)}: this network knows no pairs; it was trained with {problem}."
+                    f"{_shortened(text)}: this network does not support pairs; it was trained with {problem}."
                 )
             row = Row(next(ids), next(ids) if len(pair) > 1 else [])
             if row.length > self.max_length:

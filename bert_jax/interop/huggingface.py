@@ -88,7 +88,7 @@ def read(
     tokenizer, longest = read_vocabulary(directory)
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
-            f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config says "
+            f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config has "
             f"vocab_size={model.vocab_size}; they must be of one model."
         )
     tensors = _canonical(read_tensors(directory))
@@ -218,7 +218,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return {name: np.asarray(x) for name, x in safetensors.flax.load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from None
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}).") from None
 
 
 def _shards(

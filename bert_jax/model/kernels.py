@@ -15,7 +15,7 @@ BLOCK = 512  # tokens of a block, where there are so many
 
 
 def splash_fits(tokens: int) -> bool:
-    """Whether the splash kernel takes rows of so many tokens."""
+    """Returns whether the splash kernel supports rows of so many tokens."""
     return tokens % LANES == 0
 
 

@@ -25,7 +25,7 @@ Outputs = dict[str, jax.Array]
 
 
 class Objective(Protocol):
-    """What a step minimises; it knows no data and no optimizer.
+    """What a step minimises, independent of data and optimizer.
 
     Attributes:
         losses: the terms that are minimised -> the array of the batch with their weights, so that the total
@@ -53,7 +53,7 @@ class PretrainingObjective:
     Args:
         mask_id: the id of `[MASK]`.
         unigram_loss: float32 [V], -log of each token's share of the training text: the loss of a model that
-            knows how frequent tokens are and nothing else, which a model that uses context must beat.
+            predicts each token by its frequency, which a model that uses context must beat.
     """
 
     losses: Mapping[str, str] = {"mlm_loss": "masked_lm_weights", "nsp_loss": "next_sentence_weights"}

@@ -62,7 +62,7 @@ def search(config: Config, devices: list[jax.Device], report: Callable[[str], No
 
 
 def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
-    """Data parallelism alone, and fsdp over as many devices of a slice as divide the hidden size."""
+    """Lists meshes: data alone, and fsdp over as many devices of a slice as divide the hidden size."""
     inside = len(devices) // count_slices(devices)
     fsdp = max(n for n in range(1, MOST_FSDP + 1) if inside % n == config.model.hidden_size % n == 0)
     return [MeshConfig(), MeshConfig(fsdp=fsdp)] if fsdp > 1 else [MeshConfig()]
@@ -100,7 +100,7 @@ def _largest(
 
 
 def _overrides(given: Config, changed: Config) -> str:
-    """The flags that turn one config into the other."""
+    """Returns the flags that turn one config into the other."""
     before = given.flat()
     return " ".join(
         f"--config.{name}={value}"

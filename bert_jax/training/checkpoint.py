@@ -43,10 +43,10 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        directory: where the numbered steps lie.
+        directory: the folder of the numbered steps.
         files: names and contents that make a checkpoint self-contained, e.g. `tokenizer/vocab.txt`.
-        keep_last: how many of the newest steps stay.
-        keep_every: steps divisible by it always stay; 0 for none.
+        keep_last: number of newest steps to keep.
+        keep_every: steps divisible by it are always kept; 0 for none.
 
     Raises:
         UserError: when `directory` cannot be written.
@@ -60,7 +60,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"checkpoints cannot be written to {self._directory}: {error.strerror}; "
-                "correct that or give another --workdir."
+                "correct this or give another --workdir."
             ) from None
         self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
@@ -70,7 +70,7 @@ class Checkpoints:
         unfinished = set(self._manager.all_steps()) - set(committed_steps(self._directory))
         multihost_utils.sync_global_devices("checkpoints listed")
         if unfinished:
-            log.info("checkpoints %s were never finished; removed", sorted(unfinished))
+            log.info("removed unfinished checkpoints %s", sorted(unfinished))
         self._remove(unfinished)
 
     def save(self, state: TrainState, meta: dict[str, Any], best: int | None = None) -> None:
@@ -179,7 +179,7 @@ class Checkpoints:
         folder = self._directory / str(step)
         if not folder.is_dir():
             raise UserError(
-                f"process {jax.process_index()} does not see {folder}, which process 0 found: --workdir must "
+                f"process {jax.process_index()} cannot see {folder}, which process 0 found; --workdir must "
                 "be a folder that all hosts share."
             )
         meta = _read_meta(folder)

@@ -61,5 +61,5 @@ class HeldOut:
 
 
 def due(evaluators: Iterable[Evaluator], step: int, last: bool) -> list[Evaluator]:
-    """The evaluators that run after `step` steps."""
+    """Selects the evaluators that run after `step` steps."""
     return [each for each in evaluators if last or (each.every and step % each.every == 0)]

@@ -56,7 +56,7 @@ class Task(Protocol):
     patience: int
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
-        """Returns what a new run starts from, laid out as `abstract` says; logs what that is."""
+        """Returns the parameters of a new run, sharded as `abstract`, and logs their origin."""
         ...
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
@@ -72,7 +72,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the start, to the last step of the last phase.
 
     Returns:
-        An exit code: `FINISHED`, or what the signal that stopped the run asks for.
+        An exit code: `FINISHED`, or that of the signal that stopped the run.
 
     Raises:
         UserError: for a config that does not fit the devices or the workdir.

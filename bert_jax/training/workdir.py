@@ -23,7 +23,7 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-da
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the libraries that a run's numbers depend on, and of this package."""
+    """Returns the versions of this package and of the libraries that a run's numbers depend on."""
     return {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES}
 
 
@@ -124,7 +124,7 @@ def write_results(workdir: epath.Path, results: dict[str, Any]) -> None:
 
 
 def write_report(workdir: epath.Path) -> None:
-    """Writes `report.html` from the files in the folder, of which only `config.json` must exist."""
+    """Writes `report.html` from the files in the folder; only `config.json` must exist."""
     if jax.process_index() == 0:
         _record(workdir / "report.html", report.render(report.collect(workdir)))
 
@@ -152,5 +152,5 @@ def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str,
     if differing:
         raise UserError(
             f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for "
-            "a new run, or the old values to go on with that one."
+            "a new run, or the old values to resume that one."
         )

@@ -239,7 +239,7 @@ MISTAKES = [
     ("finetune --config=finetune/glue:mrcp", "there is no such task; use one of cola, sst2, mrpc"),
     ("finetune --config=finetune/trec", "init_from: there is no checkpoint in"),
     ("predict clasify --text=ba --checkpoint=run", "features, classify, answer, tag, not 'clasify'"),
-    ("predict classify --text=ba --checkpoint=run", "is of pretraining; fine-tune it first"),
+    ("predict classify --text=ba --checkpoint=run", "is a pretraining checkpoint; fine-tune it first"),
     ("predict features --text=ba --checkpoint=run --output=x --pooling=max", "--pooling=max ", "mean|cls"),
 ]  # fmt: skip
 
@@ -314,4 +314,4 @@ def test_no_space_for_anything_else(capfd, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         command.run(main)
     assert exit_.value.code == 2
-    assert capfd.readouterr().err.startswith("error: [Errno 28] No space left on device; mend that")
+    assert capfd.readouterr().err.startswith("error: [Errno 28] No space left on device; correct this")

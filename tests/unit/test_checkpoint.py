@@ -206,7 +206,7 @@ def test_unfinished_save_is_ignored_and_removed(copied, log):
     state, _ = restored(copied)
     assert_identical(state, state_of(5))
     assert sorted(path.name for path in copied.iterdir()) == ["5"]
-    assert "checkpoints [10] were never finished; removed" in log.text
+    assert "removed unfinished checkpoints [10]" in log.text
 
 
 def test_run_goes_on_over_damaged_checkpoints(copied):

@@ -141,7 +141,7 @@ def test_gelu(write):
 def test_files_that_are_missing_or_broken(write):
     folder = write()
     (folder / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="damaged or no safetensors file"):
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
         huggingface.read(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(

@@ -237,7 +237,9 @@ def test_network_without_pairs(bert, monkeypatch):
     monkeypatch.setattr(bert, "config", dataclasses.replace(bert.config, data=data))
     assert bert.features(["so"]).shape == (1, 16)
     for call in (bert.next_sentence, bert.encode):
-        with pytest.raises(UserError, match=r"'so | it': this network knows no pairs.*second_objective=none"):
+        with pytest.raises(
+            UserError, match=r"'so | it': this network does not support pairs.*second_objective=none"
+        ):
             call([("so", "it")])
 
 

@@ -335,7 +335,7 @@ def test_another_libtpu_is_one_line(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(topology.metadata, "version", lambda _: "0.0.1")
     monkeypatch.setattr(topology, "_wanted_libtpu", lambda: "0.0.42")
-    with pytest.raises(UserError, match=r"libtpu 0.0.1 is installed, but JAX .* asks for 0.0.42.\*"):
+    with pytest.raises(UserError, match=r"libtpu 0.0.1 is installed, but JAX .* requires 0.0.42.\*"):
         topology.topology_devices("v5e:4x4")
 
 
