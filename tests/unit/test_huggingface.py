@@ -124,7 +124,7 @@ def test_all_tensors_that_do_not_fit_are_listed(write, weights):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not one of gelu, gelu_new"),
         ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
-        ({"vocab_size": 127}, "128 pieces and the config says vocab_size=127"),
+        ({"vocab_size": 127}, "128 pieces and the config has vocab_size=127"),
         ({"num_attention_heads": 5}, "model.hidden_size=48 is not divisible"),
     ],
 )
