@@ -36,7 +36,7 @@ log = logging.getLogger("bert_jax")
 
 
 class DamagedCheckpoint(Exception):
-    """Raised for a checkpoint whose content is not what was saved; the message names the file or array."""
+    """Raised if the content of a checkpoint is not what was saved; names the file or array."""
 
 
 class Checkpoints:

@@ -32,12 +32,12 @@ log = logging.getLogger("bert_jax")
 
 
 class Task(Protocol):
-    """An objective together with its data.
+    """An objective with its data.
 
     Attributes:
         data_digest: of the dataset's content; part of the run's identity.
-        files: what a checkpoint must carry to be used alone (name -> content).
-        metric, patience: what chooses the best checkpoint and ends the run, see `Selection`.
+        files: name -> content; a checkpoint carries them, so that it can be used alone.
+        metric, patience: select the best checkpoint and end the run, see `Selection`.
     """
 
     @property
@@ -47,7 +47,7 @@ class Task(Protocol):
 
     @property
     def evaluators(self) -> Sequence[Evaluator]:
-        """What is measured on the way."""
+        """Evaluators that run during training."""
         ...
 
     data_digest: str

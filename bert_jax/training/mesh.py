@@ -34,7 +34,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"mesh.data={shape[0]} is not divisible by the {slices} slices; parameters are split only inside "
             f"a slice, so mesh.fsdp × mesh.tensor must divide its {len(devices) // slices} devices."
         )
-    # On TPU the order of the devices decides which of them communicate; JAX knows the topologies.
+    # On TPU the order of the devices decides which of them communicate; `mesh_utils` orders them.
     if slices > 1:
         inner = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(

@@ -1,4 +1,4 @@
-"""What the steps of a run are compiled from: one object for training, planning and measuring."""
+"""Builds what the steps of a run are compiled from, for training, planning and benchmarks."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ PRNGS = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 
 class Program:
-    """The compiled side of a run: network, optimizer, schedule and steps on a mesh. It computes nothing yet.
+    """Network, optimizer, schedule and steps of a run on a mesh. Construction computes nothing.
 
     Args:
         config: sizes, optimizer and how to compute.
