@@ -23,7 +23,7 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-da
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of this package and of the libraries that a run's numbers depend on."""
+    """The installed versions of the libraries that a run's numbers depend on, and of this package."""
     return {"bert_jax": __version__} | {name: metadata.version(name) for name in LIBRARIES}
 
 

@@ -116,7 +116,7 @@ def test_run_that_resumes_inside_the_profiled_window(folder):
     command = Command(folder, "profiled", *options, "train.profile_steps=1:100000")
     code, output = command.interrupt(signal.SIGTERM, lambda: command.last_step_logged() > 2)
     assert code == 75, output
-    assert "trace of train.profile_steps" in output  # it ends with the run
+    assert "trace of train.profile_steps: " in output  # it ends with the run
     step = command.last_step_logged()
     command = Command(folder, "profiled", *options, f"train.profile_steps=1:{step + 2}")
     code, output = command.interrupt(signal.SIGTERM, lambda: command.last_step_logged() > step + 4)
