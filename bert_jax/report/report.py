@@ -44,7 +44,7 @@ def render(data: dict[str, Any]) -> str:
 
 
 def collect(workdir: epath.Path) -> dict[str, Any]:
-    """Reads all data of the page from the files in a run's folder; only `config.json` must exist."""
+    """Everything that the page shows, from the files in a run's folder; only `config.json` must exist."""
     run = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     rows, starts = (read_rows(workdir / f"{name}.jsonl") for name in ("metrics", "starts"))
     examples, results = (

@@ -1,4 +1,4 @@
-"""Describes what a compiled training step takes: in words for a reader, as JSON for tests."""
+"""Describes the memory, communication and time of a compiled training step, as text and as JSON."""
 
 import json
 import textwrap
