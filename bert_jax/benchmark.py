@@ -102,7 +102,7 @@ def inputs(config: Config) -> None:
     for name, shape in shapes.items():
         data = dataclasses.replace(config.data, **shape, global_batch_size=256, mask_rate=0.15)
         batches = Batches(store.split("train"), data, store.tokenizer, config.train.seed)
-        facts = batches.describe()
+        described = batches.describe()
 
         def measure(batches: Batches = batches) -> float:
             start, tokens = time.perf_counter(), 0
@@ -111,7 +111,7 @@ def inputs(config: Config) -> None:
             return tokens / (time.perf_counter() - start) / 1e6
 
         rates = _repeated(measure)
-        shares = f"{facts['fill']:.2%}", f"{facts['not_next_share']:.1%}"
+        shares = f"{described['fill']:.2%}", f"{described['not_next_share']:.1%}"
         rows.append([name, *_median_and_spread(rates), *shares])
     print(text_table(rows, ["batches", "M real tokens/s", "spread", "fill", "NotNext"]))
     _plan_of_an_epoch()
@@ -210,7 +210,7 @@ def checkpoint(config: Config) -> None:
 def _run(module: str, arguments: list[str]) -> tuple[float, float]:
     """Runs a bert_jax command; returns its wall seconds and the peak MiB of all its processes together."""
     start = time.perf_counter()
-    command_line = [sys.executable, "-m", module, f"--config={command.config_typed()}", *arguments]
+    command_line = [sys.executable, "-m", module, f"--config={command.config_argument()}", *arguments]
     process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     with _PeakMemory(psutil.Process(process.pid)) as peak:
         _, errors = process.communicate()

@@ -20,7 +20,7 @@ from bert_jax import config as config_lib
 from bert_jax.errors import UserError
 from bert_jax.training.config import RunConfig, sections
 
-flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them
+flags.disclaim_key_flags()  # flags defined here belong to the command that defines them through this module
 
 PATHS = {"workdir", "data_dir", "checkpoint", "input", "output"}  # flags that hold one
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
@@ -35,7 +35,7 @@ log = logging.getLogger("bert_jax")
 
 
 class ConfigFlag(NamedTuple):
-    """What --config says."""
+    """The value of --config."""
 
     kind: Any  # of config that the command takes
     typed: str = ""  # as it was typed: bert_tiny, my.py:large
@@ -59,7 +59,7 @@ def define_config_flags(kind: Any = config_lib.Config, data_dir: bool = False) -
 
 
 def resolved_config() -> Any:
-    """The checked config of the command line, of the kind that the flags were defined for.
+    """Returns the checked config of the command line, of the kind that the flags were defined for.
 
     Raises:
         UserError: when --config is missing or a value is not valid.
@@ -73,46 +73,46 @@ def resolved_config() -> Any:
         ]
         kind, other = ("fine-tuning", "pretraining") if "task" in values else ("pretraining", "fine-tuning")
         raise UserError(
-            f"--config={config_typed()} is a config of {kind}, and this command takes one of {other}: "
+            f"--config={config_argument()} is a config of {kind}, and this command takes one of {other}: "
             f"{', '.join(names)}."
         )
     return config_lib.from_dict(values, _config.kind)
 
 
-def config_typed() -> str:
-    """--config as it was typed, to be repeated in messages."""
+def config_argument() -> str:
+    """Returns --config as it was typed, for messages."""
     return _config.typed
 
 
 def config_name() -> str:
-    """The config's name for folders: `bert_tiny`, `finetune/glue_mrpc`; of a path its last part."""
+    """Returns the config's name for folders: `bert_tiny`, `finetune/glue_mrpc`; the last part of a path."""
     name, colon, argument = _config.typed.partition(":")
     return (pathlib.Path(name).stem if name.endswith(".py") else name) + colon.replace(":", "_") + argument
 
 
 def config_docstring() -> str:
-    """The docstring of the config file; "" where another data.source was asked for than that of the file."""
+    """Returns the docstring of the config file; "" if data.source was overridden."""
     if _config.path is None or "data.source" in config_flags.get_override_values(flags.FLAGS["config"]):
         return ""
     return ast.get_docstring(ast.parse(_config.path.read_text(encoding="utf-8"))) or ""
 
 
 def folder_flag(name: str) -> pathlib.Path:
-    """The path of a flag that names a folder; raises UserError where it is missing."""
+    """Returns the path of a flag that names a folder; raises UserError if it is missing."""
     if not (value := flags.FLAGS[name].value):
-        raise UserError(f"--{name} is missing: a folder (--help says more).")
+        raise UserError(f"--{name} is missing; give a folder (see --help).")
     return pathlib.Path(value)
 
 
 def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     """Parses the command line, runs `main` and exits with its return code.
 
-    With `modes` the first word of the command line is one of them, and `main` takes it. A `UserError` becomes
-    one line on stderr and exit code 2.
+    With `modes`, the first argument must be one of them and is passed to `main`. A `UserError` becomes one
+    line on stderr and exit code 2.
     """
     _set_up_log()
     try:
-        arguments = [_take_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
+        arguments = [_parse_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
         _parse_flags()
         sys.exit(main(*arguments) or 0)
     except KeyboardInterrupt:
@@ -122,25 +122,25 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        problem = f"{error}; mend that and repeat the command: nothing saved is lost."
+        problem = f"{error}; correct this and repeat the command; saved files are unchanged."
     sys.stdout.flush()
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
 
 class Training(NamedTuple):
-    """What a training command is about to do, set up on one process.
+    """The work of a training command, set up on one process.
 
-    `facts` must be the same on all processes; `work` returns the exit code.
+    `must_match` is compared between all processes; `work` returns the exit code.
     """
 
     config: RunConfig
-    facts: dict[str, str]
+    must_match: dict[str, str]
     work: Callable[[], int]
 
 
 def train(set_up: Callable[[], Training]) -> int:
-    """Connects the processes of a training command, checks that all are to do the same, and trains.
+    """Connects the processes of a training command, checks that they agree on the work, and trains.
 
     Raises:
         UserError: on every process, for an error of one, or where config, data, code or versions differ.
@@ -160,20 +160,20 @@ def train(set_up: Callable[[], Training]) -> int:
         raise
     config = {f"config.{key}": repr(value) for key, value in training.config.flat().items()}
     code = {"digest of the code": hosts.code_digest()}
-    hosts.require_same(config | training.facts | code | versions())
+    hosts.require_same(config | training.must_match | code | versions())
     with hosts.fail_fast():
         return training.work()
 
 
 def digest(content: bytes) -> str:
-    """The SHA-256 of a file, as a fact to compare."""
+    """Returns the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _take_mode(modes: Sequence[str]) -> str:
+def _parse_mode(modes: Sequence[str]) -> str:
     if len(sys.argv) < 2 or sys.argv[1] not in modes:
         given = f", not {sys.argv[1]!r}" if len(sys.argv) > 1 else ""
-        raise UserError(f"the first word is one of {', '.join(modes)}{given}.")
+        raise UserError(f"the first argument must be one of {', '.join(modes)}{given}.")
     return sys.argv.pop(1)
 
 
@@ -183,7 +183,7 @@ def _parse_flags() -> None:
         sys.exit(0)
     sys.argv[:] = [_with_underscores(word) for word in sys.argv]
     if _config.kind is not None:
-        sys.argv[:] = _take_config(sys.argv)
+        sys.argv[:] = _parse_config(sys.argv)
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
@@ -205,12 +205,12 @@ def _print_help() -> None:
 
 
 def _with_underscores(word: str) -> str:
-    """--like-lecture is --like_lecture."""
+    """Replaces hyphens in the name of a flag: --like-lecture is --like_lecture."""
     name, equals, value = word.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
 
 
-def _take_config(argv: list[str]) -> list[str]:
+def _parse_config(argv: list[str]) -> list[str]:
     """Takes --config out of the command line and defines its overrides, wherever these stand.
 
     Raises:
@@ -237,7 +237,7 @@ def _take_config(argv: list[str]) -> list[str]:
         path, values = config_lib.load_config(os.path.expanduser(typed))
         _config = _config._replace(typed=typed, path=path)
     elif any(OVERRIDE.match(word) for word in rest):
-        resolved_config()  # says that --config is missing
+        resolved_config()  # raises: --config is missing
     try:
         config_flags.DEFINE_config_dict("config", values, CONFIG_HELP, sys_argv=rest)
     except (flags.Error, KeyError, AttributeError) as error:

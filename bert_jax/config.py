@@ -1,7 +1,7 @@
-"""Configs: find them by name, load them, check them.
+"""Finds, loads and checks configs.
 
-A config file is plain Python with `get_config() -> ConfigDict`. Each section holds exactly the fields of
-the dataclass that consumes it, so defaults, types and checks have one home.
+A config file is plain Python with `get_config() -> ConfigDict`. Each section has exactly the fields of the
+dataclass that uses it, which defines their defaults, types and bounds.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ class Config(RunConfig):
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than "
                 f"model.max_position_embeddings={self.model.max_position_embeddings}; "
-                "shorten the one or enlarge the other."
+                "lower one or raise the other."
             )
         if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
             raise UserError(
-                "model.type_vocab_size=1 cannot tell two sentences apart; "
+                "model.type_vocab_size=1 has no segment for the second sentence; "
                 "use 2 or data.second_objective=none."
             )
         for name, instead in FINETUNING_ONLY.items():
@@ -44,7 +44,7 @@ class Config(RunConfig):
                 )
 
 
-# Settings of `train` that count examples, and what pretraining has in their place.
+# Settings of `train` for fine-tuning, which counts examples -> what pretraining uses instead.
 FINETUNING_ONLY = {
     "num_epochs": "train.num_steps",
     "warmup_share": "optimizer.warmup_steps",
@@ -54,7 +54,7 @@ FINETUNING_ONLY = {
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default: what a config file starts from."""
+    """Returns every field with its default; a config file changes this and returns it."""
     return ml_collections.ConfigDict(Config().to_dict())
 
 
@@ -85,7 +85,7 @@ def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
 
 
 def from_checkpoint(values: dict[str, Any], kind: type[Kind], origin: Any) -> Kind:
-    """Builds the config that a checkpoint was saved with; fields that are missing there take their defaults.
+    """Builds the config that a checkpoint was saved with; fields missing there take their defaults.
 
     Raises:
         UserError: for keys of a newer version, and as `from_dict`; `origin` names the checkpoint.
@@ -125,7 +125,7 @@ def check_key(key: str, kind: Any = Config) -> None:
 
 
 def known_keys(kind: Any) -> list[str]:
-    """Every key of a kind of config: its sections, and their fields as `train.num_steps`."""
+    """Lists every key of a kind of config: its sections, and their fields as `train.num_steps`."""
     fields = [
         f"{section}.{field.name}"
         for section, values in sections(kind).items()
@@ -135,7 +135,7 @@ def known_keys(kind: Any) -> list[str]:
 
 
 def config_files() -> dict[str, pathlib.Path]:
-    """The shipped configs by name, in a clone and after `pip install`."""
+    """Finds the shipped configs by name, in a clone and after `pip install`."""
     package = pathlib.Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
@@ -145,10 +145,10 @@ def config_files() -> dict[str, pathlib.Path]:
 
 
 def find_config(name: str) -> pathlib.Path:
-    """The file of a shipped config's name, or of a path.
+    """Finds the file of a config, given as a shipped name or as a path.
 
     Raises:
-        UserError: when there is no such config, with the shipped names that come near.
+        UserError: if there is no such config; names similar shipped ones.
     """
     if name.endswith(".py"):
         if not pathlib.Path(name).is_file():
@@ -173,7 +173,7 @@ def load_config(typed: str) -> tuple[pathlib.Path, ml_collections.ConfigDict]:
         typed: NAME or PATH.py, with the argument for `get_config` that may follow after a colon.
 
     Raises:
-        UserError: with the line, unless the file defines `get_config()` and it returns a ConfigDict.
+        UserError: if the file fails (names the line), or has no `get_config()` that returns a ConfigDict.
     """
     name, *arguments = typed.split(":", 1)
     path = find_config(name)
@@ -190,7 +190,7 @@ def load_config(typed: str) -> tuple[pathlib.Path, ml_collections.ConfigDict]:
         raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}.") from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(
-            f"--config={path} must define get_config() that returns a ConfigDict: change and return what "
-            "bert_jax.config.default_config() gives."
+            f"--config={path} must define get_config() that returns a ConfigDict: change the values of "
+            "bert_jax.config.default_config() and return it."
         )
     return path, config

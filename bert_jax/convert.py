@@ -25,9 +25,9 @@ log = logging.getLogger("bert_jax")
 def main() -> None:
     source, output = command.folder_flag("input"), command.folder_flag("output")
     values = {name: flags.FLAGS[name].value for name in ("pairs", "version_2")}
-    stated = {name: value for name, value in values.items() if value is not None}
+    overrides = {name: value for name, value in values.items() if value is not None}
     with new_folder(output) as folder:
-        convert(source, folder, flags.FLAGS.hidden_act, flags.FLAGS.task, stated)
+        convert(source, folder, flags.FLAGS.hidden_act, flags.FLAGS.task, overrides)
     log.info("wrote %s; --checkpoint and --config.init_from take it", output / "checkpoints" / "0")
 
 

@@ -125,7 +125,7 @@ def write_rows(path: epath.PathLike, rows: list[dict[str, Any]]) -> None:
 
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl` file; none if there is no file, and none after a line that a kill cut short."""
+    """Reads the rows of a `.jsonl` file up to a half-written line; none if there is no file."""
     path = epath.Path(path) if isinstance(path, str) else path
     rows: list[dict[str, Any]] = []
     # As bytes: epath decodes by the locale, and text has more line ends, e.g. U+2028, than JSON escapes.

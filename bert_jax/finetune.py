@@ -4,7 +4,7 @@
         --config.data.train=questions.tsv
 
 The loop, the step and the checkpoints are those of pretraining: the same command again resumes. The best
-checkpoint by the task's metric is kept, and judged once by the test examples, where there are any.
+checkpoint by the task's metric is kept, and run_scores once by the test examples, where there are any.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
-from bert_jax.training.workdir import check_workdir, keep_compiled, lock, write_report, write_results
+from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache, write_report, write_results
 
 FINE_TUNED = "fine-tuned"
 SPLITS = {"eval": "examples to choose by", "test": "test examples"}
@@ -59,14 +59,14 @@ def set_up() -> command.Training:
         log.info("examples for %s: %s; sha256 %s", folder, counts, splits.digest[:16])
         runs[folder] = experiment._replace(splits=splits)
         for seed in seeds(config):  # before anything is computed
-            check_workdir(folder_of(config, folder, seed), experiment.run(seed))
+            check_workdir(run_folder(config, folder, seed), experiment.run(seed))
     for folder in runs if jax.process_index() == 0 else ():
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
-    keep_compiled(workdir)
-    facts = {"base": json.dumps(provenance(init_from)), "data": next(iter(runs.values())).splits.digest}
+    use_compilation_cache(workdir)
+    must_match = {"base": json.dumps(provenance(init_from)), "data": next(iter(runs.values())).splits.digest}
     scores_folder = workdir if len(runs) > 1 else next(iter(runs))
-    return command.Training(config, facts, lambda: train_all(config, runs, scores_folder))
+    return command.Training(config, must_match, lambda: train_all(config, runs, scores_folder))
 
 
 def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores_folder: epath.Path) -> int:
@@ -78,18 +78,18 @@ def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores
             for name, found in frozen.train(config, task, splits, init_from).items():
                 scores.setdefault(name, []).append(found)
         if config.train.num_epochs:
-            code, judged = fine_tune(experiment, folder)
-            scores.setdefault(FINE_TUNED, []).extend(judged)
+            code, run_scores = fine_tune(experiment, folder)
+            scores.setdefault(FINE_TUNED, []).extend(run_scores)
             if code != FINISHED:
                 return code
     if jax.process_index() == 0:
         write(scores_folder / "scores.json", json.dumps(scores, indent=1) + "\n")
-        print(table(scores), closing(config, next(iter(runs))), sep="\n")
+        print(table(scores), next_steps(config, next(iter(runs))), sep="\n")
     return FINISHED
 
 
 def folds(config: FinetuneConfig, workdir: epath.Path) -> Iterator[tuple[epath.Path, FinetuneConfig]]:
-    """The folder and the config of every fold that is to be run; without folds these, as they are."""
+    """Yields the folder and the config of every fold to run; without folds, those given."""
     if config.data.num_folds == 1:
         yield workdir, config
         return
@@ -102,27 +102,27 @@ def seeds(config: FinetuneConfig) -> range:
     return range(config.train.seed, config.train.seed + config.train.num_seeds)
 
 
-def folder_of(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Path:
-    """The folder of the run with a seed: of several each has its own."""
+def run_folder(config: FinetuneConfig, folder: epath.Path, seed: int) -> epath.Path:
+    """Returns the folder of the run with a seed: its own if there are several seeds."""
     return folder / f"seed_{seed}" if config.train.num_seeds > 1 else folder
 
 
 def fine_tune(experiment: Experiment, folder: epath.Path) -> tuple[int, list[Scores]]:
-    """Trains with every seed, or goes on, until one is interrupted: its exit code, and the scores so far."""
+    """Trains or resumes with every seed; returns an exit code and the scores, also if it is interrupted."""
     found: list[Scores] = []
     for seed in seeds(experiment.config):
-        own = folder_of(experiment.config, folder, seed)
+        own = run_folder(experiment.config, folder, seed)
         code = train(experiment.run(seed), Finetuning(experiment, seed), own)
         if code != FINISHED:
             return code, found
-        found.append(judge(own, experiment.splits))
+        found.append(evaluate_best(own, experiment.splits))
     return FINISHED, found
 
 
-def judge(workdir: epath.Path, splits: Splits) -> Scores:
-    """Scores of the best checkpoint; writes its predictions and the report's tables.
+def evaluate_best(workdir: epath.Path, splits: Splits) -> Scores:
+    """Scores the best checkpoint; writes its predictions and the tables of the report.
 
-    Every process judges, on a device of its own: Orbax restores for all or for none.
+    Every process does this, on a device of its own: Orbax restores on all processes or on none.
     """
     best, writes = load_finetuned(workdir), jax.process_index() == 0
     scores: Scores = {}
@@ -143,7 +143,7 @@ def judge(workdir: epath.Path, splits: Splits) -> Scores:
 
 
 def table(scores: dict[str, list[Scores]]) -> str:
-    """Every model's metrics, of several runs mean and standard deviation, as small text tables."""
+    """Formats the metrics of every model; for several runs, mean and standard deviation."""
     parts = []
     for split, values in next(iter(scores.values()))[0].items():
         rows = []
@@ -159,11 +159,11 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f}{spread}"
 
 
-def closing(config: FinetuneConfig, workdir: epath.Path) -> str:
-    """What to do next."""
+def next_steps(config: FinetuneConfig, workdir: epath.Path) -> str:
+    """Returns commands to run next."""
     if not config.train.num_epochs:
         return ""
-    run, mode = folder_of(config, workdir, config.train.seed), task_class(config.task.name).verb
+    run, mode = run_folder(config, workdir, config.train.seed), task_class(config.task.name).verb
     return (
         f"\nnext:  make predict MODE={mode} CHECKPOINT={run} INPUT=FILE\n"
         f"       look at {run}/report.html and {run}/predictions_eval.jsonl\n"

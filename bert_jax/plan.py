@@ -1,4 +1,4 @@
-"""Plan a run on a TPU topology without a TPU: the TPU compiler says whether it fits and what it takes.
+"""Plan a run on a TPU topology without a TPU: the TPU compiler computes memory, communication and time.
 
     python -m bert_jax.plan --config=bert_large --topology=v5e:16x16 --config.mesh.fsdp=16
     python -m bert_jax.plan --config=bert_large --topology=v5e:16x16 --search
@@ -14,7 +14,7 @@ from absl import flags
 from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.scaling.compile import compile_step
-from bert_jax.scaling.described import comparison, describe, write_summary
+from bert_jax.scaling.plan_text import comparison, describe, write_summary
 from bert_jax.scaling.search import search
 from bert_jax.scaling.topology import topology_devices
 

@@ -23,7 +23,7 @@ from bert_jax.training import hosts, loop
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.opening import open_checkpoint
-from bert_jax.training.workdir import check_workdir, keep_compiled, lock
+from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache
 
 SCORES = {
     "eval_mask_token_loss": "loss where [MASK] stands",
@@ -39,24 +39,24 @@ def main() -> int:
 
 
 def set_up() -> command.Training:
-    """Checks the command line and opens its dataset, which a process that is alone makes if need be."""
+    """Checks the command line and opens the dataset; a single process prepares it if necessary."""
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     check(config, workdir)
     if jax.process_index() == 0:
         lock(workdir)
-    keep_compiled(workdir)
+    use_compilation_cache(workdir)
     dataset = open_dataset(config)
-    facts = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
-    facts["dataset_sha256"] = dataset.sha256
+    must_match = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
+    must_match["dataset_sha256"] = dataset.sha256
 
     def work() -> int:
         code = loop.train(config, Pretraining(config, dataset), workdir)
         if code == loop.FINISHED and jax.process_index() == 0:
-            print(closing(workdir))
+            print(summary(workdir))
         return code
 
-    return command.Training(config, facts, work)
+    return command.Training(config, must_match, work)
 
 
 def check(config: Config, workdir: epath.Path) -> None:
@@ -70,14 +70,14 @@ def check(config: Config, workdir: epath.Path) -> None:
 
 
 def open_dataset(config: Config) -> PreparedDataset:
-    """The prepared dataset of the config; where a TFDS corpus is missing, the config's docstring helps."""
+    """Opens the prepared dataset; if a TFDS corpus is missing, the error shows the config's docstring."""
     try:
         return dataset_for(
             config.data,
             config.model.vocab_size,
             flags.FLAGS.data_dir,
             processes=jax.process_count(),
-            config=command.config_typed(),
+            config=command.config_argument(),
         )
     except MissingInput as missing:
         if "tfds:" not in config.data.source or not (help_ := command.config_docstring()):
@@ -85,8 +85,8 @@ def open_dataset(config: Config) -> PreparedDataset:
         raise UserError(f"{missing}\n\n{help_}") from None
 
 
-def closing(workdir: epath.Path) -> str:
-    """The scores of a finished run in a small table, and what to do next."""
+def summary(workdir: epath.Path) -> str:
+    """Formats the scores of a finished run, and commands to run next."""
     rows = read_rows(workdir / "metrics.jsonl")
     scores: dict = next((row for row in reversed(rows) if "eval_loss" in row), {})
     unigram = scores.get("eval_unigram_loss")

@@ -30,7 +30,7 @@ def setting(
     """Declares a field of a section.
 
     Args:
-        default: its value where a config says nothing.
+        default: its value if a config does not set it.
         known: all values that it may have.
         least, above, most, below: bounds of a number; `above` and `below` are excluded themselves.
         run_time: it may change when a run resumes, since it does not change what is learned.
@@ -62,7 +62,7 @@ def check(section: str, values: Any) -> None:
 
 
 def names(kind: Any, role: str) -> tuple[str, ...]:
-    """The fields of a section's class that have a role: `run_time` or `prepares`."""
+    """Lists the fields of a section's class that have a role: `run_time` or `prepares`."""
     return tuple(field.name for field in dataclasses.fields(kind) if field.metadata.get(role))
 
 

@@ -19,12 +19,12 @@ import threading
 import time
 
 import shell
-from restarts import FAILED, INTERRUPTED, NOT_AGAIN, START_AGAIN, Restarts, combined
+from restarts import FAILED, INTERRUPTED, NOT_AGAIN, RESTART, Restarts, combined
 from shell import say
 
 ABORTED = {-signal.SIGABRT, 128 + signal.SIGABRT}  # how JAX ends a process that has lost another one
 # The exit code when the signal ended a process that did not handle it yet.
-STOPPED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: START_AGAIN}
+STOPPED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART}
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -116,7 +116,7 @@ def describe(code: int) -> str:
         return "stopped because it lost another one"
     if code < 0:
         return f"was lost (killed by {signal.Signals(-code).name})"
-    words = {START_AGAIN: "stopped and wants to start again", FAILED: "failed"}
+    words = {RESTART: "stopped and can be restarted", FAILED: "failed"}
     return words.get(code, f"ended with code {code}")
 
 
@@ -136,12 +136,12 @@ def main() -> int:
         code = combined(codes)
         if code in NOT_AGAIN or asked:
             break
-        pause = restarts.pause()
-        if pause is None:
+        delay = restarts.next_delay()
+        if delay is None:
             say(f"given up after {restarts.limit} restarts in a row; exit codes {codes}")
             return code if code > 0 else FAILED
-        say(f"exit codes {codes}; starting all again in {pause} s ({restarts})")
-        end = time.monotonic() + pause
+        say(f"exit codes {codes}; starting all again in {delay} s ({restarts})")
+        end = time.monotonic() + delay
         while time.monotonic() < end and not asked:
             time.sleep(0.05)
         if asked:

@@ -7,7 +7,7 @@ every other code it starts again from its newest checkpoint: 75 asks for that, a
 import time
 from collections.abc import Iterable
 
-DONE, FAILED, MISTAKE, START_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
+DONE, FAILED, MISTAKE, RESTART, INTERRUPTED = 0, 1, 2, 75, 130
 NOT_AGAIN = (DONE, MISTAKE, INTERRUPTED)
 BACK_OFF = (1, 2, 5, 10, 30, 60)  # seconds before the first, second, … restart in a row; the last one stays
 LONG_ENOUGH = 600  # seconds; a run that lasted longer works, so its failure is the first of a new row
@@ -34,7 +34,7 @@ class Restarts:
     def started(self) -> None:
         self._started = time.monotonic()
 
-    def pause(self) -> int | None:
+    def next_delay(self) -> int | None:
         """Counts a failure. Returns the seconds until the next start, or None where the limit is reached."""
         lasted = time.monotonic() - self._started
         self.failures = 1 if lasted > LONG_ENOUGH else self.failures + 1

@@ -31,7 +31,7 @@ import tempfile
 import time
 
 import shell
-from restarts import INTERRUPTED, NOT_AGAIN, START_AGAIN, Restarts, combined
+from restarts import INTERRUPTED, NOT_AGAIN, RESTART, Restarts, combined
 from shell import Failure, Mistake, say
 
 VERBS = ("up", "create", "install", "run", "logs", "status", "stop", "delete")
@@ -281,7 +281,7 @@ def watch(tpu: Tpu) -> int | None:
             if parting and time.monotonic() - parting > tpu.options.grace:
                 say(f"not all workers ended by themselves: {summary(workers)}; killing the rest")
                 tpu.kill()
-                return START_AGAIN
+                return RESTART
     finally:
         shell.end(log)
 
@@ -292,8 +292,8 @@ def outcome(workers: dict[str, str]) -> int:
     if any(state.startswith("stopped") for state in workers.values()):
         return INTERRUPTED
     states = [state.split() for state in workers.values()]
-    code = combined(int(words[-1]) if words[0] == "ended" else START_AGAIN for words in states)
-    return code if code in NOT_AGAIN else START_AGAIN
+    code = combined(int(words[-1]) if words[0] == "ended" else RESTART for words in states)
+    return code if code in NOT_AGAIN else RESTART
 
 
 def summary(workers: dict[str, str]) -> str:
@@ -316,18 +316,18 @@ def up(tpu: Tpu) -> int:
             code = watch(tpu)
         except Failure as failure:
             say(str(failure))
-            code = START_AGAIN if tpu.active() else None
+            code = RESTART if tpu.active() else None
         if code is None:  # Spot TPUs are taken away: no failure of the run
             restarts.failures = 0
             continue
         if code in NOT_AGAIN:
             return finish(tpu, code)
-        pause = restarts.pause()
-        if pause is None:
+        delay = restarts.next_delay()
+        if delay is None:
             say(f"given up after {restarts.limit} restarts in a row")
             return finish(tpu, code)
-        say(f"starting it again in {pause} s, from the newest checkpoint ({restarts})")
-        time.sleep(pause)
+        say(f"starting it again in {delay} s, from the newest checkpoint ({restarts})")
+        time.sleep(delay)
 
 
 def finish(tpu: Tpu, code: int) -> int:

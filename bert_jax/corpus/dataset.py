@@ -58,7 +58,7 @@ class DocumentStore:
         UserError: if a file is missing, damaged or of another dataset. Records are checked as they are read.
     """
 
-    def __init__(self, directory: epath.Path, split: str, facts: dict[str, Any], vocab_size: int):
+    def __init__(self, directory: epath.Path, split: str, entry: dict[str, Any], vocab_size: int):
         self.index, self._directory = Index.open(directory / split), directory
         try:
             with (directory / split / UNIGRAM_COUNTS).open("rb") as file:
@@ -66,10 +66,10 @@ class DocumentStore:
         except (OSError, EOFError, ValueError) as error:
             raise _damaged(directory, f"{split}/{UNIGRAM_COUNTS} cannot be read ({error})") from error
         found = {what: getattr(self.index, f"num_{what}") for what in ("documents", "sentences", "tokens")}
-        if not found.items() <= facts.items() or self.unigram_counts.shape != (vocab_size,):
+        if not found.items() <= entry.items() or self.unigram_counts.shape != (vocab_size,):
             raise _damaged(directory, f"{split} does not fit {MANIFEST} and the tokenizer")
         self._dtype = id_dtype(vocab_size)
-        shards = range(len(facts["shards"]))
+        shards = range(len(entry["shards"]))
         self._paths = [str(directory / SHARD_NAME.format(split=split, shard=shard)) for shard in shards]
 
     @functools.cached_property
@@ -150,14 +150,14 @@ class PreparedDataset:
 
     @functools.cached_property
     def _open_split(self) -> Callable[[str], DocumentStore]:
-        facts, vocab_size = self.manifest["splits"], self.tokenizer.vocab_size
-        return functools.cache(lambda name: DocumentStore(self.directory, name, facts[name], vocab_size))
+        entries, vocab_size = self.manifest["splits"], self.tokenizer.vocab_size
+        return functools.cache(lambda name: DocumentStore(self.directory, name, entries[name], vocab_size))
 
     def summary(self) -> str:
         """Describes the dataset in one line for the log."""
         splits = ", ".join(
-            f"{name} " + ", ".join(f"{facts[what]:,} {what}" for what in ("documents", "sentences", "tokens"))
-            for name, facts in self.manifest["splits"].items()
+            f"{name} " + ", ".join(f"{entry[what]:,} {what}" for what in ("documents", "sentences", "tokens"))
+            for name, entry in self.manifest["splits"].items()
         )
         return f"{self.directory}: {splits}; from {self.manifest['text_bytes'] / 1e6:,.1f} MB of text"
 

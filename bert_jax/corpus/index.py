@@ -1,4 +1,4 @@
-"""The index of a split, sentence lengths and document starts: it lets planning read no text."""
+"""The index of a split, sentence lengths and document starts, so that planning reads no text."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Tokenizers behind one interface: SentencePiece, trained here or given, and WordPiece from a vocab.txt."""
+"""Tokenizers with one interface: SentencePiece, trained here or given, and WordPiece from a vocab.txt."""
 
 import abc
 import io
@@ -25,12 +25,12 @@ from bert_jax.errors import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARIES = pathlib.Path(__file__).parent / "vocabularies"
-# Fixed, since the number of threads decides in which order a unigram model's expectations are added.
+# Fixed: the number of threads decides in which order the expectations of a unigram model are added.
 TRAINING_THREADS = 16
 # The rest becomes [UNK]. SentencePiece's own default, 0.9995, leaves colons and brackets out of English.
 CHARACTER_COVERAGE = 0.9999
 WORD_START = "▁"  # U+2581, how SentencePiece writes a space
-# Both are made when they are imported.
+# protobuf creates both classes at import.
 ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 SentencePieceText = sentencepiece_pb2.SentencePieceText  # type: ignore[attr-defined]
 COMBINING_MARKS = re.compile("[\u0300-\u036f]*")
@@ -68,8 +68,8 @@ class Tokenizer(abc.ABC):
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encodes many texts, every distinct word once, because natural text repeats its words.
 
-        It makes a unigram model twice as fast as SentencePiece's own batches of sentences do, and BPE and
-        WordPiece several times as fast.
+        For a unigram model this is twice as fast as SentencePiece's own batches, for BPE and WordPiece
+        several times as fast.
 
         Returns:
             int32 [tokens], ids of all texts one after the other; int64 [texts], tokens of each text.
@@ -144,7 +144,7 @@ class SentencePieceTokenizer(Tokenizer):
         name: for errors.
 
     Raises:
-        UserError: if it is no such model or a special piece is missing.
+        UserError: if it is not a SentencePiece model, or a special piece is missing.
     """
 
     FILE = "sentencepiece.model"
@@ -154,7 +154,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             proto.ParseFromString(model)
         except Exception as error:  # protobuf's DecodeError, whose module is not public
-            raise UserError(f"{name} is not a SentencePiece model ({error}).") from None
+            raise UserError(f"{name} is not a SentencePiece model ({error}); give a .model file.") from None
         ids = {piece.piece: token for token, piece in enumerate(proto.pieces)}
         kind = ModelProto.SentencePiece
         unknown = [token for token, piece in enumerate(proto.pieces) if piece.type == kind.UNKNOWN]
@@ -187,7 +187,7 @@ class SentencePieceTokenizer(Tokenizer):
     def train(cls, word_counts: Mapping[str, int], kind: str, vocab_size: int, lowercase: bool) -> Self:
         """Trains on words and their counts, with the same result on any number of cores.
 
-        Words take half of the time of sentences. `SPECIAL_PIECES` have the ids 0 to 4.
+        Training on words takes half the time of training on sentences. `SPECIAL_PIECES` have the ids 0 to 4.
 
         Args:
             word_counts: words (as split at white space) with their counts.
@@ -244,7 +244,7 @@ class WordPieceTokenizer(Tokenizer):
         vocabulary: the pieces; a piece's place is its id.
         lowercase: lowercase and strip accents, as uncased vocabularies need it.
         name: for errors.
-        rules: `RULES` of BERT's normalizer that are not as usual, e.g. `tokenize_chinese_chars=False`.
+        rules: `RULES` of BERT's normalizer that differ from the default, e.g. `tokenize_chinese_chars=False`.
 
     Raises:
         UserError: if a special piece is missing or a line is empty or repeated.
@@ -263,7 +263,7 @@ class WordPieceTokenizer(Tokenizer):
             raise UserError(f"{name} has no piece {', '.join(missing)}; a BERT vocabulary has one per line.")
         if len(ids) != len(vocabulary) or "" in ids:
             line = next(i for i, piece in enumerate(vocabulary) if not piece or piece in vocabulary[:i])
-            raise UserError(f"{name}: line {line + 1} ({vocabulary[line]!r}) is empty or comes twice.")
+            raise UserError(f"{name}: line {line + 1} ({vocabulary[line]!r}) is empty or repeated.")
         self.vocab_size = len(vocabulary)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(
             ids.__getitem__, SPECIAL_PIECES
@@ -284,7 +284,7 @@ class WordPieceTokenizer(Tokenizer):
         for word, found in zip(
             words, self._tokenizer.encode_batch(words, add_special_tokens=False), strict=True
         ):
-            # An accent at the end of a word, stripped as a character of its own, belongs to what it is on.
+            # A combining accent at the end of a word, which the normalizer strips, belongs to its character.
             yield found.ids, [(start, COMBINING_MARKS.match(word, end).end()) for start, end in found.offsets]
 
     def decode(self, ids):
@@ -294,7 +294,7 @@ class WordPieceTokenizer(Tokenizer):
         return self._vocabulary[int(token)]
 
     def backend(self) -> tokenizers.Tokenizer:
-        """A copy of the object of Hugging Face's `tokenizers` that does the work."""
+        """Returns a copy of the `tokenizers.Tokenizer` inside."""
         return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
 
     def files(self):

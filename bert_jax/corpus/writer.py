@@ -71,7 +71,7 @@ class SplitWriter(contextlib.ExitStack):
         with (self._directory / self._split / UNIGRAM_COUNTS).open("wb") as file:
             np.save(file, self.unigram_counts)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest_entry(self) -> dict[str, Any]:
         """Returns the split's entry in the manifest; `sha256` is over its documents in order."""
         return {
             "documents": sum(self.shard_lengths),
@@ -117,12 +117,12 @@ def write_documents(
     if not writers["train"].shard_lengths:
         raise UserError(
             f"data.source={data.source!r} has no text to train on ({documents} documents, "
-            f"data.held_out_fraction={data.held_out_fraction}); add text or hold out less."
+            f"data.held_out_fraction={data.held_out_fraction}); add text or lower it."
         )
     _write_tfds_metadata(directory, writers)
-    facts = {split: writer.facts() for split, writer in writers.items()}
-    digest = hashlib.sha256("".join(facts[split]["sha256"] for split in SPLITS).encode())
-    return {"dataset_sha256": digest.hexdigest(), "text_bytes": text_bytes, "splits": facts}
+    entries = {split: writer.manifest_entry() for split, writer in writers.items()}
+    digest = hashlib.sha256("".join(entries[split]["sha256"] for split in SPLITS).encode())
+    return {"dataset_sha256": digest.hexdigest(), "text_bytes": text_bytes, "splits": entries}
 
 
 def _progress_bar(sources: Sequence[Source]) -> tqdm.tqdm:

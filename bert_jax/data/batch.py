@@ -33,7 +33,7 @@ def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     return {name: ((B, size), types[name]) for name, size in columns.items()}
 
 
-class Placed(Protocol):
+class PlacedSequences(Protocol):
     """Sequences and their places in rows, sorted by row and slot: ints [n] each."""
 
     @property
@@ -50,7 +50,7 @@ class Placed(Protocol):
 
 
 def assemble(
-    sequences: Placed,
+    sequences: PlacedSequences,
     tokens: np.ndarray,
     shape: Shape,
     tokenizer,
@@ -118,7 +118,7 @@ def assemble(
     } | {name: write(of_text(values), -1) for name, values in (token_values or {}).items()}
 
 
-def per_sequence(sequences: Placed, values: np.ndarray, shape: Shape, dtype: type) -> np.ndarray:
+def per_sequence(sequences: PlacedSequences, values: np.ndarray, shape: Shape, dtype: type) -> np.ndarray:
     """Writes a value of every sequence [n] at its place [R, S], and 0 where there is no sequence."""
     result: np.ndarray = np.zeros((shape[0], shape[2]), dtype)
     result[sequences.row, sequences.slot] = values

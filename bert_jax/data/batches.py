@@ -48,7 +48,7 @@ class Batches:
             )
         if data.pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
             raise UserError(
-                "data.second_objective='next_sentence' needs documents of several sentences, and here every "
+                "data.second_objective='next_sentence' needs documents of several sentences, but every "
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
@@ -96,7 +96,7 @@ class Batches:
         return self._plan(epoch).num_rows
 
     def describe(self) -> dict[str, float]:
-        """Returns facts for the log: size and fill of the first epoch, share of NotNext in a sample, M."""
+        """Returns size and fill of the first epoch, the share of NotNext in a sample, and M, for the log."""
         plan = self._plan(0)
         sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
         return {

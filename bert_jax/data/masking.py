@@ -1,6 +1,6 @@
-"""Masks dynamically: chooses the tokens of a batch to predict and replaces them.
+"""Masks a batch: `choose` draws the tokens to predict, `corrupt` replaces them.
 
-Pure: a row with its key is masked in the same way, whatever else is in the batch.
+Both are pure functions: the masks of a row depend on the row and its key, not on the rest of the batch.
 """
 
 from collections.abc import Mapping

@@ -39,7 +39,7 @@ def load_finetuned(checkpoint: epath.PathLike, tasks: Sequence[str] = ()) -> "Fi
     opened = open_checkpoint(checkpoint)
     if not opened.is_finetuned:
         raise UserError(
-            f"checkpoint {opened.folder} is of pretraining; fine-tune it first: make finetune "
+            f"checkpoint {opened.folder} is a pretraining checkpoint; fine-tune it first: make finetune "
             f"INIT_FROM={checkpoint}"
         )
     if (name := opened.meta["config"]["task"]["name"]) not in (tasks or (name,)):

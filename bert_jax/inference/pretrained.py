@@ -21,7 +21,7 @@ from flax import nnx
 from bert_jax.config import Config, from_checkpoint
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batch import assemble
-from bert_jax.data.shown import piece_text
+from bert_jax.data.display import piece_text
 from bert_jax.errors import UserError
 from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.model.heads import BertForPreTraining
@@ -223,7 +223,7 @@ class Pretrained:
         for text, pair in zip(texts, parts, strict=True):
             if len(pair) > 1 and (problem := self._why_no_pairs()):
                 raise UserError(
-                    f"{_shortened(text)}: this network knows no pairs; it was trained with {problem}."
+                    f"{_shortened(text)}: this network does not support pairs; it was trained with {problem}."
                 )
             row = Row(next(ids), next(ids) if len(pair) > 1 else [])
             if row.length > self.max_length:

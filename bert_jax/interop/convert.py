@@ -27,7 +27,7 @@ def convert(
     output: pathlib.Path,
     hidden_act: str | None = None,
     task: str | None = None,
-    stated: Mapping[str, bool] | None = None,
+    overrides: Mapping[str, bool] | None = None,
 ) -> None:
     """Writes the weights and the vocabulary of `source` as `output`/checkpoints/0, and logs what was chosen.
 
@@ -35,7 +35,7 @@ def convert(
     """
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
-    read = huggingface.read(source, hidden_act, task, stated)
+    read = huggingface.read(source, hidden_act, task, overrides)
     log_choices(read, "--task" if task else "its config", "--hidden_act" if hidden_act else "its config")
     digest = params_digest(read.params)
     meta = {
@@ -45,7 +45,7 @@ def convert(
     }
     files = {f"tokenizer/{name}": content for name, content in read.tokenizer.files().items()}
     if read.task != PRETRAINING:
-        files["task.json"] = (json.dumps(read.facts, indent=1, ensure_ascii=False) + "\n").encode()
+        files["task.json"] = (json.dumps(read.label_info, indent=1, ensure_ascii=False) + "\n").encode()
     checkpoints = Checkpoints(output / "checkpoints", files, keep_last=1, keep_every=0)
     state = TrainState(jnp.int32(0), read.params, {"count": jnp.int32(0)})
     checkpoints.save(state, meta)
@@ -60,7 +60,7 @@ def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
         pairs = "next_sentence" if read.model.type_vocab_size > 1 else "none"
         data = DataConfig("imported", max_seq_length=read.max_length, second_objective=pairs)
         return Config(read.model, data)
-    second = "text_pair" if read.facts.get("pairs") else ""
+    second = "text_pair" if read.label_info.get("pairs") else ""
     texts = TaskData(text_pair=second, max_seq_length=read.max_length)
     return FinetuneConfig(model=read.model, task=TaskConfig(read.task), data=texts)
 
@@ -70,8 +70,8 @@ def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:
     if read.task == PRETRAINING:
         log.info("task: none (%s), a checkpoint of pretraining", by_task)
     else:
-        facts = ", ".join(f"{name} {value}" for name, value in read.facts.items())
-        log.info("task: %s (%s), a fine-tuned checkpoint; %s", read.task, by_task, facts)
+        label_info = ", ".join(f"{name} {value}" for name, value in read.label_info.items())
+        log.info("task: %s (%s), a fine-tuned checkpoint; %s", read.task, by_task, label_info)
     kind = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh"}[read.model.hidden_act]
     log.info("hidden_act: %s (%s), from %s", read.model.hidden_act, kind, by_act)
     sample = " ".join(read.tokenizer.piece(token) for token in read.tokenizer.encode(["Hello, World"])[0])

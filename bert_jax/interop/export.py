@@ -24,17 +24,17 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     """
     opened = open_checkpoint(source, "--input")
     bert = Finetuned(opened) if opened.is_finetuned else Pretrained(opened)
-    model, params, task, facts = bert.config.model, bert.params, heads.PRETRAINING, {}
+    model, params, task, label_info = bert.config.model, bert.params, heads.PRETRAINING, {}
     if isinstance(bert, Finetuned):
-        task, facts = bert.config.task.name, bert.task.label_info
+        task, label_info = bert.config.task.name, bert.task.label_info
     longest = bert.config.data.max_seq_length
     # Their regression has its output in the units of the data.
-    theirs = heads.unstandardised(params, facts) if task == "regression" else params
+    theirs = heads.fold_standardisation(params, label_info) if task == "regression" else params
     tensors = huggingface.from_params(theirs, HEADS[task])
     # Transformers refuses a file without this entry.
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     settings = tokenizer_json.settings(bert.tokenizer, longest)
-    config = huggingface.write_config(model, bert.tokenizer.pad_id, task, facts)
+    config = huggingface.write_config(model, bert.tokenizer.pad_id, task, label_info)
     files: dict[str, bytes | str] = {
         **bert.tokenizer.files(),
         "model.safetensors": weights,
@@ -42,11 +42,11 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         "tokenizer_config.json": _json(settings),  # replaces that of WordPiece, which has fewer keys
         "special_tokens_map.json": _json({k: v for k, v in settings.items() if k.endswith("_token")}),
         "tokenizer.json": tokenizer_json.build(bert.tokenizer).to_str(pretty=True),
-        "README.md": model_card(opened, bert.config, task, facts),
+        "README.md": model_card(opened, bert.config, task, label_info),
     }
     for name, content in files.items():
         write(output / name, content)
-    check(Network(task, facts, model, params), bert.tokenizer, longest, output)
+    check(Network(task, label_info, model, params), bert.tokenizer, longest, output)
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -31,14 +31,14 @@ class Head(NamedTuple):
     """An architecture of Transformers, and our module that computes the same.
 
     The first fields are those of `HubHead`; `classifier` is "" for the heads of pretraining, and
-    `task_specific_params` of config.json holds what is `stated`.
+    `task_specific_params` of config.json holds the `extra_keys`.
     """
 
     architecture: str
     pipeline: str
     classifier: str = "classifier"
     problem_type: str | None = None
-    stated: tuple[str, ...] = ()
+    extra_keys: tuple[str, ...] = ()
     num_outputs: int | None = None  # None: one for each label
     per_token: bool = False
 
@@ -75,13 +75,13 @@ HEADS = {PRETRAINING: Head("BertForPreTraining", "fill-mask", classifier="", num
 PREFIXES = {"cls."} | {f"{head.classifier}." for head in HEADS.values() if head.classifier}  # of tensors
 
 
-def num_labels(task: str, facts: Mapping[str, Any]) -> int:
+def num_labels(task: str, label_info: Mapping[str, Any]) -> int:
     """Counts the outputs of the classifier."""
     outputs = HEADS[task].num_outputs
-    return len(facts["labels"]) if outputs is None else outputs
+    return len(label_info["labels"]) if outputs is None else outputs
 
 
-def recognised(settings: Mapping[str, Any]) -> str:
+def detect_task(settings: Mapping[str, Any]) -> str:
     """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
     named = settings.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
@@ -94,60 +94,63 @@ def recognised(settings: Mapping[str, Any]) -> str:
     return tasks[0] if tasks else PRETRAINING
 
 
-def read_facts(
+def read_label_info(
     task: str,
     settings: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
-    stated: Mapping[str, bool],
+    overrides: Mapping[str, bool],
     origin: pathlib.Path,
 ) -> dict[str, Any]:
-    """Reads the facts of a task (see `Downstream`) from a config.json.
+    """Reads the `label_info` of a task (see `Downstream`) from a config.json.
 
     Args:
         settings, tensors: of the directory `origin`.
-        stated: facts that overrule the file, `pairs` or `version_2`.
+        overrides: values that replace those of the file, of `pairs` or `version_2`.
 
     Raises:
-        UserError: for labels that are not distinct names, several labels at a time, or facts that the task
+        UserError: for labels that are not distinct names, several labels at a time, or keys that the task
             does not have.
     """
-    names = HEADS[task].stated
-    if foreign := [name for name in stated if name not in names]:
+    names = HEADS[task].extra_keys
+    if foreign := [name for name in overrides if name not in names]:
         raise UserError(f"--{foreign[0]} is not a setting of --task={task}; leave it out.")
     written = settings.get("task_specific_params")
     written = written.get(task) if isinstance(written, dict) else None
     written = written if isinstance(written, dict) else {}
-    facts: dict[str, Any] = {name: stated.get(name, written.get(name) is True) for name in names}
+    label_info: dict[str, Any] = {name: overrides.get(name, written.get(name) is True) for name in names}
     if task == "regression":
-        facts |= {"mean": 0.0, "deviation": 1.0}  # folded into the classifier
+        label_info |= {"mean": 0.0, "deviation": 1.0}  # folded into the classifier
     elif HEADS[task].num_outputs is None:
-        facts["labels"] = _labels(settings, tensors, origin)
-    return facts
+        label_info["labels"] = _labels(settings, tensors, origin)
+    return label_info
 
 
-def write_settings(task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the settings of config.json that `recognised` and `read_facts` read."""
+def write_settings(task: str, label_info: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the settings of config.json that `detect_task` and `read_label_info` read."""
     head = HEADS[task]
     settings: dict[str, Any] = {"architectures": [head.architecture]}
     if task == PRETRAINING:
         return settings
-    labels = facts.get("labels") or [f"LABEL_{number}" for number in range(num_labels(task, facts))]
+    labels = label_info.get("labels") or [f"LABEL_{number}" for number in range(num_labels(task, label_info))]
     settings["id2label"] = {str(number): label for number, label in enumerate(labels)}
     settings["label2id"] = {label: number for number, label in enumerate(labels)}
     if head.problem_type:
         settings["problem_type"] = head.problem_type
-    if head.stated:
-        settings["task_specific_params"] = {task: {name: facts[name] for name in head.stated}}
+    if head.extra_keys:
+        settings["task_specific_params"] = {task: {name: label_info[name] for name in head.extra_keys}}
     return settings
 
 
-def unstandardised(params: Any, facts: Mapping[str, Any]) -> Any:
+def fold_standardisation(params: Any, label_info: Mapping[str, Any]) -> Any:
     """Scales a regression's parameters so that the output is in the units of the data.
 
     The new output is output · deviation + mean.
     """
     kernel, bias = (np.asarray(params["classifier"][name], np.float64) for name in ("kernel", "bias"))
-    classifier = {"kernel": kernel * facts["deviation"], "bias": bias * facts["deviation"] + facts["mean"]}
+    classifier = {
+        "kernel": kernel * label_info["deviation"],
+        "bias": bias * label_info["deviation"] + label_info["mean"],
+    }
     return params | {"classifier": {name: array.astype(np.float32) for name, array in classifier.items()}}
 
 

@@ -57,7 +57,7 @@ class Source(NamedTuple):
     """The content of a directory."""
 
     task: str  # see `heads`
-    facts: dict[str, Any]  # of the task
+    label_info: dict[str, Any]  # of the task
     model: ModelConfig
     tokenizer: Tokenizer
     max_length: int  # tokens of a row
@@ -70,14 +70,14 @@ def read(
     directory: pathlib.Path,
     hidden_act: str | None = None,
     task: str | None = None,
-    stated: Mapping[str, bool] | None = None,
+    overrides: Mapping[str, bool] | None = None,
 ) -> Source:
     """Reads a directory as `save_pretrained` writes it, or one of Google's with a `bert_model.ckpt.index`.
 
     Args:
         hidden_act: overrules its config.
         task: whose head is read (default: that of its config's architecture).
-        stated: as in `heads.read_facts`.
+        overrides: as in `heads.read_label_info`.
 
     Raises:
         UserError: for a missing, broken or foreign file, and with a list of all tensors that do not fit.
@@ -88,15 +88,15 @@ def read(
     tokenizer, longest = read_vocabulary(directory)
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
-            f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config says "
+            f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config has "
             f"vocab_size={model.vocab_size}; they must be of one model."
         )
     tensors = _canonical(read_tensors(directory))
-    task = task or heads.recognised(settings)
-    facts = heads.read_facts(task, settings, tensors, stated or {}, directory)
-    loaded = to_params(tensors, model, HEADS[task], heads.num_labels(task, facts), directory)
+    task = task or heads.detect_task(settings)
+    label_info = heads.read_label_info(task, settings, tensors, overrides or {}, directory)
+    loaded = to_params(tensors, model, HEADS[task], heads.num_labels(task, label_info), directory)
     limit = model.max_position_embeddings
-    return Source(task, facts, model, tokenizer, min(longest or limit, limit), *loaded)
+    return Source(task, label_info, model, tokenizer, min(longest or limit, limit), *loaded)
 
 
 def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: str | None) -> ModelConfig:
@@ -202,9 +202,9 @@ def from_params(params: Any, head: Head) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_config(model: ModelConfig, pad_id: int, task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(model: ModelConfig, pad_id: int, task: str, label_info: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the content of config.json."""
-    return heads.write_settings(task, facts) | {
+    return heads.write_settings(task, label_info) | {
         "model_type": "bert",
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[model.hidden_act],
         "pad_token_id": pad_id,
@@ -218,7 +218,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return {name: np.asarray(x) for name, x in safetensors.flax.load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from None
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}).") from None
 
 
 def _shards(

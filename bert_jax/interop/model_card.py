@@ -18,7 +18,7 @@ from bert_jax.version import __version__
 
 
 def model_card(
-    opened: OpenedCheckpoint, config: Config | FinetuneConfig, task: str, facts: Mapping[str, Any]
+    opened: OpenedCheckpoint, config: Config | FinetuneConfig, task: str, label_info: Mapping[str, Any]
 ) -> str:
     """Describes where the weights come from, how good they are, how to make and to use them.
 
@@ -26,7 +26,7 @@ def model_card(
 
     Args:
         opened: the checkpoint; its run's metrics are read from the folder that it lies in.
-        config, facts: of the checkpoint.
+        config, label_info: of the checkpoint.
         task: as in `heads`.
     """
     head, meta, step = HEADS[task], opened.meta, opened.meta.get("step", 0)
@@ -34,7 +34,7 @@ def model_card(
     lines += ["tags: [bert, jax]", "---", "", f"# {opened.folder.parents[1].name}", ""]
     lines += [f"BERT, written by bert_jax {__version__} after step {step}.", ""]
     if task != PRETRAINING:
-        lines += ["## Task", "", _about(task, facts), ""]
+        lines += ["## Task", "", _about(task, label_info), ""]
     data = config.data.train if isinstance(config, FinetuneConfig) else config.data.source
     lines += ["## Data", "", f"`{data or 'imported'}`, sha256 `{meta.get('data_digest', 'not known')}`", ""]
     if imported := meta.get("imported"):
@@ -50,12 +50,12 @@ def model_card(
     return "\n".join(lines)
 
 
-def _about(task: str, facts: Mapping[str, Any]) -> str:
-    of = " of pairs" if facts.get("pairs") else ""
+def _about(task: str, label_info: Mapping[str, Any]) -> str:
+    of = " of pairs" if label_info.get("pairs") else ""
     sentences = [f"{task.replace('_', ' ').capitalize()}{of}."]
-    if labels := facts.get("labels"):
+    if labels := label_info.get("labels"):
         sentences.append(f"Labels: {', '.join(labels)}.")
-    if base := facts.get("base"):
+    if base := label_info.get("base"):
         sentences.append(f"Fine-tuned from {base['checkpoint']}, params_digest `{base['params_digest']}`.")
     return " ".join(sentences)
 

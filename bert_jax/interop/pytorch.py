@@ -20,7 +20,7 @@ DTYPES = {"Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name.
+    """Reads the tensors of a state dict, by name.
 
     Raises:
         UserError: if it is no such file, is damaged, or holds anything but tensors.
@@ -50,7 +50,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PARTS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not part of a tensor")
         return PARTS[module, name]
 
     def persistent_load(self, pid: Any) -> np.ndarray:
@@ -60,7 +60,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # as_strided checks nothing: it would read whatever memory the file asks for.
+    # as_strided does not check bounds, and would read any memory that the file names.
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= storage.size):
         raise pickle.UnpicklingError("a tensor lies outside its storage")
     strides = [step * storage.itemsize for step in stride]

@@ -35,7 +35,7 @@ class Network(NamedTuple):
     """A network with the head of a task, as in `heads`."""
 
     task: str
-    facts: dict[str, Any]
+    label_info: dict[str, Any]
     model: ModelConfig
     params: Any
 
@@ -56,7 +56,7 @@ def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.
     else:
         read = huggingface.read(output)
         reader = "convert (no Transformers here)"
-        again = _logits(Network(read.task, read.facts, read.model, read.params), batch)
+        again = _logits(Network(read.task, read.label_info, read.model, read.params), batch)
     differences = np.abs(ours - _flat(again, real))
     if not np.all(differences <= TOLERANCE + RELATIVE * np.abs(ours)):  # also where it is NaN
         raise UserError(
@@ -76,13 +76,13 @@ def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str
 
 def _logits(network: Network, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Computes the logits of every token [B, T, …] or of the sequence [B, …], as the head has them."""
-    head, facts = HEADS[network.task], network.facts
-    structure, _ = abstract_model(head.build(network.model, heads.num_labels(network.task, facts)))
+    head, label_info = HEADS[network.task], network.label_info
+    structure, _ = abstract_model(head.build(network.model, heads.num_labels(network.task, label_info)))
     with jax.default_matmul_precision("highest"):
         outputs = jax.jit(lambda params, batch: nnx.merge(structure, params)(batch))(network.params, batch)
     arrays = [np.asarray(x) for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
     if network.task == "regression":
-        arrays = [x * facts["deviation"] + facts["mean"] for x in arrays]
+        arrays = [x * label_info["deviation"] + label_info["mean"] for x in arrays]
     return [x[:, 0] if x.shape[1] == 1 else x for x in arrays]  # a row is one sequence of several tokens
 
 

@@ -60,7 +60,7 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; raises UserError if there is none."""
+    """Reads a JSON object; raises UserError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -73,7 +73,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_settings(directory: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json; config.json may name the class of the tokenizer too."""
+    """Reads tokenizer_config.json; config.json may name the class of the tokenizer instead."""
     settings: dict[str, Any] = {}
     if (path := directory / "config.json").exists():
         settings["tokenizer_class"] = read_json(path).get("tokenizer_class")
@@ -92,7 +92,7 @@ def _stated_rules(settings: dict[str, Any], directory: pathlib.Path) -> dict[str
 
 
 def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:
-    """The pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
+    """Reads the pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
     try:  # read by the library and written again, a file of any version has today's form
         content = json.loads(tokenizers.Tokenizer.from_file(str(path)).to_str())
     except Exception as error:  # the library raises nothing narrower
@@ -116,7 +116,7 @@ def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]
     ]
     if foreign:
         raise UserError(
-            f"{path}: its added_tokens {', '.join(foreign[:5])} are no pieces of words: {REMEDY}."
+            f"{path}: its added_tokens {', '.join(foreign[:5])} are not pieces of words: {REMEDY}."
         )
     rules = {ours: normalizer[theirs] for ours, theirs in WordPieceTokenizer.RULES.items()}
     return sorted(pieces, key=pieces.__getitem__), {k: v for k, v in rules.items() if v is not None}

@@ -20,7 +20,7 @@ def kernel_of(platform: str) -> str:
 
 
 def splash_fits(tokens: int) -> bool:
-    """Whether the splash kernel takes rows of so many tokens."""
+    """Returns whether the splash kernel supports rows of so many tokens."""
     return tokens % LANES == 0
 
 

@@ -18,7 +18,7 @@ PRODUCT = "product"  # how remat policies name the outputs of matrix products
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
-    """x [..., in] · kernel [in, out] + bias [out], multiplied in the dtype of `x`, returned as `dtype`."""
+    """Computes x [..., in] · kernel [in, out] + bias [out] in the dtype of `x`; returns it as `dtype`."""
     return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype) + bias.astype(dtype)
 
 
@@ -79,5 +79,5 @@ class LayerNorm(nnx.Module):
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:
-    """Normal values cut at two standard deviations, as TensorFlow's (no rescaling afterwards)."""
+    """Draws normal values truncated at two standard deviations, without rescaling, as TensorFlow does."""
     return stddev * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)

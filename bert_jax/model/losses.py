@@ -7,7 +7,7 @@ Term = tuple[jax.Array, jax.Array]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Term:
-    """Weighted sum of -log p(label), and the sum of the weights.
+    """Returns the weighted sum of -log p(label), and the sum of the weights.
 
     Args:
         logits: [..., C], float32 or wider.
@@ -19,9 +19,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> T
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Term:
-    """Weighted number of right predictions, and the sum of the weights; arguments as `cross_entropy`.
+    """Returns the weighted number of correct predictions, and the sum of the weights.
 
-    A label that ties for the best logit counts as predicted.
+    Arguments as in `cross_entropy`. A label that ties for the best logit counts as predicted.
     """
     right = _label_logits(logits, labels) >= jnp.max(logits, axis=-1)
     return jnp.sum(right * weights), jnp.sum(weights)
@@ -34,5 +34,5 @@ def _label_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def squared_error(values: jax.Array, targets: jax.Array, weights: jax.Array) -> Term:
-    """Weighted sum of squared differences, and the sum of the weights; float [...] each."""
+    """Returns the weighted sum of squared differences, and the sum of the weights; float [...] each."""
     return jnp.sum(jnp.square(values - targets) * weights), jnp.sum(weights)

@@ -1,4 +1,6 @@
-"""What is minimised: the network of each objective, its losses and scores, and what an evaluation returns.
+"""Objectives: the network, the losses and the scores of pretraining and of every task.
+
+Question answering is `SpanExtraction`; named entities are `TokenClassification`.
 
 Axes: B rows, T tokens, M predictions, S sequences per row, V vocabulary. Terms are pairs (sum, weight), see
 `bert_jax.model.losses`.
@@ -24,7 +26,7 @@ Outputs = dict[str, jax.Array]
 
 
 class Objective(abc.ABC):
-    """What a step minimises; it knows no data and no optimizer.
+    """What a step minimises, independent of data and optimizer.
 
     Attributes:
         losses: the terms that are minimised -> the array of the batch with their weights, so that the total
@@ -61,7 +63,7 @@ class PretrainingObjective(Objective):
     Args:
         mask_id: the id of `[MASK]`.
         unigram_loss: float32 [V], -log of each token's share of the training text: the loss of a model that
-            knows how frequent tokens are and nothing else, which a model that uses context must beat.
+            predicts each token by its frequency, which a model that uses context must beat.
     """
 
     losses: ClassVar = {"mlm_loss": "masked_lm_weights", "nsp_loss": "next_sentence_weights"}
@@ -135,7 +137,7 @@ class SequenceRegression(Objective):
 
 
 class SpanExtraction(Objective):
-    """Where the answer starts and ends in each sequence (Devlin et al., 2019, section 4.2).
+    """Question answering: start and end of the answer in each sequence (Devlin et al., 2019, section 4.2).
 
     `start_positions` and `end_positions` int [B, S] count from the sequence's [CLS]; `span_weights` float32
     [B, S] is 0 where no answer is to be learned, and where there is no sequence.

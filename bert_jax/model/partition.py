@@ -1,4 +1,4 @@
-"""The table of all parameters, and where activations lie on the mesh.
+"""The table of all parameters, and the sharding of activations on the mesh.
 
 Mesh axes: `data` and `fsdp` split the rows of a batch. `fsdp` also splits what a device stores, `tensor` what
 it computes: heads, feed-forward and vocabulary.
@@ -54,7 +54,7 @@ RULES = (
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as `encoder/layers/output/kernel`."""
+    """Returns a pytree path as `encoder/layers/output/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

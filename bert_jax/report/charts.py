@@ -55,7 +55,7 @@ CHARTS = (
 
 
 def curves(rows: Rows, resumed: list[int], fine_tuning: bool) -> dict[str, Any]:
-    """What the page draws: the charts that have data, over steps from 0 to the last row's.
+    """Returns the charts that have data, over steps from 0 to the last row's.
 
     Ticks are pairs (value, label), points pairs (step, value); all numbers are finite.
     """
@@ -94,7 +94,7 @@ def _chart(chart: Chart, rows: Rows, last: int) -> dict[str, Any]:
 
 
 def points(what: str | float, rows: Rows, last: int) -> list[tuple[int, float]]:
-    """Finite values of a line by step; of very many the least and greatest of each stretch, to keep peaks."""
+    """Returns the finite values of a line by step; if there are many, minima and maxima of intervals."""
     if not isinstance(what, str):
         return [(0, what), (last, what)]
     found = [(row["step"], row[what]) for row in rows if math.isfinite(row.get(what, math.nan))]
@@ -107,7 +107,7 @@ def points(what: str | float, rows: Rows, last: int) -> list[tuple[int, float]]:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers, at most about `most` intervals, from at or below `low` to at or above `high`."""
+    """Returns round numbers, at most about `most` intervals, from at or below `low` to at or above `high`."""
     raw = (high - low) / most or abs(high) / most or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power > 0.999 * raw)

@@ -12,7 +12,7 @@ from etils import epath
 from bert_jax.files import read_rows
 from bert_jax.report.charts import curves, number
 
-REFRESH = 60  # seconds between reloads of an open page while the run goes on
+REFRESH = 60  # seconds between reloads of an open page while the run continues
 PART = re.compile(r"(fold|seed)_\d+")  # the folder of one of several runs
 TILES = (
     ("Loss at [MASK]", "eval_mask_token_loss", "held-out, nats per token"),
@@ -39,7 +39,7 @@ PAGES.filters["thousands"] = "{:,.0f}".format
 
 
 def render(data: dict[str, Any]) -> str:
-    """The HTML page of what `collect` returned."""
+    """Renders what `collect` returned as an HTML page."""
     return PAGES.get_template("report.html").render(data)
 
 
@@ -76,12 +76,12 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _title(workdir: epath.Path) -> str:
-    """The name of a run's folder, after those of the folders above if it is one of several folds or seeds."""
+    """Returns the name of a run's folder; for a fold or seed, after the names of the folders above."""
     return _title(workdir.parent) + f"/{workdir.name}" if PART.fullmatch(workdir.name) else workdir.name
 
 
 def _tiles(newest: dict[str, Any]) -> list[dict[str, str]]:
-    """The headline numbers that are known: name, value, note."""
+    """Returns the headline numbers that exist: name, value, note."""
     if "eval_mask_token_loss" in newest:
         newest = newest | {"gain": newest["eval_unigram_loss"] - newest["eval_mask_token_loss"]}
     tiles = []
@@ -95,7 +95,7 @@ def _tiles(newest: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _masks(examples: list[dict[str, Any]]) -> tuple[int, int]:
-    """How many [MASK] of the examples are predicted right, and how many there are."""
+    """Counts the [MASK] of the examples that are predicted correctly, and all of them."""
     tokens = [token for example in examples for sentence in example["sentences"] for token in sentence]
     masked = [token for token in tokens if token.get("fate") == "masked"]
     return sum(token["guess"] == token["truth"] for token in masked), len(masked)
@@ -120,7 +120,7 @@ def _example(example: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _token(token: dict[str, Any]) -> list[Any]:
-    """The text of a token, or its prediction, after a space if the token starts a word."""
+    """Returns the text of a token, or its prediction, after a space if the token starts a word."""
     if "truth" not in token:
         return [token["text"]]
     guess, truth = token["guess"].strip(), token["truth"].strip()
@@ -137,7 +137,7 @@ def _token(token: dict[str, Any]) -> list[Any]:
 
 
 def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The best checkpoint's scores by split, and the tables of its task."""
+    """Returns the best checkpoint's scores by split, and the tables of its task."""
     scores, of = results["scores"], results["of"]
     best = {
         "title": f"Scores of the best checkpoint, step {results['step']:,}",

@@ -36,7 +36,7 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a training step."""
+    """The compiler's figures of a training step."""
 
     config: Config
     mesh: Mesh

@@ -18,7 +18,7 @@ MOST_FSDP = 64  # devices that parameters are split over
 SHOWN = ("data.global_batch_size", "train.remat", "mesh.fsdp")  # in every attempt's line, changed or not
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """A step that fits."""
 
     compiled: Compiled
@@ -31,7 +31,7 @@ class Found(NamedTuple):
         return self.compiled.tokens / max(seconds) if seconds else float(self.compiled.tokens)
 
 
-def search(config: Config, devices: list[jax.Device], report: Callable[[str], None]) -> Found | None:
+def search(config: Config, devices: list[jax.Device], report: Callable[[str], None]) -> SearchResult | None:
     """Tries remat × mesh, each with the largest power of two of rows a device that fits.
 
     Memory grows linearly with the rows: two compilations predict how many fit, a third one confirms it.
@@ -45,7 +45,7 @@ def search(config: Config, devices: list[jax.Device], report: Callable[[str], No
     Raises:
         UserError: the last refusal, if every mesh is refused.
     """
-    found: list[Found] = []
+    found: list[SearchResult] = []
     refused: list[UserError] = []
     meshes = _meshes(config, devices)
     for mesh in meshes:
@@ -62,7 +62,7 @@ def search(config: Config, devices: list[jax.Device], report: Callable[[str], No
 
 
 def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
-    """Data parallelism alone, and fsdp over as many devices of a slice as divide the hidden size."""
+    """Lists meshes: data alone, and fsdp over as many devices of a slice as divide the hidden size."""
     inside = len(devices) // count_slices(devices)
     fsdp = max(n for n in range(1, MOST_FSDP + 1) if inside % n == config.model.hidden_size % n == 0)
     return [MeshConfig(), MeshConfig(fsdp=fsdp)] if fsdp > 1 else [MeshConfig()]
@@ -70,9 +70,9 @@ def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
 
 def _largest(
     config: Config, devices: list[jax.Device], mesh: MeshConfig, remat: str, report: Callable[[str], None]
-) -> Found | None:
+) -> SearchResult | None:
     """Finds the most rows a device that fit with one mesh and remat."""
-    best: Found | None = None
+    best: SearchResult | None = None
     rows, tried = FIRST_ROWS, set()
     while 1 <= rows <= MOST_ROWS and rows not in tried:
         tried.add(rows)
@@ -88,7 +88,7 @@ def _largest(
         verdict = "fits" if memory.fits else "does not fit"
         report(f"{rows:>4} rows a device, {overrides}: {memory.total / 2**30:.2f} GiB, {verdict}")
         if memory.fits:
-            best = Found(compiled, overrides)
+            best = SearchResult(compiled, overrides)
             if memory.temporaries:
                 room = rows * (memory.capacity - (memory.arguments or 0)) / memory.temporaries
                 rows = min(MOST_ROWS, max(2 * rows, 1 << int(room).bit_length() - 1))
@@ -98,7 +98,7 @@ def _largest(
 
 
 def _overrides(given: Config, changed: Config) -> str:
-    """The flags that turn one config into the other."""
+    """Returns the flags that turn one config into the other."""
     before = given.flat()
     return " ".join(
         f"--config.{name}={value}"

@@ -37,7 +37,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     """Returns the devices of a topology such as v5e:4x4, to compile for; `local` are this machine's.
 
     Raises:
-        UserError: if libtpu is missing, has another version than JAX asks for, or knows no such topology.
+        UserError: if libtpu is missing, has another version than JAX requires, or does not know the topology.
     """
     if name == "local":
         return jax.devices()
@@ -55,8 +55,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     except Exception as error:  # libtpu raises several types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--topology={name}: the TPU compiler knows no such topology ({reason}); names look like "
-            f"{EXAMPLES}."
+            f"--topology={name}: the TPU compiler does not support it ({reason}); names look like {EXAMPLES}."
         ) from None
     return list(topology.devices)
 
@@ -71,13 +70,13 @@ def capacity(device: Any) -> int:
 
 def _check_libtpu() -> None:
     wanted = _wanted_libtpu()
-    remedy = "install the version that JAX asks for: pip install 'bert_jax[tpu-aot]'"
+    remedy = "install the version that JAX requires: pip install 'bert_jax[tpu-aot]'"
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology needs the TPU compiler, libtpu (no TPU); {remedy}, or use make plan.")
     found = metadata.version("libtpu")
     if wanted and not found.startswith(wanted):
         raise UserError(
-            f"libtpu {found} is installed, but JAX {jax.__version__} asks for {wanted}.*; {remedy}."
+            f"libtpu {found} is installed, but JAX {jax.__version__} requires {wanted}.*; {remedy}."
         )
 
 

@@ -29,7 +29,7 @@ class Example(NamedTuple):
     def split_key(self) -> str:
         return self.text if self.pair is None else f"{self.text}\t{self.pair}"
 
-    def shown(self) -> dict[str, Any]:
+    def display_fields(self) -> dict[str, Any]:
         known = {"text": self.text, "text_pair": self.pair, "label": self.label}
         return {name: value for name, value in known.items() if value is not None}
 
@@ -97,9 +97,9 @@ class Classification(_Sequences):
     name = "classification"
     metrics = ("accuracy", "f1", "macro_f1", "matthews")
     frozen = True
-    hub = HubHead(*SEQUENCES, problem_type="single_label_classification", stated=("pairs",))
+    hub = HubHead(*SEQUENCES, problem_type="single_label_classification", extra_keys=("pairs",))
 
-    def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns the classes of the training examples, unless the config names the classes."""
         named = self._data.class_names
         found = sorted({example.label for example in train})
@@ -170,9 +170,9 @@ class Regression(_Sequences):
     name = "regression"
     metrics = ("spearman", "pearson")
     num_outputs = 1
-    hub = HubHead(*SEQUENCES, problem_type="regression", stated=("pairs",))
+    hub = HubHead(*SEQUENCES, problem_type="regression", extra_keys=("pairs",))
 
-    def _info_of(self, train: Sequence[Example]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Example]) -> dict[str, Any]:
         """Returns mean and standard deviation of the training numbers."""
         values = np.array([example.label for example in train])
         if not values.std() > 0:

@@ -1,4 +1,4 @@
-"""The config of fine-tuning: the sections `task`, `data` and `train`, and the run that they become."""
+"""The config of fine-tuning: its sections `task` and `data`, and the config of one run."""
 
 import dataclasses
 import math
@@ -23,26 +23,26 @@ CLASSIFIERS = ("logistic_regression", "naive_bayes", "neural_network")  # of sci
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """What is learned, and which checkpoint is the best.
+    """The task, and how the best checkpoint is selected.
 
     Raises:
-        UserError: for a value that is not known or out of range.
+        UserError: if a value is unknown or out of range.
     """
 
     name: str = "classification"  # one of `bert_jax.tasks.registry.TASK_CLASSES`
-    metric: str = ""  # of the held-out examples, that chooses the best checkpoint; "": the task's own
-    patience: int = setting(0, least=0)  # evaluations without a better one, then training ends; 0: never
-    random_weights: bool = False  # take network and vocabulary of init_from, but not what it has learned
-    # Of the network while it is fine-tuned; `model` holds them afterwards, as part of the identity.
+    metric: str = ""  # of the held-out examples; selects the best checkpoint; "": the main metric of the task
+    patience: int = setting(0, least=0)  # evaluations without improvement before training ends; 0: never
+    random_weights: bool = False  # use network and vocabulary of init_from, not its weights
+    # Dropout in fine-tuning; `for_run` copies it to `model`, where it is part of the identity.
     hidden_dropout: float = setting(0.1, least=0, below=1, run_time=True)
     attention_dropout: float = setting(0.0, least=0, below=1, run_time=True)
-    # Classifiers on frozen features, to compare with: some of logistic_regression,naive_bayes,neural_network
+    # Classifiers on frozen features, for comparison: logistic_regression, naive_bayes, neural_network
     frozen: str = setting("", run_time=True)
     pooling: str = setting("mean", known=("mean", "cls"), run_time=True)  # of frozen features
-    layer: int = setting(-1, run_time=True)  # of frozen features: 0 the embeddings, -1 the last layer
-    # Of question answering.
+    layer: int = setting(-1, run_time=True)  # of frozen features: 0 is the embeddings, -1 the last layer
+    # For question answering.
     max_question_tokens: int = setting(64, least=1)  # longer questions are truncated
-    doc_stride: int = setting(128, least=1)  # tokens from one window over a long paragraph to the next
+    doc_stride: int = setting(128, least=1)  # tokens between the starts of windows over a long paragraph
     decoding: str = setting("best_span", known=("best_span", "argmax"), run_time=True)
     max_answer_tokens: int = setting(30, least=1, run_time=True)  # of best_span
     null_threshold: float = setting(0.0, run_time=True)  # SQuAD 2.0: score of no answer
@@ -58,13 +58,13 @@ class TaskConfig:
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """What `frozen` names."""
+        """The names in `frozen`."""
         return tuple(name.strip() for name in self.frozen.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """Where the examples are, and what a batch is.
+    """Files of examples, their columns and splits, and the size of a batch.
 
     Raises:
         UserError: if a value is out of range.
@@ -72,24 +72,24 @@ class TaskData:
 
     # FILE.tsv | FILE.csv | FILE.jsonl | tfds:NAME[:SPLIT]; SQuAD's FILE.json; columns in FILE.conll or .txt
     train: str = ""
-    eval: str = ""  # chooses the best checkpoint; "": a share of `train`, by a hash of the text
-    test: str = ""  # read once, at the end, by the best checkpoint; "": none, or a share of `train`
+    eval: str = ""  # selects the best checkpoint; "": a share of `train`, by a hash of the text
+    test: str = ""  # scored once, by the best checkpoint; "": none, or a share of `train`
     eval_fraction: float = setting(0.1, least=0, below=1)
     test_fraction: float = setting(0.0, least=0, below=1)
-    num_folds: int = setting(1, least=1)  # cross-validation: so many runs, each tested by another share
-    fold: int = setting(-1, least=-1)  # of them: this one alone; -1: all, one after the other
-    # Columns, by name; by number from 0 where the file has no header.
+    num_folds: int = setting(1, least=1)  # cross-validation: number of runs, each with its own test share
+    fold: int = setting(-1, least=-1)  # run this fold alone; -1: all, in order
+    # Columns, by name; by number from 0 if the file has no header.
     text: str = "text"
     text_pair: str = ""  # "": single texts
     label: str = "label"
     header: bool = True
-    labels: str = ""  # all of them, as A,B,C: the order of the classes; "": those of `train`, sorted
+    labels: str = ""  # all classes in order, as A,B,C; "": those of `train`, sorted
 
     max_seq_length: int = setting(128, least=8)  # T, tokens of a row; longer texts are truncated
     global_batch_size: int = setting(32, least=1)  # B, rows of a step over all devices
     max_sequences_per_row: int = setting(1, least=1)  # S; more than one packs several sequences into a row
 
-    input_workers: int = setting(1, least=1, run_time=True)  # threads that build batches ahead
+    input_workers: int = setting(1, least=1, run_time=True)  # threads that prepare batches
     prefetch_batches: int = setting(4, least=1, run_time=True)
 
     def __post_init__(self):
@@ -100,32 +100,32 @@ class TaskData:
             raise UserError(f"data.fold={self.fold} is not below data.num_folds={self.num_folds}.")
         if self.num_folds > 1 and (self.test or self.test_fraction):
             raise UserError(
-                f"data.num_folds={self.num_folds}: every fold is tested by a share of data.train; leave out "
-                "data.test, and set data.test_fraction=0.0."
+                f"data.num_folds={self.num_folds}: every fold has its own test share of data.train; remove "
+                "data.test and set data.test_fraction=0.0."
             )
         if not self.eval and not 0.0 < self.eval_fraction < 1.0 - self.test_share:
             test = "num_folds" if self.num_folds > 1 else "test_fraction"
             raise UserError(
                 f"data.eval_fraction={self.eval_fraction} and data.{test}={getattr(self, test)} must leave "
-                "something to train on and something to choose by; or give data.eval, a file."
+                "something to train on and to evaluate; lower them, or give a file as data.eval."
             )
 
     @property
     def class_names(self) -> list[str]:
-        """What `labels` names."""
+        """The names in `labels`."""
         return [label.strip() for label in self.labels.split(",") if label.strip()]
 
     @property
     def test_share(self) -> float:
-        """Of the examples in `train`, what is held out as a test."""
+        """Share of the examples in `train` that is held out for the test."""
         return 1.0 / self.num_folds if self.num_folds > 1 else self.test_fraction
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(RunConfig):
-    """A config of fine-tuning, as its file has it and, after `for_run`, as it is trained and saved.
+    """A config of fine-tuning, before and after `for_run`, which fills in what one run needs.
 
-    `init_from` names the checkpoint that it starts from, which decides `model`: no config file sets that.
+    The checkpoint `init_from` decides `model`; a config file does not set it.
     """
 
     task: TaskConfig = TaskConfig()
@@ -137,15 +137,15 @@ class FinetuneConfig(RunConfig):
         evaluations_per_epoch=1,
         log_every=10,
         keep_last=1,
-        spike_z_score=0.0,  # losses of a few examples, most of them learned, do jump
+        spike_z_score=0.0,  # losses of few examples, mostly learned, vary strongly
     )
 
     def check_file(self) -> None:
-        """Raises UserError for what a config file must not say, although a run that has begun holds it."""
+        """Raises UserError for values that a run has, but a config file must not set."""
         if self.optimizer.warmup_steps:
             raise UserError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: fine-tuning warms up over a share of "
-                "its steps; leave this at 0 and set train.warmup_share."
+                "its steps; set it to 0 and set train.warmup_share."
             )
         train = self.train
         every = () if not train.evaluations_per_epoch else ("eval_every", "checkpoint_every")
@@ -159,12 +159,12 @@ class FinetuneConfig(RunConfig):
             raise UserError("train.num_epochs=0 and task.frozen='' leave nothing to do; set one of them.")
 
     def for_run(self, model: ModelConfig, rows_per_epoch: int, seed: int) -> Self:
-        """The run with one seed, now that network and examples are known: epochs become steps.
+        """Returns the config of the run with one seed: converts epochs to steps and sets `model`.
 
         Args:
             model: of the checkpoint that it starts from.
-            rows_per_epoch: rows of `data.max_seq_length` tokens that hold every example once.
-            seed: `train.seed`, or one of the following.
+            rows_per_epoch: rows of `data.max_seq_length` tokens that contain every example once.
+            seed: of the run.
 
         Raises:
             UserError: if rows are longer than the network's positions.
@@ -179,7 +179,7 @@ class FinetuneConfig(RunConfig):
             steps = max(1, round(train.num_epochs * rows_per_epoch / self.data.global_batch_size))
             train = dataclasses.replace(train, num_steps=steps)
         if train.evaluations_per_epoch:
-            # Evenly spread, so that none comes right before the one after the last step.
+            # Rounded up, so that no evaluation comes right before that of the last step.
             count = max(1, round(train.num_epochs * train.evaluations_per_epoch))
             every = math.ceil(train.num_steps / count)
             train = dataclasses.replace(train, eval_every=every, checkpoint_every=every)
@@ -194,7 +194,7 @@ class FinetuneConfig(RunConfig):
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default: what a config file of fine-tuning starts from."""
+    """Returns every field with its default; a config file of fine-tuning changes this and returns it."""
     values = FinetuneConfig().to_dict()
-    del values["model"]  # init_from's
+    del values["model"]  # that of init_from
     return ml_collections.ConfigDict(values)

@@ -49,7 +49,7 @@ class TaskExample(Protocol):
     def split_key(self) -> str:
         """Text whose hash decides whether the example is held out: equal keys are in one split only."""
 
-    def shown(self) -> dict[str, Any]:
+    def display_fields(self) -> dict[str, Any]:
         """Returns the texts and labels that the file of predictions shows beside a prediction."""
 
 
@@ -60,7 +60,7 @@ class HubHead(NamedTuple):
     pipeline: str  # of the model hub
     classifier: str = "classifier"  # name of its dense layer
     problem_type: str | None = None
-    stated: tuple[str, ...] = ()  # keys of label_info that config.json has no key for
+    extra_keys: tuple[str, ...] = ()  # keys of label_info that config.json has no key for
 
 
 class Downstream(abc.ABC):
@@ -68,7 +68,7 @@ class Downstream(abc.ABC):
 
     Args:
         task, data: sections of the config.
-        label_info: that of a checkpoint; None for a new run, which then calls `learn`.
+        label_info: that of a checkpoint; None for a new run, which then calls `fit`.
 
     Attributes:
         name: in `task.name`.
@@ -120,19 +120,19 @@ class Downstream(abc.ABC):
     def example(self, text: str, second: str | None = None) -> Any:
         """Makes an unlabelled example of one text or two; raises UserError for the wrong number."""
 
-    def learn(self, train: Sequence[Any], held_out: Sequence[Any] = ()) -> None:
+    def fit(self, train: Sequence[Any], held_out: Sequence[Any] = ()) -> None:
         """Completes `label_info` from the training examples and checks all examples against it.
 
         Raises:
             UserError: for training examples with nothing to learn, or an example that cannot be scored.
         """
-        self.label_info |= self._info_of(train)
+        self.label_info |= self._infer_label_info(train)
         for example in (*train, *held_out):
             self._check(example)
 
     @abc.abstractmethod
-    def _info_of(self, train: Sequence[Any]) -> dict[str, Any]:
-        """Returns what `learn` adds to `label_info`."""
+    def _infer_label_info(self, train: Sequence[Any]) -> dict[str, Any]:
+        """Returns what `fit` adds to `label_info`."""
 
     def _check(self, example: Any) -> None:  # noqa: B027
         """Raises UserError for an example that `label_info` has no place for, e.g. an unknown label."""
@@ -162,4 +162,4 @@ class Downstream(abc.ABC):
 
     def row(self, example: TaskExample, prediction: dict[str, Any]) -> dict[str, Any]:
         """Returns a line of the file of predictions."""
-        return example.shown() | prediction
+        return example.display_fields() | prediction

@@ -63,7 +63,7 @@ class Splits(NamedTuple):
 
 
 def read_splits(task: Downstream, data: TaskData) -> Splits:
-    """Reads the examples of a config and lets the task `learn` from them.
+    """Reads the examples of a config and fits the task to them.
 
     Without files of their own, held-out examples are chosen by a hash of their text: they do not depend on
     the order, and no text is in two splits. The test examples of all folds together are all examples.
@@ -92,7 +92,7 @@ def read_splits(task: Downstream, data: TaskData) -> Splits:
             raise UserError(
                 f"data.train={data.train} leaves no example to {what}; give more examples, {remedy}."
             )
-    task.learn(parts["train"], [*parts["eval"], *parts["test"]])
+    task.fit(parts["train"], [*parts["eval"], *parts["test"]])
     return Splits(parts["train"], parts["eval"], parts["test"], digest.hexdigest())
 
 

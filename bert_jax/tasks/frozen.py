@@ -59,7 +59,7 @@ def train(
 
     Args:
         config: names the classifiers, the layer and the pooling, and has the seed.
-        task: has learned from the training examples.
+        task: after `fit`.
         splits: its examples.
         init_from: the checkpoint with the encoder.
 

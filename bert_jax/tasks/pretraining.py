@@ -1,4 +1,4 @@
-"""Pretraining as a task of the loop: masked language model plus next sentence prediction."""
+"""The task of pretraining: masked language model and next sentence prediction on a prepared dataset."""
 
 import functools
 import logging
@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import PreparedDataset
 from bert_jax.data.batches import Batches, iterate
+from bert_jax.data.display import example
 from bert_jax.data.masking import shuffle_visible_tokens
-from bert_jax.data.shown import example
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import Batch, PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
@@ -28,18 +28,18 @@ HELD_OUT_SEED = 0  # the held-out pairs and masks are the same for every run and
 
 
 class Pretraining:
-    """The objective together with a prepared dataset: what the loop runs."""
+    """Implements the loop's protocol `Task` for pretraining."""
 
     metric, patience = "", 0  # the newest checkpoint is the best
 
     def __init__(self, config: Config, dataset: PreparedDataset):
         self._config, self._dataset, self._train = config, dataset, dataset.split("train")
-        counts = self._train.unigram_counts + 1.0  # a token of the held-out text may never occur
+        counts = self._train.unigram_counts + 1.0  # plus one: a token of the held-out text may be absent here
         self._unigram_loss = -np.log(counts / counts.sum()).astype(np.float32)
         self.objective = PretrainingObjective(dataset.tokenizer.mask_id, self._unigram_loss)
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
-        # Planned here, once: errors of the held-out text are raised before training, not after hours of it.
+        # Opened here, so that errors of the held-out text are raised before training.
         held_out = dataset.split("heldout")
         self._held_out = (
             Batches(held_out, config.data, dataset.tokenizer, HELD_OUT_SEED)
@@ -49,12 +49,12 @@ class Pretraining:
         self.evaluators = self._evaluators() if self._held_out else ()
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
-        """The weights of `init_from`, else random ones.
+        """Returns the weights of `init_from`, or random ones.
 
-        With `train.unigram_bias` random ones start out knowing how frequent each token is.
+        With `train.unigram_bias` the output bias of random weights is the log frequency of each token.
 
         Raises:
-            UserError: if the weights of `init_from` belong to another network or another tokenizer.
+            UserError: if the weights of `init_from` are of another network or tokenizer.
         """
         config = self._config
         if config.init_from:
@@ -85,9 +85,9 @@ class Pretraining:
         return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
 
     def _evaluators(self) -> tuple[HeldOut, ...]:
-        """The held-out batches as `eval`; after the last step also with their visible tokens shuffled.
+        """Evaluates held-out batches as `eval`, and after the last step with shuffled visible tokens.
 
-        A model that uses context does clearly worse on `eval_shuffled`.
+        A model that uses context has a clearly higher loss on `eval_shuffled`.
         """
         held_out, tokenizer, train = self._held_out, self._dataset.tokenizer, self._config.train
         assert held_out is not None
@@ -103,18 +103,18 @@ class Pretraining:
         return HeldOut("eval", train.eval_every, plain), HeldOut("eval_shuffled", 0, shuffled)
 
     def examples(self, structure: nnx.GraphDef, params: Any, count: int = 8) -> list[dict[str, Any]]:
-        """What the model makes of the first held-out sequences, as JSON; all processes must call it.
+        """Predicts on the first held-out sequences, for the report; all processes must call it.
 
         Returns:
-            At most `count` of `{"sentences": [A, B], "next_sentence": …}`, none if no text is held out.
-            A sentence is a list of tokens: `text` as the model sees it, with a space before it where it
-            starts a word, and if it is to be predicted `fate` (masked, replaced or kept), `truth`, `guess`
-            and the guess's `probability`. `next_sentence` is None without B, else `truth`, whether B
-            follows, and the `probability` that the model gives to that.
+            At most `count` JSON objects `{"sentences": [A, B], "next_sentence": …}`; none if no text is held
+            out. A sentence is a list of tokens. A token has `text`, as the model sees it, with a space before
+            it if it starts a word. A token to predict also has `fate` (masked, replaced or kept), `truth`,
+            `guess` and the `probability` of the guess. `next_sentence` has `truth`, whether B follows A, and
+            the predicted `probability` of it; it is None without B.
         """
         if self._held_out is None:
             return []
-        devices = axis_size(DATA) * axis_size(FSDP)  # each of them has the same number of rows
+        devices = axis_size(DATA) * axis_size(FSDP)  # each holds the same number of rows
         rows = np.arange(min(-(-count // devices) * devices, self._config.data.global_batch_size))
         batch = self._held_out(0, rows)
         guesses = jax.device_get(_guesses(structure, params, batch))
@@ -127,7 +127,7 @@ class Pretraining:
 
 @functools.partial(jax.jit, static_argnums=0, out_shardings=P())  # on every process, wherever parameters lie
 def _guesses(structure: nnx.GraphDef, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best token for each target and its probability [B, M], the probability that B follows [B, S]."""
+    """Returns the best token for each target and its probability [B, M], and P(B follows A) [B, S]."""
     masked_lm_logits, next_sentence_logits = nnx.merge(structure, params)(batch)
     probabilities = jax.nn.softmax(masked_lm_logits)
     follows = jax.nn.softmax(next_sentence_logits)[..., 0]

@@ -46,7 +46,7 @@ class QuestionAnswering(Downstream):
     verb = "answer"
     per_token = True
     num_outputs = 2
-    hub = HubHead("BertForQuestionAnswering", "question-answering", "qa_outputs", stated=("version_2",))
+    hub = HubHead("BertForQuestionAnswering", "question-answering", "qa_outputs", extra_keys=("version_2",))
     too_long = "questions are longer than task.max_question_tokens"
 
     def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):
@@ -65,7 +65,7 @@ class QuestionAnswering(Downstream):
             raise UserError("this checkpoint answers questions: give the paragraph too, as the second text.")
         return Question("", text, second, (), "")
 
-    def _info_of(self, train: Sequence[Question]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Question]) -> dict[str, Any]:
         """Returns whether some training questions have no answer, as in SQuAD 2.0."""
         if not any(example.span for example in train):
             raise UserError(

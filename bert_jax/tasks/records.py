@@ -55,8 +55,8 @@ def digest(source: str, key: str) -> str:
     """Returns a digest of a file's content, or of a TFDS dataset's name, version and split."""
     if source.startswith("tfds:"):
         builder, split = _dataset(source, key)
-        facts = [builder.info.full_name, split, builder.info.splits[split].num_examples]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        identity = [builder.info.full_name, split, builder.info.splits[split].num_examples]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return hashlib.sha256(read_bytes(source, key)[0]).hexdigest()
 
 

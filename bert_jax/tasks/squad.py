@@ -36,7 +36,7 @@ class Question(NamedTuple):
         """The paragraph, so that all of its questions are in one split."""
         return self.paragraph
 
-    def shown(self) -> dict[str, Any]:
+    def display_fields(self) -> dict[str, Any]:
         known = {"id": self.id, "question": self.text, "answers": [answer.text for answer in self.answers]}
         return {name: value for name, value in known.items() if value}
 

@@ -29,7 +29,7 @@ class Sentence(NamedTuple):
     def split_key(self) -> str:
         return " ".join(self.words)
 
-    def shown(self) -> dict[str, Any]:
+    def display_fields(self) -> dict[str, Any]:
         return {"tokens": self.words} | ({} if self.tags is None else {"tags": self.tags})
 
 
@@ -101,7 +101,7 @@ class TokenClassification(Downstream):
             raise UserError(f"the text {text!r} has no words.")
         return Sentence(words, None, "")
 
-    def _info_of(self, train: Sequence[Sentence]) -> dict[str, Any]:
+    def _infer_label_info(self, train: Sequence[Sentence]) -> dict[str, Any]:
         """Returns O, and B- and I- of every type in the training examples, or what data.labels names."""
         found = sorted({tag for sentence in train for tag in sentence.tags or []})
         if len(found) < 2:

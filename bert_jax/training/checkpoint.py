@@ -36,17 +36,17 @@ log = logging.getLogger("bert_jax")
 
 
 class DamagedCheckpoint(Exception):
-    """Raised for a checkpoint whose content is not what was saved; the message names the file or array."""
+    """Raised if the content of a checkpoint is not what was saved; names the file or array."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        directory: where the numbered steps lie.
+        directory: the folder of the numbered steps.
         files: names and contents that make a checkpoint self-contained, e.g. `tokenizer/vocab.txt`.
-        keep_last: how many of the newest steps stay.
-        keep_every: steps divisible by it always stay; 0 for none.
+        keep_last: number of newest steps to keep.
+        keep_every: steps divisible by it are always kept; 0 for none.
 
     Raises:
         UserError: when `directory` cannot be written.
@@ -60,7 +60,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"checkpoints cannot be written to {self._directory}: {error.strerror}; "
-                "correct that or give another --workdir."
+                "correct this or give another --workdir."
             ) from None
         self._manager = ocp.CheckpointManager(
             self._directory, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
@@ -70,7 +70,7 @@ class Checkpoints:
         unfinished = set(self._manager.all_steps()) - set(committed_steps(self._directory))
         multihost_utils.sync_global_devices("checkpoints listed")
         if unfinished:
-            log.info("checkpoints %s were never finished; removed", sorted(unfinished))
+            log.info("removed unfinished checkpoints %s", sorted(unfinished))
         self._remove(unfinished)
 
     def save(self, state: TrainState, meta: dict[str, Any], best: int | None = None) -> None:
@@ -128,7 +128,7 @@ class Checkpoints:
         self.wait()
         damaged = False
         while True:
-            found, step = self._newest_sound(at_most)
+            found, step = self._newest_verified(at_most)
             if step < 0 and (found or damaged):
                 raise UserError(
                     f"every checkpoint in {self._directory} is damaged; move the folder away to start again."
@@ -160,15 +160,15 @@ class Checkpoints:
         if folder.exists():
             folder.rmtree()
 
-    def _newest_sound(self, at_most: int | None) -> tuple[bool, int]:
-        """Tells all processes whether there are checkpoints, and the newest with sound files (or -1)."""
+    def _newest_verified(self, at_most: int | None) -> tuple[bool, int]:
+        """Returns whether there are checkpoints, and the newest with undamaged files (or -1)."""
         found, newest = 0, -1
         if jax.process_index() == 0:
             steps = [s for s in committed_steps(self._directory) if at_most is None or s <= at_most]
             found = len(steps)
             while steps and newest < 0:
                 try:
-                    read_meta(self._directory / str(steps[-1]))
+                    verify_files(self._directory / str(steps[-1]))
                     newest = steps[-1]
                 except DamagedCheckpoint as damage:
                     log.warning("checkpoint %d is damaged and not used: %s", steps.pop(), damage)
@@ -179,10 +179,10 @@ class Checkpoints:
         folder = self._directory / str(step)
         if not folder.is_dir():
             raise UserError(
-                f"process {jax.process_index()} does not see {folder}, which process 0 found: --workdir must "
+                f"process {jax.process_index()} cannot see {folder}, which process 0 found; --workdir must "
                 "be a folder that all hosts share."
             )
-        meta = _read_checked_meta(folder)
+        meta = _read_meta(folder)
         items = {"params": abstract.params, "opt_state": abstract.opt_state}
         arrays = _restore_items(folder, items, meta["digests"])
         number = jax.device_put(np.int32(step), abstract.step.sharding)
@@ -200,7 +200,7 @@ class Checkpoints:
                 "arrays": in_hexadecimal(taken),
             }
             write(folder / CHECKSUMS, json.dumps(sums, indent=1))
-            # Later steps are damaged ones that were skipped: they must not replace sound ones.
+            # Later steps are damaged ones that were skipped: they must not replace undamaged ones.
             for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
                 if old != best and not (self._keep_every and old % self._keep_every == 0):
                     self._remove_folder(old)
@@ -236,7 +236,7 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
     for folder in (path / "checkpoints", path):
         if steps := committed_steps(folder):
             newest, best = folder / str(steps[-1]), None
-            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `find_sound` checks
+            with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `find_verified` checks
                 best = json.loads((newest / "meta" / "metadata").read_bytes())["selection"]["best_step"]
             return folder / str(best) if best in steps else newest
     runs = sorted(found.parent for found in path.glob("*_*/checkpoints"))  # of folds or seeds
@@ -244,8 +244,8 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
     raise UserError(f"{key}: there is no checkpoint in {path}; give {remedy}.")
 
 
-def read_meta(folder: epath.Path) -> dict[str, Any]:
-    """Checks every file of a checkpoint and returns its `meta`, with the arrays' fingerprints as `digests`.
+def verify_files(folder: epath.Path) -> dict[str, Any]:
+    """Compares every file of a checkpoint with its SHA-256; returns its `meta` and fingerprints (`digests`).
 
     Raises:
         DamagedCheckpoint: for a missing or changed file.
@@ -261,16 +261,16 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         for name, digest in zip(sums, pool.map(lambda name: _sha256(folder / name), sums), strict=True):
             if digest != sums[name]:
                 raise DamagedCheckpoint(f"{folder / name} has changed since it was written")
-    return _read_checked_meta(folder)
+    return _read_meta(folder)
 
 
-def _read_checked_meta(folder: epath.Path) -> dict[str, Any]:
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
     # Not by Orbax, which needs all processes to read it.
     meta = json.loads((folder / "meta" / "metadata").read_bytes())
     return meta | {"digests": json.loads((folder / CHECKSUMS).read_bytes())["arrays"]}
 
 
-def find_sound(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
+def find_verified(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
     """Finds a checkpoint (see `find_checkpoint`), checks its files and returns its folder and `meta`.
 
     Raises:
@@ -278,16 +278,16 @@ def find_sound(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Pat
     """
     folder = find_checkpoint(path, key)
     try:
-        return folder, read_meta(folder)
+        return folder, verify_files(folder)
     except DamagedCheckpoint as damage:
         raise _unusable(folder, damage) from None
 
 
 def restore(folder: epath.Path, meta: dict[str, Any], abstract_params: Any) -> Any:
-    """Restores the parameters of a checkpoint, laid out as `abstract_params` says.
+    """Restores the parameters of a checkpoint, with the shapes and shardings of `abstract_params`.
 
     Args:
-        folder, meta: what `find_sound` returned.
+        folder, meta: what `find_verified` returned.
         abstract_params: ShapeDtypeStructs with shardings; of everything, or of a part, e.g. the encoder.
 
     Raises:

@@ -113,14 +113,14 @@ class RunConfig:
             )
 
     def phases(self) -> tuple["Phase", ...]:
-        """The stretches of the run, in order; one for now."""
+        """Returns the phases of the run in order; there is one for now."""
         return (Phase(self, 0, self.train.num_steps),)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The part of `flat` that decides what is learned.
+        """Returns the part of `flat` that decides what is learned.
 
         Everything else (mesh, logging, remat, workers) may change when a run resumes.
         """
@@ -132,7 +132,7 @@ class RunConfig:
         return {key: value for key, value in self.flat().items() if key not in run_time}
 
     def flat(self) -> dict[str, Any]:
-        """Every value, as {section.field: value}."""
+        """Returns every value, as {section.field: value}."""
         flat: dict[str, Any] = {"init_from": self.init_from}
         for section in sections(type(self)):
             values = dataclasses.asdict(getattr(self, section))
@@ -150,6 +150,6 @@ class Phase:
 
 
 def sections(kind: Any) -> dict[str, Any]:
-    """The sections of a kind of config: the classes of its fields that are dataclasses themselves."""
+    """Finds the sections of a kind of config: the fields whose classes are dataclasses."""
     fields = dataclasses.fields(kind)
     return {field.name: field.type for field in fields if dataclasses.is_dataclass(field.type)}

@@ -1,4 +1,4 @@
-"""Evaluators: numbers about the parameters, taken every few steps and recorded like other metrics."""
+"""Evaluators: compute metrics of the parameters every few steps; the loop records them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ HostBatch = dict[str, np.ndarray]
 
 
 class Evaluator(Protocol):
-    """Something that is measured on the way."""
+    """Computes metrics of the parameters during training."""
 
     @property
     def name(self) -> str:
@@ -23,7 +23,7 @@ class Evaluator(Protocol):
 
     @property
     def every(self) -> int:
-        """Steps from one run to the next; 0 for after the last step only, when all evaluators run."""
+        """Steps between runs; 0: after the last step only, when all evaluators run."""
         ...
 
     def run(self, program: Program, params: Any) -> dict[str, float]:
@@ -33,7 +33,7 @@ class Evaluator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Losses and scores of held-out batches: means over all examples, not means of batches' means.
+    """Losses and scores of held-out batches: means over all examples, not over batches.
 
     Args:
         name, every: see `Evaluator`.
@@ -61,5 +61,5 @@ class HeldOut:
 
 
 def due(evaluators: Iterable[Evaluator], step: int, last: bool) -> list[Evaluator]:
-    """The evaluators that run after `step` steps."""
+    """Selects the evaluators that run after `step` steps."""
     return [each for each in evaluators if last or (each.every and step % each.every == 0)]

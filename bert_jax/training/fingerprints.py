@@ -59,7 +59,7 @@ def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3."""
+    """Applies the finalizer of MurmurHash3."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they connect, compare what they run, stop and fail."""
+"""Connects the processes that train one model, compares what they run, and stops them together."""
 
 import contextlib
 import hashlib
@@ -18,53 +18,57 @@ from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 30  # after so long without a sign of a process the others stop
-START_AGAIN = 75  # exit code (sysexits' EX_TEMPFAIL) for which launchers restart all processes
-NO_CLUSTER = "coordinator_address should be defined"  # what jax says where there is nothing to join
+HEARTBEAT_SECONDS = 30  # of silence of a process, after which the others stop
+RESTART = 75  # exit code (sysexits' EX_TEMPFAIL) for which launchers restart all processes
+NO_CLUSTER = "coordinator_address should be defined"  # in JAX's error where no cluster is configured
 log = logging.getLogger("bert_jax")
 
 
 def define_flags() -> None:
-    """Defines the flags by which a launcher numbers processes; TPU, GKE and Slurm number them themselves."""
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, when launched as several.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    """Defines the flags with which a launcher numbers processes; TPU, GKE and Slurm need none."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; for several processes.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 
 def connect() -> None:
-    """Joins the processes that flags or the environment name, if any.
+    """Connects to the other processes that flags or the environment name, if any.
 
     Raises:
-        UserError: when the flags are incomplete, or the others cannot be reached.
+        UserError: if the flags are incomplete, or the other processes cannot be reached.
     """
     names = ("coordinator_address", "num_processes", "process_id")
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < len(names):
         raise UserError(f"{' and '.join(missing)} missing: give all of --{', --'.join(names)}, or none.")
-    # Its handler of SIGTERM would replace ours, which works without a cluster too.
+    # Its handler of SIGTERM would replace `StopRequest`, which also works without a cluster.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except ValueError as error:
         if missing and NO_CLUSTER in str(error):
             return
-        raise UserError(f"the processes cannot be joined: {error}") from None
+        raise UserError(
+            f"cannot connect to the other processes: {error}; check --coordinator_address."
+        ) from None
     except RuntimeError as error:
-        raise UserError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"cannot reach the other processes: {str(error).splitlines()[0]}; check --coordinator_address."
+        ) from None
 
 
-def require_same(facts: dict[str, str], problem: str | None = None) -> None:
-    """Checks that all processes are about to do the same; every one of them must call it.
+def require_same(values: dict[str, str], problem: str | None = None) -> None:
+    """Checks that these values are the same on all processes; every process must call it.
 
     Args:
-        facts: what must be the same everywhere, by name.
+        values: by name.
         problem: the error of this process, if any.
 
     Raises:
-        UserError: on every process, for the problem of one, or for facts that differ from those of process 0.
+        UserError: on every process, for the problem of one, or values that differ from process 0.
     """
-    everyone = _gather(json.dumps([problem, facts]))
+    everyone = _gather(json.dumps([problem, values]))
     for process, (their_problem, _) in enumerate(everyone):
         if their_problem:
             raise _refusal(f"process {process}: {their_problem}" if len(everyone) > 1 else their_problem)
@@ -76,11 +80,11 @@ def require_same(facts: dict[str, str], problem: str | None = None) -> None:
             if theirs.get(name) != expected.get(name)
         ]
         if differing:
-            raise _refusal(f"process {process} is not like process 0: {'; '.join(differing)}.")
+            raise _refusal(f"process {process} differs from process 0: {'; '.join(differing)}.")
 
 
 def _refusal(message: str) -> UserError:
-    """Makes the error that all processes raise; they disconnect first, or each would miss the others."""
+    """Disconnects, or each process would report the others as lost; returns the error that all raise."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
     return UserError(message)
@@ -88,41 +92,41 @@ def _refusal(message: str) -> UserError:
 
 @contextlib.contextmanager
 def fail_fast() -> Iterator[None]:
-    """Ends this process at once for an error inside the block, so that the others notice.
+    """Ends this process at once after an error in the block, so that the others notice.
 
-    Even closing its files could wait for the others, for ever.
+    An orderly exit could wait for the others for ever, e.g. while it closes files.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() > 1:
-            _leave(error)
+            _exit(error)
         raise
 
 
-def _leave(error: Exception) -> NoReturn:
+def _exit(error: Exception) -> NoReturn:
     code = 1
     if isinstance(error, UserError):
         code = 2
         log.error("error: %s", error)
     elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-        code = START_AGAIN
+        code = RESTART
         log.error(
             "process %d stops because another one was lost; all can resume from the newest checkpoint (%s)",
             jax.process_index(), str(error).splitlines()[0],
         )  # fmt: skip
     else:
-        log.exception("process %d stops for an error", jax.process_index())
+        log.exception("process %d stops because of an error", jax.process_index())
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
 
 
 class StopRequest:
-    """While entered, SIGTERM and Ctrl-C ask for a stop; a second Ctrl-C ends the process.
+    """Turns SIGTERM and Ctrl-C in a block into a request to stop; a second Ctrl-C ends the process.
 
     Attributes:
-        requested: the signal's number, None before it comes.
+        requested: number of the signal; None before one arrives.
     """
 
     def __init__(self) -> None:

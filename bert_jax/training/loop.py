@@ -1,4 +1,4 @@
-"""The training loop: every command that updates weights runs this one."""
+"""The training loop of every command that updates weights."""
 
 import logging
 import signal
@@ -17,7 +17,7 @@ from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.config import Phase, RunConfig
 from bert_jax.training.evaluate import Evaluator, due
 from bert_jax.training.fingerprints import params_digest
-from bert_jax.training.hosts import START_AGAIN, StopRequest, fail_fast
+from bert_jax.training.hosts import RESTART, StopRequest, fail_fast
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.metrics import Console, MetricsFile, Recorder
 from bert_jax.training.profiler import Profiler
@@ -27,17 +27,17 @@ from bert_jax.training.selection import Selection
 from bert_jax.training.step import TrainState
 from bert_jax.training.workdir import open_workdir, record_start, versions, write_examples, write_report
 
-FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM gives START_AGAIN
+FINISHED, INTERRUPTED = 0, 130  # exit codes: done; Ctrl-C. SIGTERM exits with RESTART
 log = logging.getLogger("bert_jax")
 
 
 class Task(Protocol):
-    """An objective together with its data.
+    """An objective with its data.
 
     Attributes:
         data_digest: of the dataset's content; part of the run's identity.
-        files: what a checkpoint must carry to be used alone (name -> content).
-        metric, patience: what chooses the best checkpoint and ends the run, see `Selection`.
+        files: name -> content; a checkpoint carries them, so that it can be used alone.
+        metric, patience: select the best checkpoint and end the run, see `Selection`.
     """
 
     @property
@@ -47,7 +47,7 @@ class Task(Protocol):
 
     @property
     def evaluators(self) -> Sequence[Evaluator]:
-        """What is measured on the way."""
+        """Evaluators that run during training."""
         ...
 
     data_digest: str
@@ -56,7 +56,7 @@ class Task(Protocol):
     patience: int
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
-        """Returns what a new run starts from, laid out as `abstract` says; logs what that is."""
+        """Returns the parameters of a new run, sharded as `abstract`, and logs their origin."""
         ...
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
@@ -72,7 +72,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the start, to the last step of the last phase.
 
     Returns:
-        An exit code: `FINISHED`, or what the signal that stopped the run asks for.
+        An exit code: `FINISHED`, or that of the signal that stopped the run.
 
     Raises:
         UserError: for a config that does not fit the devices or the workdir.
@@ -96,7 +96,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
                     log.info(
                         "stopped at step %d of %d; the same command resumes here", run.step, run.last_step
                     )
-                    return INTERRUPTED if stop.requested == signal.SIGINT else START_AGAIN
+                    return INTERRUPTED if stop.requested == signal.SIGINT else RESTART
                 run.finish()
                 return FINISHED
         finally:
@@ -105,7 +105,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
 
 
 class Run:
-    """The state of a run in its folder, and what is done to it: resume, train, evaluate, save, roll back.
+    """The state of a run, and the operations on it: resume, train, evaluate, save, roll back.
 
     Attributes:
         state: parameters, optimizer state and step; set by `resume`.
@@ -133,11 +133,11 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to train, for now or for good."""
-        return self.stopped or self.selection.enough
+        """Whether training ends here: stopped by a signal, or out of `patience`."""
+        return self.stopped or self.selection.should_stop
 
     def resume(self, at_most: int | None = None) -> None:
-        """Restores the newest sound checkpoint of step `at_most` or before, with its records, else starts."""
+        """Restores the newest undamaged checkpoint of step `at_most` or before, or starts anew."""
         restored = self.checkpoints.restore_newest(self.program.abstract, at_most)
         if restored is None:
             params = self.task.initial_params(self.program.random_params, self.program.abstract.params)
@@ -149,8 +149,8 @@ class Run:
             )  # fmt: skip
         self.state, meta = restored
         self._saved_step = self.step
-        self.recovery.rewind(meta.get("recovery"))
-        self.selection.rewind(meta.get("selection"))
+        self.recovery.restore(meta.get("recovery"))
+        self.selection.restore(meta.get("selection"))
         self.file = MetricsFile(self.workdir, resumed_at=self.step)
         devices = _described(self.program.mesh)
         starts = record_start(self.workdir, self.step, devices)
@@ -160,13 +160,13 @@ class Run:
         )  # fmt: skip
         data = self.program.config.data
         log.info(
-            "training %s parameters on %s to step %d, %s tokens a step; the run is kept in %s",
+            "training %s parameters on %s to step %d, %s tokens a step; workdir: %s",
             f"{self.program.num_parameters:,}", devices, self.last_step,
             f"{data.global_batch_size * data.max_seq_length:,}", self.workdir,
         )  # fmt: skip
 
     def train(self, phase: Phase) -> None:
-        """Trains to the end of the phase, or to the next steps that are left out, or until the run ends.
+        """Trains to the end of the phase, or to the next steps to skip, or until the run ends.
 
         Raises:
             BadSteps: when it is time to roll back.
@@ -184,36 +184,36 @@ class Run:
             self.profiler.before(step, self.state)
             self.state, metrics = self._compiled(self.state, batch, self.program.key)
             step += 1
-            self.judge(self.recorder.add(step, metrics))
+            self.check(self.recorder.add(step, metrics))
             self.checkpoints.raise_if_failed()
             self.evaluate_and_save(step)
-        self.judge(self.recorder.flush())
+        self.check(self.recorder.flush())
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
-        """The next global batch, in which each row says whether its process was asked to stop."""
+        """Returns the next global batch; `stop_requested` of a row is 1 if its process was asked to stop."""
         start = time.perf_counter()
         asked = np.full(len(self.program.rows), self.stop.requested is not None, np.float32)
         batch = to_global(self.program.mesh, {**next(batches), "stop_requested": asked})
-        self.recorder.waited(time.perf_counter() - start)
+        self.recorder.add_wait(time.perf_counter() - start)
         return batch
 
     def compile(self, batch: dict[str, jax.Array]) -> Any:
-        """Compiles the step once, ahead of time: a later recompilation is impossible, not just unlikely."""
+        """Compiles the step once, ahead of time, so that it can never be compiled again."""
         start = time.perf_counter()
         compiled = self.program.train_step.lower(self.state, batch, self.program.key).compile()
         log.info("compiled the training step in %.1f s", time.perf_counter() - start)
         self.recorder.start_clock()
         return compiled
 
-    def judge(self, done: dict[str, Any] | None) -> None:
-        """Judges a step by its metrics, which are the same on all processes, as are requests to stop.
+    def check(self, done: dict[str, Any] | None) -> None:
+        """Checks the metrics of a step, which all processes share, for bad values and a request to stop.
 
         Raises:
             BadSteps: when it is time to roll back.
         """
         if done:
             self.stopped = self.stopped or done["stop_requested"] > 0
-            self.recovery.judge(done["step"] - 1, done["loss"], done["grad_norm"])
+            self.recovery.check(done["step"] - 1, done["loss"], done["grad_norm"])
 
     def evaluate_and_save(self, step: int) -> None:
         """Evaluates and saves what is due after `step` steps."""
@@ -222,7 +222,7 @@ class Run:
         save = last or step % self.program.config.train.checkpoint_every == 0
         save = save or bool(evaluators and self.task.metric)  # what is compared may be the best
         if evaluators or save:
-            self.judge(self.recorder.flush())
+            self.check(self.recorder.flush())
             self.evaluate(step, evaluators)
             if save:
                 self.save()
@@ -230,7 +230,7 @@ class Run:
             self.recorder.start_clock()
 
     def evaluate(self, step: int, evaluators: Sequence[Evaluator]) -> None:
-        """Writes one row with the numbers of all these evaluators."""
+        """Runs these evaluators and writes one row with all their metrics."""
         if not evaluators:
             return
         row: dict[str, Any] = {"step": step}
@@ -238,7 +238,7 @@ class Run:
             found = evaluator.run(self.program, self.state.params)
             row |= {f"{evaluator.name}_{name}": value for name, value in found.items()}
         self.file.write(row)
-        self.selection.judge(row)
+        self.selection.update(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
         write_examples(self.workdir, self.task.examples(self.program.structure, self.state.params))
 
@@ -254,39 +254,39 @@ class Run:
                 "data_digest": self.task.data_digest,
                 "versions": versions(),
                 "window": self.recorder.window,
-                "recovery": self.recovery.to_save(),
-                "selection": self.selection.to_save(),
+                "recovery": self.recovery.state_dict(),
+                "selection": self.selection.state_dict(),
             },
             self.selection.best_step,
         )
 
     def skip(self, first: int, end: int, reason: str) -> None:
-        """Goes on behind steps that are left out, as if they had been done."""
+        """Skips steps: counts them as done without an update."""
         end = min(end, self.last_step)
-        log.warning("steps %d to %d are left out: %s", self.step, end - 1, reason)
+        log.warning("skipping steps %d to %d: %s", self.step, end - 1, reason)
         self.state = self.state.replace(
             step=jax.device_put(np.int32(end), self.program.abstract.step.sharding)
         )
-        self.recovery.skipped()
+        self.recovery.after_skip()
         self.file.write({"step": end, "skipped_from": first, "skipped_because": reason})
         if end == self.last_step:
             self.evaluate_and_save(end)
 
     def roll_back(self, phase: Phase, bad: BadSteps) -> None:
-        """Goes back to a checkpoint from before the bad steps, which are left out from now on.
+        """Restores a checkpoint from before the bad steps, which are skipped from now on.
 
         Raises:
-            UserError: when that was done too often already.
+            UserError: if the run was already rolled back `train.max_rollbacks` times.
         """
         self._keep_batches(phase, range(bad.first, bad.last + 1))
         self.recorder.close()
-        first = self.recovery.leave_out(bad)
-        log.warning("%s: going back to a checkpoint of step %d or before", bad, first)
+        first = self.recovery.add_skip(bad)
+        log.warning("%s: rolling back to a checkpoint of step %d or before", bad, first)
         self.resume(at_most=first)
         self.checkpoints.remove_after(self.step)
 
     def _keep_batches(self, phase: Phase, steps: range) -> None:
-        """Writes this process's rows of the batches of bad steps into `bad_batches/`, to be looked at."""
+        """Writes this process's rows of the batches of bad steps into `bad_batches/`, for inspection."""
         rows, folder = self.program.rows, self.workdir / "bad_batches"
         batches = self.task.batches(phase, steps.start - phase.first_step, rows)
         for step, batch in zip(steps, batches, strict=False):
@@ -312,7 +312,7 @@ class Run:
         )
 
     def close(self) -> None:
-        """Waits for what is being written, also when the run ends with an error."""
+        """Completes all files, also when the run ends with an error."""
         self.profiler.close(self.state)
         self.recorder.close()
         self.checkpoints.close()

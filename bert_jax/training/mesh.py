@@ -1,4 +1,4 @@
-"""The device mesh, and how states and batches lie on it."""
+"""Makes the device mesh, and shards states and batches over it."""
 
 import math
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ BATCH = P(ROWS)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of Auto axes `data`, `fsdp`, `tensor` over `devices` (default: all).
+    """Makes a mesh of Auto axes `data`, `fsdp`, `tensor` over `devices` (default: all).
 
-    Devices in several slices, which only the data-centre network joins, make up the outer part of `data`.
+    Only the data-centre network connects slices, so the slices are the outer part of `data`.
 
     Raises:
         UserError: when the sizes do not fit the devices or their slices.
@@ -34,7 +34,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"mesh.data={shape[0]} is not divisible by the {slices} slices; parameters are split only inside "
             f"a slice, so mesh.fsdp × mesh.tensor must divide its {len(devices) // slices} devices."
         )
-    # On TPU the order of the devices decides which neighbours talk: jax knows the topologies.
+    # On TPU the order of the devices decides which of them communicate; `mesh_utils` orders them.
     if slices > 1:
         inner = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
@@ -46,12 +46,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def count_slices(devices: list[jax.Device]) -> int:
-    """TPU slices that the devices belong to; 1 on other platforms, which number hosts or nothing."""
+    """Counts the TPU slices of the devices; 1 on other platforms, where `slice_index` has other meanings."""
     return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
-    """Devices along each axis, -1 resolved.
+    """Returns the number of devices along each axis, with -1 resolved.
 
     Raises:
         UserError: when the sizes do not multiply to the number of devices.
@@ -59,7 +59,7 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
     sizes = [getattr(config, axis) for axis in AXES]
     described = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"{described}: sizes are positive, and at most one is -1 (the rest of the devices).")
+        raise UserError(f"{described}: sizes must be positive, and at most one may be -1 (the rest).")
     known = math.prod(size for size in sizes if size != -1)
     if devices % known or (-1 not in sizes and known != devices):
         raise UserError(f"{described} do not fit {devices} devices; their product must be that number.")
@@ -67,7 +67,7 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
 
 
 def check_model(shape: Mapping[str, int], model: ModelConfig) -> None:
-    """Raises UserError unless a mesh of this {axis: size} can share out what the rules split."""
+    """Raises UserError unless the mesh axes, {axis: size}, divide the dimensions that they split."""
     tensor, both = shape["tensor"], shape["fsdp"] * shape["tensor"]
     for name, axes, parts in (
         ("num_attention_heads", "mesh.tensor", tensor),
@@ -82,7 +82,7 @@ def check_model(shape: Mapping[str, int], model: ModelConfig) -> None:
 
 
 def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """The sharding of every array of a state: parameters, and what an optimizer keeps for each of them.
+    """Returns the sharding of every array of a state: parameters and optimizer state.
 
     Args:
         tree: arrays or ShapeDtypeStructs; an optimizer's subtree shaped like the parameters ends in their
@@ -110,13 +110,13 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulation_steps: int) -> 
 
 
 def process_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
-    """Rows of the global batch that this process's devices hold: int [rows], ascending."""
+    """Returns the rows of the global batch on this process's devices: int [rows], ascending."""
     mapping = NamedSharding(mesh, BATCH).addressable_devices_indices_map((global_batch_size,))
     rows = [np.arange(global_batch_size)[index] for index in mapping.values()]
     return np.unique(np.concatenate(rows))
 
 
 def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> arrays of the global batch, sharded by rows."""
+    """Makes the global batch, sharded by rows, from this process's rows of it."""
     sharding = NamedSharding(mesh, BATCH)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

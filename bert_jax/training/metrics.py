@@ -68,7 +68,7 @@ class _Events:
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(folder / "events"))
         except (OSError, ImportError) as error:  # the latter where a bucket's client is not installed
-            self._give_up(error)
+            self._disable(error)
         # TensorBoard forgets what an interrupted run wrote from this step on.
         self._put(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
 
@@ -85,11 +85,11 @@ class _Events:
                 self._writer.write_event(event)
                 self._writer.flush()
             except OSError as error:
-                self._give_up(error)
+                self._disable(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self._writer = None
-        log.warning("no more TensorBoard events: %s; metrics.jsonl goes on", error)
+        log.warning("TensorBoard events are no longer written: %s; metrics.jsonl is", error)
 
 
 class Console:
@@ -169,7 +169,7 @@ class Recorder:
         """Counts time from here on as training time (evaluation and saving are not)."""
         self._mark = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
         """Counts time in which the devices had no batch to work on."""
         self._waited += seconds
 

@@ -45,7 +45,7 @@ class OpenedCheckpoint:
         return "task" in self.meta["config"]
 
     def network(self, build: Build) -> tuple[nnx.GraphDef, Any]:
-        """The structure of what `build` makes, and its parameters on this process's first device.
+        """Builds the network; restores its parameters on this process's first device.
 
         `build` may make a part of the network, e.g. an encoder without heads.
 
@@ -56,7 +56,7 @@ class OpenedCheckpoint:
         return structure, self.params(with_shardings(abstract, first_device_mesh()))
 
     def params(self, abstract: Any) -> Any:
-        """The parameters with the shardings of `abstract`, ShapeDtypeStructs of all of them or a part.
+        """Restores parameters with the shardings of `abstract`, ShapeDtypeStructs of all or some of them.
 
         Raises:
             UserError: when the checkpoint is damaged.
@@ -88,7 +88,7 @@ def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> OpenedChec
         UserError: when there is no checkpoint, it is damaged, a newer version of bert_jax wrote it, or its
             vocabulary is not that of its network.
     """
-    folder, meta = checkpoint.find_sound(path, key)
+    folder, meta = checkpoint.find_verified(path, key)
     model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     if tokenizer.vocab_size != model.vocab_size:
@@ -100,7 +100,7 @@ def open_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> OpenedChec
 
 
 def fresh_network(build: Build, seed: int) -> tuple[nnx.GraphDef, Any]:
-    """The structure of what `build` makes, and random parameters on this process's first device."""
+    """Builds a network with random parameters on this process's first device."""
     structure, abstract = abstract_model(build)
     placed = TrainState(jnp.int32(0), with_shardings(abstract, first_device_mesh()), ())
     return structure, init_params(build, placed, seed)
@@ -112,5 +112,5 @@ def first_device_compute(dtype: str = "float32") -> Compute:
 
 
 def first_device_mesh() -> Mesh:
-    """The mesh of this process's first device alone."""
+    """Makes a mesh of this process's first device."""
     return make_mesh(MeshConfig(), jax.local_devices()[:1])

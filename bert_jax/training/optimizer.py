@@ -1,4 +1,4 @@
-"""AdamW as in BERT, and LAMB as in You et al. (2020)."""
+"""Builds the optimizers: AdamW as in BERT, and LAMB as in You et al. (2020)."""
 
 from typing import Any
 
@@ -12,27 +12,27 @@ from bert_jax.training.config import OptimizerConfig
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The chain clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio) -> (decay by layer).
+    """Chains clip -> Adam moments -> decoupled weight decay -> (LAMB: trust ratio) -> (decay by layer).
 
-    Its updates point uphill: the training step multiplies them with minus the learning rate.
-    Adam's bias correction is kept (Google's code of 2018 had none): a documented deviation. Weight decay and
-    trust ratio leave LayerNorm and biases alone.
+    The training step multiplies its updates by minus the learning rate. Adam's bias correction is on, unlike
+    in Google's code of 2018 (docs/differences.md). Weight decay and trust ratio do not apply to LayerNorm and
+    biases.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
         scale_by_layer_trust_ratio() if config.name == "lamb" else optax.identity(),
-        # Only where it is asked for: the state of other runs stays the one that their checkpoints hold.
+        # Only if it is set: the optimizer state of other runs keeps the structure of their checkpoints.
         *([decay_by_layer(config.layer_decay)] if config.layer_decay < 1.0 else []),
     )
 
 
 def decay_by_layer(decay: float) -> optax.GradientTransformation:
-    """Scales updates by `decay` for each layer below the heads: the embeddings' most (Bao et al., 2022).
+    """Multiplies updates by `decay` once for each layer from the top down to theirs (Bao et al., 2022).
 
-    What is general is mostly in the lower layers: with few examples they should move less. The pooler counts
-    as a head, and the top layer is scaled once (in ELECTRA twice).
+    Lower layers hold more general features, which few examples should change less. Embeddings are below all
+    layers. The pooler counts as a head; the top layer is scaled once (in ELECTRA twice).
     """
 
     def update(updates, _):
@@ -51,12 +51,12 @@ def decay_by_layer(decay: float) -> optax.GradientTransformation:
 
 
 def _is_stacked(path: Any) -> bool:
-    """Whether an array has the layers of the encoder along its first axis."""
+    """Returns whether an array has the layers of the encoder along its first axis."""
     return "layers" in path_name(path).split("/")
 
 
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
-    """Scales each matrix's update by ‖weights‖ / ‖update‖, for every layer of a stack apart.
+    """Scales each matrix's update by ‖weights‖ / ‖update‖, separately for each layer of a stack.
 
     `optax.lamb` takes one norm over a whole stack of layers and also scales LayerNorm and biases.
     """
@@ -80,5 +80,5 @@ def _scale_by_ratio(update: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _is_weight(params: Any) -> Any:
-    """True for matrices and embeddings, False for LayerNorm and biases."""
+    """Returns True for matrices and embeddings, False for LayerNorm and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: rule_of(path_name(path)).decayed, params)

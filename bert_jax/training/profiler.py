@@ -1,4 +1,4 @@
-"""The trace that `train.profile_steps` asks for."""
+"""Traces the steps of `train.profile_steps`."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the steps of a run are compiled from: one object for training, planning and measuring."""
+"""Builds what the steps of a run are compiled from, for training, planning and benchmarks."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ PRNGS = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 
 class Program:
-    """The compiled side of a run: network, optimizer, schedule and steps on a mesh. It computes nothing yet.
+    """Network, optimizer, schedule and steps of a run on a mesh. Construction computes nothing.
 
     Args:
         config: sizes, optimizer and how to compute.
@@ -74,11 +74,11 @@ class Program:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
 
     def random_params(self) -> Any:
-        """Makes random parameters, by `train.seed`, where they will lie."""
+        """Makes random parameters from `train.seed`, sharded as in training."""
         return step_lib.init_params(self.build, self.abstract, self.config.train.seed)
 
     def initial_state(self, params: Any) -> step_lib.TrainState:
-        """The state before the first update of given parameters."""
+        """Makes the state of given parameters before the first update."""
         return step_lib.init_state(params, self.optimizer, self.abstract)
 
     @functools.cached_property
@@ -94,7 +94,7 @@ class Program:
         return jax.ShapeDtypeStruct((), key.dtype, sharding=NamedSharding(self.mesh, P()))
 
     def abstract_batch(self, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict[str, Any]:
-        """A batch of these shapes and dtypes, with what the loop adds to it, as ShapeDtypeStructs."""
+        """Returns a batch of these shapes and dtypes, with what the loop adds, as ShapeDtypeStructs."""
         stop = {"stop_requested": ((self.config.data.global_batch_size,), np.float32)}
         sharding = NamedSharding(self.mesh, BATCH)
         return {

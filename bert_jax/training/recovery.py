@@ -1,10 +1,10 @@
-"""Recovery from bad steps: when to roll back, and which steps are then left out.
+"""Recovers from bad steps: decides when to roll back, and which steps to skip then.
 
 A step is bad if its loss or gradient is not finite (then its update was not applied) or if its loss is far
-above those before it. The run goes back to a checkpoint from before, trains up to the bad steps again, and
-continues with the batches of the steps after them (as Chowdhery et al., 2022, section 5.1). All decisions
-are a function of losses that every host has seen and every checkpoint holds, so hosts decide alike without
-communication, and a run that is killed meanwhile ends the same.
+above the recent ones. The run returns to an earlier checkpoint, trains up to the bad steps again, skips them
+and continues with the batches of the steps after them (Chowdhery et al., 2022, section 5.1). All decisions
+are a function of losses that every host sees and every checkpoint holds. Hosts therefore decide alike without
+communication, and a run that is killed in between gives the same result.
 """
 
 import collections
@@ -17,11 +17,11 @@ from bert_jax.training.config import TrainConfig
 
 HISTORY, LEAST_HISTORY = 128, 64  # losses that a new one is compared with
 SPREAD_OF_MAD = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
-LEAST_SPREAD = 0.005  # of the median: losses that hardly vary make no spike of a small step
+LEAST_SPREAD = 0.005  # of the median: where losses hardly vary, a small rise is no spike
 
 
 class BadSteps(Exception):
-    """Steps `first` to `last` are bad and the run must roll back; the message says why."""
+    """Raised when the run must roll back because steps `first` to `last` are bad; the message says why."""
 
     def __init__(self, first: int, last: int, reason: str):
         super().__init__(reason)
@@ -29,7 +29,7 @@ class BadSteps(Exception):
 
 
 class Recovery:
-    """Judges every step and holds the steps that are left out."""
+    """Checks every step and keeps the list of steps to skip."""
 
     def __init__(self, config: TrainConfig):
         self._config = config
@@ -37,21 +37,21 @@ class Recovery:
         self._bad_steps = 0  # the newest ones, in a row
         self.skips: list[list[Any]] = []  # [first, end, reason]
 
-    def to_save(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self._losses), "bad_steps": self._bad_steps, "skips": self.skips}
 
-    def rewind(self, saved: dict[str, Any] | None) -> None:
-        """Restores the records of a checkpoint; steps that were left out since then stay left out."""
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """Restores the state of a checkpoint; steps that were skipped since then stay skipped."""
         saved = saved or {"losses": [], "bad_steps": 0, "skips": []}
         self._losses = collections.deque(saved["losses"], HISTORY)
         self._bad_steps = saved["bad_steps"]
         self.skips = self.skips or [list(skip) for skip in saved["skips"]]
 
-    def judge(self, step: int, loss: float, grad_norm: float) -> None:
-        """Records the loss and gradient norm of a step.
+    def check(self, step: int, loss: float, grad_norm: float) -> None:
+        """Checks and records the loss and gradient norm of a step.
 
         Raises:
-            BadSteps: when it is time to roll back.
+            BadSteps: if the run must roll back.
         """
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._bad_steps += 1
@@ -73,31 +73,31 @@ class Recovery:
         deviation = statistics.median(abs(other - median) for other in self._losses)
         return (loss - median) / max(SPREAD_OF_MAD * deviation, LEAST_SPREAD * abs(median), 1e-12)
 
-    def leave_out(self, bad: BadSteps) -> int:
-        """Leaves out these bad steps, with `train.skip_margin` steps before them; returns the first.
+    def add_skip(self, bad: BadSteps) -> int:
+        """Skips these bad steps and the `train.skip_margin` steps before them from now on; returns the first.
 
         Raises:
-            UserError: when the run was rolled back too often already.
+            UserError: if the run was already rolled back `train.max_rollbacks` times.
         """
         if len(self.skips) >= self._config.max_rollbacks:
             raise UserError(
                 f"{bad}, so training stops after {len(self.skips)} rollbacks (train.max_rollbacks); older "
                 "checkpoints are good. Likely causes: optimizer.learning_rate too high or "
                 "optimizer.warmup_steps too few, optimizer.clip_norm=0, or overflow in bfloat16 "
-                "(train.activation_dtype=float32 tells)."
+                "(try train.activation_dtype=float32)."
             )
         first = max(0, bad.first - self._config.skip_margin)
         self.skips.append([first, bad.last + 1, str(bad)])
         return first
 
-    def skipped(self) -> None:
-        """Notes that steps were left out: bad steps on both sides of them are not in a row."""
+    def after_skip(self) -> None:
+        """Starts to count bad steps anew: those before and after skipped steps are not in a row."""
         self._bad_steps = 0
 
     def skip_at(self, step: int) -> list[Any] | None:
-        """Returns the range of left-out steps, as [first, end, reason], that `step` is in, if any."""
+        """Returns the skipped range that `step` is in, as [first, end, reason], or None."""
         return next((skip for skip in reversed(self.skips) if skip[0] <= step < skip[1]), None)
 
     def next_skip(self, step: int, last_step: int) -> int:
-        """Returns the first step after `step` that is left out, or `last_step`."""
+        """Returns the first step after `step` that is skipped, or `last_step`."""
         return min([last_step, *(skip[0] for skip in self.skips if skip[0] > step)])

@@ -12,10 +12,10 @@ Schedule = Callable[[Any], Any]
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
-    """step -> learning rate: linear warm-up from 0, then the decay that `config.schedule` names.
+    """Returns the function step -> learning rate: linear warm-up from 0, then the decay of `config.schedule`.
 
-    `linear` and `cosine` end at `final_learning_rate` after `num_steps`; `rsqrt` falls with the square root
-    of the step; `constant` stays.
+    `step` is the number of updates already done. `linear` and `cosine` end at `final_learning_rate` after
+    `num_steps`; `rsqrt` falls with the square root of the step; `constant` stays.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     decay_steps = max(num_steps - warmup, 1)

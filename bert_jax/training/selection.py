@@ -18,13 +18,13 @@ class Selection:
     def __init__(self, metric: str, patience: int):
         self._key, self._patience = f"eval_{metric}" if metric else "", patience
         self._sign = -1.0 if metric.endswith(("loss", "error")) else 1.0
-        self.rewind(None)
+        self.restore(None)
 
-    def rewind(self, saved: dict[str, Any] | None) -> None:
-        """Restores what `to_save` returned; None restores the start."""
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """Restores what `state_dict` returned; None restores the start."""
         self._state = saved or {"best_step": None, "best": None, "loss": None, "since": 0}
 
-    def judge(self, row: dict[str, Any]) -> None:
+    def update(self, row: dict[str, Any]) -> None:
         """Compares a row of held-out metrics with the best so far."""
         value, loss = row.get(self._key), row.get("eval_loss")
         if value is None:
@@ -41,9 +41,9 @@ class Selection:
         return self._state["best_step"]
 
     @property
-    def enough(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether `patience` is used up."""
         return 0 < self._patience <= self._state["since"]
 
-    def to_save(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return self._state

@@ -95,8 +95,8 @@ def lock(workdir: epath.PathLike) -> None:
         log.warning("%s cannot be locked (%s): make sure that no other run uses the folder", path, error)
 
 
-def keep_compiled(workdir: epath.PathLike) -> None:
-    """Keeps compiled programs in the folder for restarts, unless the user has set another cache."""
+def use_compilation_cache(workdir: epath.PathLike) -> None:
+    """Caches compiled programs in the folder for restarts, unless the user has set another cache."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -124,7 +124,7 @@ def write_results(workdir: epath.Path, results: dict[str, Any]) -> None:
 
 
 def write_report(workdir: epath.Path) -> None:
-    """Writes `report.html` from the files in the folder, of which only `config.json` must exist."""
+    """Writes `report.html` from the files in the folder; only `config.json` must exist."""
     if jax.process_index() == 0:
         _record(workdir / "report.html", report.render(report.collect(workdir)))
 
@@ -152,5 +152,5 @@ def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str,
     if differing:
         raise UserError(
             f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for "
-            "a new run, or the old values to go on with that one."
+            "a new run, or the old values to resume that one."
         )

@@ -107,7 +107,7 @@ def test_others_that_hang_are_killed(launch):
 def test_start_again_is_done_and_given_up(launch, tmp_path):
     code, output = result(launch("sys.exit(75)", "--processes=1", "--restarts=1"))
     assert code == 75
-    assert "process 0 stopped and wants to start again" in output
+    assert "process 0 stopped and can be restarted" in output
     assert "given up after 1 restarts in a row; exit codes [75]" in output
     assert len(starts(tmp_path, 0)) == 2
 
@@ -157,10 +157,10 @@ def test_restarts_pause_longer_and_are_counted_anew_after_a_long_run(monkeypatch
     monkeypatch.setattr(restarts.time, "monotonic", lambda: now)
     count = restarts.Restarts(limit=8)
     count.started()
-    assert [count.pause() for _ in range(9)] == [1, 2, 5, 10, 30, 60, 60, 60, None]
+    assert [count.next_delay() for _ in range(9)] == [1, 2, 5, 10, 30, 60, 60, 60, None]
     count.started()
     now += restarts.LONG_ENOUGH + 1
-    assert count.pause() == 1
+    assert count.next_delay() == 1
     assert str(count) == "restart 1 of 8"
 
 

@@ -122,7 +122,7 @@ def test_processes_that_disagree_refuse_with_what_differs(folder):
     for command, process in started:
         assert process.wait(DEADLINE) == 2, command.log.read_text()
         output = command.log.read_text()
-        assert "error: process 1 is not like process 0: config.train.seed is '7' there and '0' on" in output
+        assert "error: process 1 differs from process 0: config.train.seed is '7' there and '0' on" in output
         assert "Traceback" not in output
 
 

@@ -188,7 +188,7 @@ MISTAKES = [
     # tokenizers
     (f"{PREPARE} data.tokenizer=wordpiece:none", "data.tokenizer='wordpiece:none'", "no such file"),
     (f"{PREPARE} data.tokenizer=wordpiece:without_specials", "specials' has no piece [PAD], [UNK]"),
-    (f"{PREPARE} data.tokenizer=wordpiece:vocab_twice", "vocab_twice': line 7 ('ba')", "comes twice"),
+    (f"{PREPARE} data.tokenizer=wordpiece:vocab_twice", "vocab_twice': line 7 ('ba')", "repeated"),
     (f"{PREPARE} data.tokenizer=sentencepiece:no.model", "sentencepiece:no.model' is not a Sentence"),
     (f"{PREPARE} data.tokenizer=words", "data.tokenizer='words' is unknown; use unigram, bpe"),
     (f"{PREPARE} model.vocab_size=13", "has 14 pieces, but model.vocab_size=13: set it to 14"),
@@ -243,7 +243,7 @@ MISTAKES = [
     ("finetune --config=finetune/trec --config.train.hidden_dropout=0", "did you mean task.hidden_dropout"),
     ("finetune --config=finetune/trec --data_dir=x", "flag 'data_dir'; --help lists the flags"),
     ("predict clasify --text=ba --checkpoint=run", "features, classify, answer, tag, not 'clasify'"),
-    ("predict classify --text=ba --checkpoint=run", "is of pretraining; fine-tune it first"),
+    ("predict classify --text=ba --checkpoint=run", "is a pretraining checkpoint; fine-tune it first"),
     ("predict features --text=ba --checkpoint=run --output=x --pooling=max", "--pooling=max ", "mean|cls"),
 ]  # fmt: skip
 
@@ -318,4 +318,4 @@ def test_no_space_for_anything_else(capfd, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         command.run(main)
     assert exit_.value.code == 2
-    assert capfd.readouterr().err.startswith("error: [Errno 28] No space left on device; mend that")
+    assert capfd.readouterr().err.startswith("error: [Errno 28] No space left on device; correct this")

@@ -130,7 +130,7 @@ def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the first word says what to do: fill-mask, next-sentence, features, classify, answer, tag."),
+        ("", "the first argument must be one of fill-mask, next-sentence, features, classify, answer, tag."),
         ("fil-mask", "tag, not 'fil-mask'."),
         ("fill-mask", "give either --text or --input"),
         ("fill-mask --text=a --input=latin1", "give either --text or --input"),

@@ -20,7 +20,7 @@ from bert_jax.training.checkpoint import (
     Checkpoints,
     committed_steps,
     find_checkpoint,
-    find_sound,
+    find_verified,
     restore,
 )
 from bert_jax.training.fingerprints import digests, params_digest
@@ -206,7 +206,7 @@ def test_unfinished_save_is_ignored_and_removed(copied, log):
     state, _ = restored(copied)
     assert_identical(state, state_of(5))
     assert sorted(path.name for path in copied.iterdir()) == ["5"]
-    assert "checkpoints [10] were never finished; removed" in log.text
+    assert "removed unfinished checkpoints [10]" in log.text
 
 
 def test_run_goes_on_over_damaged_checkpoints(copied):
@@ -310,11 +310,11 @@ def test_of_several_runs_one_is_to_be_named(saved, tmp_path):
 
 def test_params_alone(copied):
     abstract = abstract_on({"data": 8}).params
-    folder, meta = find_sound(copied / "10")
+    folder, meta = find_verified(copied / "10")
     assert_identical(restore(folder, meta, abstract), state_of(10).params)
     damage(folder / "params/_METADATA", "middle")
     with pytest.raises(UserError, match=f"{folder} is damaged: {folder / 'params/_METADATA'} has changed"):
-        find_sound(folder)
+        find_verified(folder)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])

@@ -107,13 +107,13 @@ def test_errors_of_files(tmp_path, kind, data, content, message):
 
 def test_classes_are_those_of_the_examples_sorted():
     learner = Classification(TaskConfig(), PAIRS)
-    learner.learn(examples("no", "yes", "maybe", "no"))
+    learner.fit(examples("no", "yes", "maybe", "no"))
     assert learner.label_info == {"pairs": True, "labels": ["maybe", "no", "yes"]}
 
 
 def test_the_config_may_name_the_classes():
     learner = Classification(TaskConfig(), TaskData(labels="yes, no,maybe"))
-    learner.learn(examples("no", "no"))
+    learner.fit(examples("no", "no"))
     assert learner.label_info == {"pairs": False, "labels": ["yes", "no", "maybe"]}
 
 
@@ -126,12 +126,12 @@ def test_the_config_may_name_the_classes():
 )
 def test_errors_of_classes(labels, found, message):
     with pytest.raises(UserError, match=message):
-        Classification(TaskConfig(), TaskData(labels=labels)).learn(examples(*found))
+        Classification(TaskConfig(), TaskData(labels=labels)).fit(examples(*found))
 
 
 def test_an_unknown_class_of_a_test_file():
     with pytest.raises(UserError, match="line 2: the label 'c' is unknown; the classes are a, b"):
-        Classification(TaskConfig(), TaskData()).learn(examples("a", "b"), examples("a", "c"))
+        Classification(TaskConfig(), TaskData()).fit(examples("a", "b"), examples("a", "c"))
 
 
 def words(encoded):
@@ -279,7 +279,7 @@ def test_tables_of_classes():
 def test_numbers_are_learned_standardised_and_predicted_in_their_units():
     learner = Regression(TaskConfig(), TaskData())
     some = examples(1.0, 2.0, 4.0, 5.0)
-    learner.learn(some, examples(1e9))
+    learner.fit(some, examples(1e9))
     assert learner.label_info == {"pairs": False, "mean": 3.0, "deviation": pytest.approx(2.5**0.5)}
     targets = learner.encode(some, wordpiece(), 8).sequence_targets["labels"]
     np.testing.assert_allclose(targets, np.array([-2, -1, 1, 2]) / 2.5**0.5, rtol=1e-6)
@@ -289,7 +289,7 @@ def test_numbers_are_learned_standardised_and_predicted_in_their_units():
 
 def test_numbers_that_are_all_the_same():
     with pytest.raises(UserError, match="every example has the number 3; nothing can be learned from"):
-        Regression(TaskConfig(), TaskData()).learn(examples(3.0, 3.0))
+        Regression(TaskConfig(), TaskData()).fit(examples(3.0, 3.0))
 
 
 @pytest.mark.filterwarnings("error")

@@ -69,7 +69,7 @@ def test_a_config_file_is_run_once_and_takes_its_argument(run, tmp_path):
     code, _, err, config = run("--config.train.seed=4", f"--config={file}:large")
     assert (code, err, config.train.seed) == (0, "", 4)
     assert (tmp_path / "runs").read_text() == "large "
-    assert (command.config_typed(), command.config_name()) == (f"{file}:large", "mine_large")
+    assert (command.config_argument(), command.config_name()) == (f"{file}:large", "mine_large")
 
 
 def test_a_config_explains_the_corpus_that_it_names_and_no_other(run):
@@ -103,7 +103,7 @@ def test_path_with_overrides(run, tmp_path):
     code, _, err, config = run(f"--config={file}", "--config.train.seed=4")
     assert (code, err) == (0, "")
     assert (config.train.num_steps, config.train.seed) == (33, 4)
-    assert (command.config_typed(), command.config_name()) == (str(file), "mine")
+    assert (command.config_argument(), command.config_name()) == (str(file), "mine")
     assert command.config_docstring() == "My run."
 
 

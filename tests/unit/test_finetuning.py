@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(folder, sections, message):
         ({"data": {"eval_fraction": 0.6, "test_fraction": 0.5}}, "must leave something to train on"),
         (
             {"data": {"num_folds": 5, "test_fraction": 0.2}},
-            "data.num_folds=5: every fold is tested by a share of data.train",
+            "data.num_folds=5: every fold has its own test share of data.train",
         ),
         (
             {"data": {"num_folds": 5, "test_fraction": 0.0, "eval_fraction": 0.8}},

@@ -83,7 +83,7 @@ def splits_of(some, train=120, eval=40, test=40):
 
 
 def learned(task, splits):
-    task.learn(splits.train)
+    task.fit(splits.train)
     return task
 
 
@@ -307,7 +307,9 @@ def test_a_fine_tuned_network_of_one_segment_knows_no_pairs(fine_tuned, monkeypa
     _, bert = fine_tuned
     model = dataclasses.replace(bert.config.model, type_vocab_size=1)
     monkeypatch.setattr(bert, "config", dataclasses.replace(bert.config, model=model))
-    with pytest.raises(UserError, match=r"knows no pairs; it was trained with model.type_vocab_size=1"):
+    with pytest.raises(
+        UserError, match=r"does not support pairs; it was trained with model.type_vocab_size=1"
+    ):
         bert.encode([("so", "it")])
 
 

@@ -28,7 +28,7 @@ def test_what_differs_is_told_everywhere_with_both_values(monkeypatch):
     with pytest.raises(UserError) as raised:
         hosts.require_same({"jax": "1", "dataset_sha256": "ab"})
     assert str(raised.value) == (
-        "process 2 is not like process 0: config.train.seed is '7' there and None on process 0; "
+        "process 2 differs from process 0: config.train.seed is '7' there and None on process 0; "
         "dataset_sha256 is 'cd' there and 'ab' on process 0."
     )
 

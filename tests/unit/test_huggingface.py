@@ -124,7 +124,7 @@ def test_all_tensors_that_do_not_fit_are_listed(write, weights):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not one of gelu, gelu_new"),
         ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
-        ({"vocab_size": 127}, "128 pieces and the config says vocab_size=127"),
+        ({"vocab_size": 127}, "128 pieces and the config has vocab_size=127"),
         ({"num_attention_heads": 5}, "model.hidden_size=48 is not divisible"),
     ],
 )
@@ -141,7 +141,7 @@ def test_gelu(write):
 def test_files_that_are_missing_or_broken(write):
     folder = write()
     (folder / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="damaged or no safetensors file"):
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
         huggingface.read(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(

@@ -131,8 +131,10 @@ def test_tensors_are_those_of_the_architecture(tmp_path, task):
 
 
 def test_a_regression_is_checked_in_the_units_of_the_data(monkeypatch, tmp_path):
-    right = heads.unstandardised
-    monkeypatch.setattr(heads, "unstandardised", lambda params, facts: right(params, facts | {"mean": 2.501}))
+    right = heads.fold_standardisation
+    monkeypatch.setattr(
+        heads, "fold_standardisation", lambda params, facts: right(params, facts | {"mean": 2.501})
+    )
     save_finetuned(tmp_path / "run", wordpiece(), "regression", FACTS["regression"])
 
     def export_it():
@@ -164,12 +166,12 @@ SEQUENCES, ONE = ["BertForSequenceClassification"], {"0": "LABEL_0"}
     ],
 )  # fmt: skip
 def test_the_architecture_tells_the_task(settings, task):
-    assert heads.recognised(settings) == task
+    assert heads.detect_task(settings) == task
 
 
 def test_labels_without_names_are_counted(write):
     read = huggingface.read(write({"id2label": None}))
-    assert read.facts == {"pairs": True, "labels": ["LABEL_0", "LABEL_1", "LABEL_2"]}
+    assert read.label_info == {"pairs": True, "labels": ["LABEL_0", "LABEL_1", "LABEL_2"]}
 
 
 @pytest.mark.parametrize(
@@ -209,10 +211,10 @@ def test_all_of_a_head_that_does_not_fit_is_listed(write):
 def test_the_task_may_be_chosen(write):
     folder = write()
     read = huggingface.read(folder, task="none")
-    assert (read.task, read.facts, read.initialised) == ("none", {}, ["masked_lm", "next_sentence"])
+    assert (read.task, read.label_info, read.initialised) == ("none", {}, ["masked_lm", "next_sentence"])
     assert read.ignored == ["classifier.bias", "classifier.weight"]
     read = huggingface.read(folder, task="token_classification")
-    assert read.facts == {"labels": ["bad", "fine", "good"]}
+    assert read.label_info == {"labels": ["bad", "fine", "good"]}
     with pytest.raises(UserError, match=r"classifier\.bias is \[3\] and must be \[1\]"):
         huggingface.read(folder, task="regression")
     with pytest.raises(UserError, match=r"qa_outputs\.bias is missing"):
@@ -221,10 +223,10 @@ def test_the_task_may_be_chosen(write):
 
 def test_what_no_file_says_can_be_stated(write):
     folder = write({"task_specific_params": None})
-    assert huggingface.read(folder).facts["pairs"] is False
-    assert huggingface.read(folder, stated={"pairs": True}).facts["pairs"] is True
+    assert huggingface.read(folder).label_info["pairs"] is False
+    assert huggingface.read(folder, overrides={"pairs": True}).label_info["pairs"] is True
     with pytest.raises(UserError, match="--version_2 is not a setting of --task=classification"):
-        huggingface.read(folder, stated={"version_2": True})
+        huggingface.read(folder, overrides={"version_2": True})
 
 
 @pytest.mark.parametrize(

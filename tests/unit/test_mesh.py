@@ -71,9 +71,9 @@ def test_make_mesh(sizes, shape):
         ((-1, 3, 1), "do not fit 8 devices"),
         ((2, 2, 1), "do not fit 8 devices"),
         ((16, 1, 1), "do not fit 8 devices"),
-        ((-1, -1, 1), "at most one is -1"),
-        ((0, 1, 1), "sizes are positive"),
-        ((8, -2, 1), "sizes are positive"),
+        ((-1, -1, 1), "at most one may be -1"),
+        ((0, 1, 1), "sizes must be positive"),
+        ((8, -2, 1), "sizes must be positive"),
     ],
     ids=str,
 )

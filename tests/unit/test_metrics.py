@@ -139,7 +139,7 @@ def test_speed_counts_tokens_over_training_time_alone(path, monkeypatch):
     now[0] = 100.0  # compiling
     recorder.start_clock()
     for step in (1, 2, 3):
-        recorder.waited(1.0)
+        recorder.add_wait(1.0)
         now[0] += 4.0
         recorder.add(step, metrics(loss=1, tokens=50))
     recorder.flush()
@@ -223,7 +223,7 @@ def test_a_disk_that_takes_no_events_costs_only_the_events(path, monkeypatch, ca
             file.write({"step": step, "loss": 0.5})
     assert [row["step"] for row in rows_of(path)] == list(range(50))
     assert [record.getMessage() for record in caplog.records] == [
-        "no more TensorBoard events: [Errno 28] No space left on device; metrics.jsonl goes on"
+        "TensorBoard events are no longer written: [Errno 28] No space left on device; metrics.jsonl is"
     ]
 
 

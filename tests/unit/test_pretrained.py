@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax.data.shown import piece_text
+from bert_jax.data.display import piece_text
 from bert_jax.errors import UserError
 from bert_jax.inference import pretrained
 from tests.saved import LONGEST, PIECES, save, sentencepiece, wordpiece
@@ -237,7 +237,9 @@ def test_network_without_pairs(bert, monkeypatch):
     monkeypatch.setattr(bert, "config", dataclasses.replace(bert.config, data=data))
     assert bert.features(["so"]).shape == (1, 16)
     for call in (bert.next_sentence, bert.encode):
-        with pytest.raises(UserError, match=r"'so | it': this network knows no pairs.*second_objective=none"):
+        with pytest.raises(
+            UserError, match=r"'so | it': this network does not support pairs.*second_objective=none"
+        ):
             call([("so", "it")])
 
 

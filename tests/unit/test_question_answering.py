@@ -50,12 +50,12 @@ def question(paragraph=CAT, answers=(), text="who sat", number=0):
 
 def test_questions_without_answers_make_it_version_2():
     task = QuestionAnswering(TaskConfig(), TaskData())
-    task.learn([question(answers=["cat"])])
+    task.fit([question(answers=["cat"])])
     assert task.label_info == {"version_2": False}
     assert task.metrics == ("f1", "exact_match")
     with pytest.raises(UserError, match=r"place 3 has no answer, but every training question has one"):
-        task.learn([question(answers=["cat"])], [question(answers=["cat"]), question(number=3)])
-    task.learn([question(answers=["cat"]), question(number=3)], [question(number=4)])
+        task.fit([question(answers=["cat"])], [question(answers=["cat"]), question(number=3)])
+    task.fit([question(answers=["cat"]), question(number=3)], [question(number=4)])
     assert task.label_info == {"version_2": True}
     assert task.metrics == ("f1", "exact_match", "has_answer_f1", "no_answer_accuracy")
     assert QuestionAnswering(TaskConfig(), TaskData(), task.label_info).metrics == task.metrics
@@ -64,7 +64,7 @@ def test_questions_without_answers_make_it_version_2():
 @pytest.mark.parametrize("answers", [[], [Answer("dog", 4)]])
 def test_questions_without_any_answer_teach_nothing(answers):
     with pytest.raises(UserError, match=r"place 0: neither this nor any other .* answer_start"):
-        QuestionAnswering(TaskConfig(), TaskData()).learn([question(answers=answers)])
+        QuestionAnswering(TaskConfig(), TaskData()).fit([question(answers=answers)])
 
 
 def test_questions_on_one_paragraph_are_held_out_together():

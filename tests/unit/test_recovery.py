@@ -14,7 +14,7 @@ def after(losses, **config):
     """A recovery that has judged these losses of the steps from 0 on."""
     recovery = Recovery(TrainConfig(**config))
     for step, loss in enumerate(losses):
-        recovery.judge(step, loss, 1.0)
+        recovery.check(step, loss, 1.0)
     return recovery
 
 
@@ -25,10 +25,10 @@ def noise(count, seed=0):
 @pytest.mark.parametrize("values", [(NAN, 1.0), (float("inf"), 1.0), (2.0, NAN)], ids=str)
 def test_some_steps_in_a_row_that_are_not_finite(values):
     recovery = after([2.0, 2.0], max_bad_steps=3)
-    recovery.judge(2, *values)
-    recovery.judge(3, *values)
+    recovery.check(2, *values)
+    recovery.check(3, *values)
     with pytest.raises(BadSteps, match=r"is (nan|inf) at step 4") as raised:
-        recovery.judge(4, *values)
+        recovery.check(4, *values)
     assert (raised.value.first, raised.value.last) == (2, 4)
 
 
@@ -39,18 +39,18 @@ def test_a_finite_step_between_starts_the_count_anew():
 def test_bad_steps_on_both_sides_of_steps_left_out_are_not_in_a_row():
     """Steps 2 and 3 are left out: with 1 and 4 bad, the two newest in a row would begin at step 3."""
     recovery = after([2.0, NAN], max_bad_steps=2)
-    recovery.skipped()
-    recovery.judge(4, NAN, 1.0)
+    recovery.after_skip()
+    recovery.check(4, NAN, 1.0)
     with pytest.raises(BadSteps) as raised:
-        recovery.judge(5, NAN, 1.0)
+        recovery.check(5, NAN, 1.0)
     assert (raised.value.first, raised.value.last) == (4, 5)
 
 
 def test_a_loss_that_stands_out_rolls_back_at_once():
     recovery = after(noise(200))
-    recovery.judge(200, 5.5, 1.0)  # ten deviations: not enough
+    recovery.check(200, 5.5, 1.0)  # ten deviations: not enough
     with pytest.raises(BadSteps, match=r"loss is 7 at step 201, a spike \(z-score \d\d\)"):
-        recovery.judge(201, 7.0, 1.0)
+        recovery.check(201, 7.0, 1.0)
 
 
 def test_no_spike_without_enough_to_compare_with_nor_downwards_nor_when_switched_off():
@@ -63,47 +63,47 @@ def test_no_spike_without_enough_to_compare_with_nor_downwards_nor_when_switched
 
 def test_losses_that_hardly_vary_make_no_spike_of_a_small_step():
     recovery = after([5.0] * 100)
-    recovery.judge(100, 5.1, 1.0)
+    recovery.check(100, 5.1, 1.0)
 
 
 def test_a_spike_is_not_what_later_losses_are_compared_with():
     recovery = after(noise(128))
     for step in range(128, 400):
         with pytest.raises(BadSteps):
-            recovery.judge(step, 9.0, 1.0)
+            recovery.check(step, 9.0, 1.0)
 
 
 def test_a_resumed_run_judges_as_one_that_was_not_interrupted():
     losses = [*noise(150), NAN]
     whole, resumed = after(losses), Recovery(TrainConfig())
-    resumed.rewind(json.loads(json.dumps(whole.to_save())))
+    resumed.restore(json.loads(json.dumps(whole.state_dict())))
     for recovery in (whole, resumed):
-        recovery.judge(151, NAN, 1.0)
+        recovery.check(151, NAN, 1.0)
         with pytest.raises(BadSteps) as raised:
-            recovery.judge(152, NAN, 1.0)
+            recovery.check(152, NAN, 1.0)
         assert (raised.value.first, raised.value.last) == (150, 152)
-    assert resumed.to_save() == whole.to_save()
+    assert resumed.state_dict() == whole.state_dict()
 
 
 def test_which_steps_are_left_out():
     recovery = Recovery(TrainConfig(skip_margin=5))
-    assert recovery.leave_out(BadSteps(20, 22, "loss is nan at step 22")) == 15
-    assert recovery.leave_out(BadSteps(3, 3, "a spike")) == 0
+    assert recovery.add_skip(BadSteps(20, 22, "loss is nan at step 22")) == 15
+    assert recovery.add_skip(BadSteps(3, 3, "a spike")) == 0
     assert recovery.next_skip(4, 100) == 15
     assert recovery.next_skip(15, 100) == 100
     assert recovery.next_skip(4, 10) == 10
     assert recovery.skip_at(14) is None
     assert recovery.skip_at(15) == recovery.skip_at(22) == [15, 23, "loss is nan at step 22"]
     assert recovery.skip_at(23) is None
-    recovery.rewind(None)  # a checkpoint of before knows nothing of them
+    recovery.restore(None)  # a checkpoint of before knows nothing of them
     assert recovery.skip_at(0) == [0, 4, "a spike"]
 
 
 def test_enough_is_enough():
     recovery = Recovery(TrainConfig(max_rollbacks=1))
     bad = BadSteps(7, 9, "loss is nan at step 9")
-    recovery.leave_out(bad)
+    recovery.add_skip(bad)
     with pytest.raises(
         UserError, match=r"loss is nan at step 9, so training stops after 1 rollbacks .*learning_rate"
     ):
-        recovery.leave_out(bad)
+        recovery.add_skip(bad)

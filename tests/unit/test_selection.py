@@ -8,7 +8,7 @@ from bert_jax.training.selection import Selection
 def judged(metric, values, patience=0):
     selection = Selection(metric, patience)
     for step, value in enumerate(values, 1):
-        selection.judge({"step": step, f"eval_{metric}": value})
+        selection.update({"step": step, f"eval_{metric}": value})
     return selection
 
 
@@ -20,15 +20,15 @@ def test_of_equal_ones_the_loss_decides():
     rows = [(0.5, 0.3), (0.6, 0.4), (0.6, 0.2), (0.6, 0.2), (0.5, 0.1), (0.6, math.nan)]
     selection = Selection("f1", 4)
     for step, (value, loss) in enumerate(rows, 1):
-        selection.judge({"step": step, "eval_f1": value, "eval_loss": loss})
+        selection.update({"step": step, "eval_f1": value, "eval_loss": loss})
     assert selection.best_step == 3
-    assert selection.enough  # four after the second: the third was not better, only surer
+    assert selection.should_stop  # four after the second: the third was not better, only surer
 
 
 def test_a_run_of_before_losses_were_saved_goes_on():
     selection = Selection("f1", 2)
-    selection.rewind({"best_step": 1, "best": 0.5, "since": 0})
-    selection.judge({"step": 2, "eval_f1": 0.5, "eval_loss": 0.1})
+    selection.restore({"best_step": 1, "best": 0.5, "since": 0})
+    selection.update({"step": 2, "eval_f1": 0.5, "eval_loss": 0.1})
     assert selection.best_step == 1
 
 
@@ -38,9 +38,9 @@ def test_of_losses_the_lowest_is_the_best(metric):
 
 
 def test_patience_counts_evaluations_without_a_better_one():
-    assert not judged("f1", [0.5, 0.4, 0.6, 0.6], patience=2).enough
-    assert judged("f1", [0.5, 0.4, 0.6, 0.6, 0.1], patience=2).enough
-    assert not judged("f1", [0.5] * 50).enough
+    assert not judged("f1", [0.5, 0.4, 0.6, 0.6], patience=2).should_stop
+    assert judged("f1", [0.5, 0.4, 0.6, 0.6, 0.1], patience=2).should_stop
+    assert not judged("f1", [0.5] * 50).should_stop
 
 
 def test_what_is_not_a_number_is_never_the_best():
@@ -49,14 +49,14 @@ def test_what_is_not_a_number_is_never_the_best():
 
 def test_rows_without_the_metric_and_runs_without_one_judge_nothing():
     selection = Selection("f1", 1)
-    selection.judge({"step": 5, "loss": 1.0})
+    selection.update({"step": 5, "loss": 1.0})
     assert selection.best_step is None
     assert judged("", [0.3]).best_step is None
 
 
 def test_it_goes_on_from_what_was_saved():
     selection = Selection("f1", 2)
-    selection.rewind(judged("f1", [0.5, 0.4]).to_save())
-    selection.judge({"step": 3, "eval_f1": 0.45})
+    selection.restore(judged("f1", [0.5, 0.4]).state_dict())
+    selection.update({"step": 3, "eval_f1": 0.45})
     assert selection.best_step == 1
-    assert selection.enough
+    assert selection.should_stop

@@ -182,7 +182,7 @@ def test_documents_without_end_are_cut_and_lines_without_end_refused(tmp_path, m
     assert len(documents) == 4
     assert list(itertools.chain(*documents)) == ["paragraph"] * 100
     path = write(tmp_path / "b.txt", "word " * 100)
-    with pytest.raises(UserError, match=r"b\.txt: a line of over 256 bytes"):
+    with pytest.raises(UserError, match=r"b\.txt: a line is longer than 256 bytes"):
         list(read_text(f"text:{path}"))
 
 
@@ -262,12 +262,12 @@ def test_tfds_tfrecord_without_tensorflow(letters, tmp_path):
     content = cut.read_bytes()
     for damaged, message in (
         (content[:-7], "it ends within a record"),
-        (content[: len(content) // 2], "it ends 1 records too early"),
-        (b"", "it ends 2 records too early"),
+        (content[: len(content) // 2], "1 records are missing at its end"),
+        (b"", "2 records are missing at its end"),
         (b"\xff" * len(content), "cannot be read"),
     ):
         cut.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{message}.*; build it anew"):
+        with pytest.raises(UserError, match=f"{message}.*; rebuild the dataset"):
             sorted_text(f"tfds:{tmp_path}:test:title")
 
 

@@ -151,13 +151,13 @@ def test_errors_of_files(tmp_path, name, content, message):
 def test_both_tags_of_every_type_are_labels():
     learner = TokenClassification(TaskConfig(), COLUMNS)
     held_out = [sentence("a b", "B-LOC I-LOC")]  # I-LOC is not in the training examples
-    learner.learn([sentence("a b", "O B-PER"), sentence("c", "B-LOC")], held_out)
+    learner.fit([sentence("a b", "O B-PER"), sentence("c", "B-LOC")], held_out)
     assert learner.label_info == {"labels": LABELS}
 
 
 def test_the_config_may_name_the_labels():
     learner = TokenClassification(TaskConfig(), dataclasses.replace(COLUMNS, labels="B-PER, I-PER,O"))
-    learner.learn([sentence("a b", "O B-PER")])
+    learner.fit([sentence("a b", "O B-PER")])
     assert learner.label_info == {"labels": ["B-PER", "I-PER", "O"]}
 
 
@@ -173,13 +173,13 @@ def test_the_config_may_name_the_labels():
 def test_errors_of_labels(labels, tags, message):
     learner = TokenClassification(TaskConfig(), dataclasses.replace(COLUMNS, labels=labels))
     with pytest.raises(UserError, match=message):
-        learner.learn([sentence("a b", tags)])
+        learner.fit([sentence("a b", tags)])
 
 
 def test_an_unknown_tag_of_a_test_file():
     learner = TokenClassification(TaskConfig(), COLUMNS)
     with pytest.raises(UserError, match="here: the tag 'B-ORG' of 'b' is unknown; the tags are O, B-LOC"):
-        learner.learn([sentence("a b", "O B-LOC")], [sentence("a", "O"), sentence("a b", "O B-ORG")])
+        learner.fit([sentence("a b", "O B-LOC")], [sentence("a", "O"), sentence("a b", "O B-ORG")])
 
 
 def test_the_first_token_of_a_word_has_its_label():

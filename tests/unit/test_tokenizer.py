@@ -284,9 +284,9 @@ def test_vocabulary_with_the_line_ends_of_windows(tmp_path):
 def test_broken_vocabularies(tmp_path):
     with pytest.raises(UserError, match=r"has no piece \[SEP\], \[MASK\]"):
         WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]"], True)
-    with pytest.raises(UserError, match=r"line 7 \('a'\) is empty or comes twice"):
+    with pytest.raises(UserError, match=r"line 7 \('a'\) is empty or repeated"):
         WordPieceTokenizer([*SPECIALS, "a", "a", "b"], True)
-    with pytest.raises(UserError, match=r"line 7 \(''\) is empty or comes twice"):
+    with pytest.raises(UserError, match=r"line 7 \(''\) is empty or repeated"):
         WordPieceTokenizer([*SPECIALS, "a", "", "b"], True)
     with pytest.raises(UserError, match=r"has 30522 pieces, but model\.vocab_size=30000: set it to 30522"):
         read_tokenizer(DataConfig(tokenizer="wordpiece:bert_uncased"), 30000)

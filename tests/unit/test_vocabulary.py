@@ -148,8 +148,8 @@ def with_added(token):
         (with_model(continuing_subword_prefix="@@"), "continuing_subword_prefix='@@' and BERT's '##'"),
         (with_model(unk_token="<unk>"), "unk_token='<unk>'"),
         (with_model(vocab={"a": 0, "[UNK]": 2}), "the ids of its 2 pieces are not 0 to 1"),
-        (with_added("two words"), "its added_tokens two words are no pieces"),
-        (with_added("cafe"), "its added_tokens cafe are no pieces"),
+        (with_added("two words"), "its added_tokens two words are not pieces"),
+        (with_added("cafe"), "its added_tokens cafe are not pieces"),
     ],
 )
 def test_other_rules_are_refused(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""Reads text: `data.source` is a list of sources, and a source is a stream of chunks of documents.
+"""Reads text: `data.source` is a list of sources, and a source yields chunks of documents.
 
 A source only reads raw bytes (or ranges of records) and cuts them, which is fast enough in one process. A
 chunk is small, picklable and parses itself, so that all cores share the work even of a single big file.

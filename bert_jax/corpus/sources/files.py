@@ -26,7 +26,7 @@ from bert_jax.files import write
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
-MAX_DOCUMENT_BYTES = 16 << 20  # longer documents continue as a second one, so that memory stays bounded
+MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": functools.partial(zlib.decompressobj, wbits=31),
     ".xz": lzma.LZMADecompressor,
@@ -35,7 +35,7 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 
 
 class MissingInput(UserError):
-    """A source is not on this machine; whether a dataset made from it is up to date cannot be checked."""
+    """Raised if a source is not on this machine, so that no dataset can be compared with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _decoded(line: bytes) -> str | None:
 
 
 def paragraphs_of(document: str) -> list[str]:
-    """Splits a document into lines, stripped and not empty."""
+    """Splits a document into its lines, stripped and without empty ones."""
     return [line for paragraph in document.split("\n") if (line := paragraph.strip())]
 
 
@@ -146,7 +146,7 @@ class FileSource:
 
     def __init__(self, spec: str, pattern: str, block: type[Block], options: dict[str, str]):
         self.spec, self._block, self._options = spec, block, options
-        if "://" in pattern and "**" in pattern:  # epath cannot
+        if "://" in pattern and "**" in pattern:  # not supported by epath
             raise UserError(
                 f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt."
             )
@@ -187,7 +187,7 @@ def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Ite
         if not cut and len(rest) > MAX_DOCUMENT_BYTES:
             cut = rest.rfind(b"\n") + 1
             if not cut:
-                raise UserError(f"{path}: a line of over {MAX_DOCUMENT_BYTES:,} bytes; is this a text file?")
+                raise UserError(f"{path}: a line is longer than {MAX_DOCUMENT_BYTES:,} bytes; split it.")
         if cut:
             yield rest[:cut], read_bytes
             rest = rest[cut:]
@@ -222,7 +222,7 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
-    """Decompresses a file, also of several streams (as parallel compressors write) and zeros between them."""
+    """Decompresses a file of one or more streams (parallel compressors write several), with zeros between."""
     stream = new()
     while data := file.read(1 << 16):
         while data := data.lstrip(b"\0") if stream.eof else data:
@@ -236,7 +236,7 @@ def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
 class Digests:
     """SHA-256 of files' contents, cached by (path, size, modification time) in a JSON file.
 
-    The cache saves reading a big corpus at every start. If it cannot be written, only time is lost.
+    The cache avoids reading a large corpus at every start. If it cannot be written, files are read again.
     """
 
     def __init__(self, cache: epath.Path):

@@ -1,4 +1,4 @@
-"""Reads TFDS text datasets that are prepared on disk, record by record and without TensorFlow."""
+"""Reads the text of TFDS datasets that are prepared on disk, record by record, without TensorFlow."""
 
 import dataclasses
 import difflib
@@ -50,8 +50,8 @@ class Records:
             except UnicodeDecodeError as error:
                 if self.invalid_utf8 != "skip":
                     raise UserError(
-                        f"data.source={self.spec!r}: a record is not UTF-8 ({error}); build it anew or set "
-                        "data.invalid_utf8=skip."
+                        f"data.source={self.spec!r}: a record is not UTF-8 ({error}); rebuild the dataset "
+                        "or set data.invalid_utf8=skip."
                     ) from None
         return texts
 
@@ -59,11 +59,11 @@ class Records:
 class TfdsSource:
     """A prepared dataset in TFDS's data directory, or at a path: NAME[:SPLIT[:FEATURE]].
 
-    SPLIT is a name or an instruction like train[:10%] (default: train), FEATURE a text feature (default:
-    `text`, or the only one). It reads ArrayRecord and TFRecord files and downloads nothing.
+    SPLIT is a name or an instruction like train[:10%] (default: train); FEATURE is a text feature (default:
+    `text`, or the only one). Reads ArrayRecord and TFRecord files and downloads nothing.
 
     Raises:
-        MissingInput: if the dataset is not on this machine, with the command that gets it.
+        MissingInput: if the dataset is not on this machine; gives the command that builds it.
         UserError: if the split or the feature does not exist.
     """
 
@@ -78,7 +78,7 @@ class TfdsSource:
         self._feature = _text_feature(spec, info.features, feature)
         self._format = info.file_format.value
         if self._format not in ("array_record", "tfrecord"):
-            raise UserError(f"data.source={spec!r} is stored as {self._format}; build it as array_record.")
+            raise UserError(f"data.source={spec!r} is stored as {self._format}; rebuild it as array_record.")
         try:
             self._files = info.splits[self._split].file_instructions
         except (KeyError, ValueError) as error:
@@ -91,12 +91,12 @@ class TfdsSource:
                 for file in self._files
             ]
         except OSError as error:
-            raise UserError(f"data.source={spec!r} is not whole ({error}); build it anew.") from error
+            raise UserError(f"data.source={spec!r} is incomplete ({error}); rebuild it.") from error
         self.paths = [os.fspath(file.filename) for file in self._files]
         self.size = sum(self._sizes)
 
     def fingerprint(self, digests: Digests) -> list[Any]:  # noqa: ARG002
-        """Returns name, version and shape: in TFDS the same version is the same data."""
+        """Returns name, version and sizes; in TFDS, equal versions have equal data."""
         files = [[os.path.basename(file.filename), file.skip, file.take] for file in self._files]
         return ["tfds", self._name, self._split, self._feature, self._invalid_utf8, files, self._sizes]
 
@@ -109,13 +109,13 @@ class TfdsSource:
                     read_bytes = size * len(records) // file.take
                     yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
             except (OSError, RuntimeError, struct.error, OverflowError, MemoryError) as error:
-                raise UserError(f"{file.filename} cannot be read ({error}); build it anew.") from error
+                raise UserError(f"{file.filename} cannot be read ({error}); rebuild the dataset.") from error
 
 
 def split_spec(spec: str) -> list[str]:
     """Splits NAME[:SPLIT[:FEATURE]] into its parts.
 
-    Colons inside train[10%:], before a version number and in gs:// separate nothing.
+    Colons inside train[10%:], before a version number and in gs:// do not separate parts.
 
     >>> split_spec("gs://bucket/wiki:1.0.0:train[:10%]:text")
     ['gs://bucket/wiki:1.0.0', 'train[:10%]', 'text']
@@ -127,7 +127,7 @@ def open_builder(where: str, name: str):
     """Opens TFDS's builder of a prepared dataset; errors begin with `where`, the setting that names it.
 
     Raises:
-        MissingInput: if it is not on this machine, with the command that gets it.
+        MissingInput: if it is not on this machine; gives the command that builds it.
     """
     import tensorflow_datasets as tfds
 
@@ -141,15 +141,15 @@ def open_builder(where: str, name: str):
         if builder.info.download_size or builder.info.dataset_size:
             hint = f", {builder.info.download_size} to download and {builder.info.dataset_size} on disk"
     except (tfds.core.registered.DatasetNotFoundError, ImportError):
-        # TFDS knows only datasets whose own requirements are installed, so this one may exist.
+        # TFDS lists only datasets whose requirements are installed, so this one may exist.
         known = tfds.list_builders(with_community_datasets=False)
         if near := difflib.get_close_matches(name.split("/")[0], known):
             hint = f"; did you mean {' or '.join(near)}?"
     raise MissingInput(
         f"{where}: this dataset is not prepared on this machine{hint} (looked in "
-        f"{tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR if it is elsewhere). TFDS gets it with: "
-        f"tfds build {name} --file_format=array_record (for this step many datasets need "
-        "pip install tensorflow apache-beam). Or use files of your own."
+        f"{tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR if it is elsewhere). Build it with "
+        f"tfds build {name} --file_format=array_record (many datasets then need "
+        "pip install tensorflow apache-beam), or use text files."
     )
 
 
@@ -164,8 +164,8 @@ def _text_feature(spec: str, features: Any, asked: str) -> str:
     chosen = asked or ("text" if "text" in texts or len(texts) != 1 else texts[0])
     if chosen not in texts:
         raise UserError(
-            f"data.source={spec!r} has no text feature {chosen!r}; it has {', '.join(texts) or 'none'} "
-            "(tfds:NAME:SPLIT:FEATURE)."
+            f"data.source={spec!r} has no text feature {chosen!r}; it has {', '.join(texts) or 'none'}: "
+            "use tfds:NAME:SPLIT:FEATURE."
         )
     return chosen
 
@@ -187,7 +187,7 @@ def _tfrecord_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
             count += len(batch)
             yield batch
         if count < file.take:
-            raise OSError(f"it ends {file.take - count} records too early")
+            raise OSError(f"{file.take - count} records are missing at its end")
 
 
 def _tfrecords(stream: IO[bytes]) -> Iterator[bytes]:

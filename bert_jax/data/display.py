@@ -1,4 +1,4 @@
-"""A batch for people: pieces instead of ids, labels by name, and what became of the tokens to predict."""
+"""Shows a batch as text: pieces instead of ids, labels by name, and the tokens to predict."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Describes what a compiled training step takes: in words for a reader, as JSON for tests."""
+"""Describes the memory, communication and time of a compiled training step, as text and as JSON."""
 
 import json
 import textwrap
@@ -26,7 +26,7 @@ def describe(compiled: Compiled, price: float | None = None) -> str:
     config, mesh, memory = compiled.config, compiled.mesh, compiled.memory
     data, shape = config.data, dict(mesh.shape)
     rows = data.global_batch_size // (shape["data"] * shape["fsdp"])
-    facts = [
+    summary_rows = [
         ("mesh", " × ".join(f"{axis} {size}" for axis, size in shape.items())),
         ("batch", f"{data.global_batch_size:,} rows of {data.max_seq_length} tokens, {rows} on a device"),
         ("remat", config.train.remat),
@@ -34,7 +34,7 @@ def describe(compiled: Compiled, price: float | None = None) -> str:
         ("FLOPs", f"{compiled.flops:.3g} a step, {compiled.flops / compiled.tokens:.3g} a token"),
         ("compiled", f"in {compiled.seconds:.0f} s"),
     ]
-    parts = [text_table(facts, left=2), f"memory of a device, GiB\n{_memory(memory)}"]
+    parts = [text_table(summary_rows, left=2), f"memory of a device, GiB\n{_memory(memory)}"]
     if not memory.fits:
         over = (memory.total - memory.capacity) / GIB
         verdict = f"verdict: does not fit\n{over:.2f} GiB too much on every device. {advice(compiled)}"
