@@ -9,7 +9,7 @@ from absl import flags
 from bert_jax import command
 from bert_jax.corpus.dataset import prepare
 from bert_jax.data.batches import Batches
-from bert_jax.data.display import sequences, summary
+from bert_jax.data.shown import sequences, summary
 from bert_jax.errors import UserError
 
 

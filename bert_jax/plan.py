@@ -14,7 +14,7 @@ from absl import flags
 from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.scaling.compile import compile_step
-from bert_jax.scaling.plan_text import comparison, describe, write_summary
+from bert_jax.scaling.described import comparison, describe, write_summary
 from bert_jax.scaling.search import search
 from bert_jax.scaling.topology import topology_devices
 

@@ -21,7 +21,7 @@ from flax import nnx
 from bert_jax.config import Config, from_checkpoint
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batch import assemble
-from bert_jax.data.display import piece_text
+from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
 from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.model.heads import BertForPreTraining

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import PreparedDataset
 from bert_jax.data.batches import Batches, iterate
-from bert_jax.data.display import example
 from bert_jax.data.masking import shuffle_visible_tokens
+from bert_jax.data.shown import example
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import Batch, PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size

@@ -16,7 +16,7 @@ import pytest
 
 from bert_jax.config import Config, find_config, from_dict
 from bert_jax.scaling.compile import compile_step
-from bert_jax.scaling.plan_text import summary
+from bert_jax.scaling.described import summary
 from bert_jax.scaling.topology import topology_devices
 
 COMPILER = "0.0.42.1"

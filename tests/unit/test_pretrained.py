@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax.data.display import piece_text
+from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
 from bert_jax.inference import pretrained
 from tests.saved import LONGEST, PIECES, save, sentencepiece, wordpiece

@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 
-from bert_jax.data import display
+from bert_jax.data import shown
 from tests.fakes import FakeTokenizer
 
 PAD, UNK, CLS, SEP, MASK = FakeTokenizer.special_ids
@@ -32,7 +32,7 @@ def batch():
 
 
 def test_sequences_as_a_person_reads_them(batch):
-    assert list(display.sequences(batch, 0, TOKENIZER)) == [
+    assert list(shown.sequences(batch, 0, TOKENIZER)) == [
         "row 0, sequence 1: IsNext, 7 tokens\n"
         "  A         [CLS] w5 [MASK] [SEP]\n"
         "  B         ##60 w8 [SEP]\n"
@@ -42,7 +42,7 @@ def test_sequences_as_a_person_reads_them(batch):
         "  A         [CLS] w9 [SEP]\n"
         "  kept      1 w9",
     ]  # fmt: skip
-    assert list(display.sequences(batch, 1, TOKENIZER)) == [
+    assert list(shown.sequences(batch, 1, TOKENIZER)) == [
         "row 1, sequence 1: NotNext, 8 tokens\n"
         "  A         [CLS] w10 [UNK] ##51 [SEP]\n"
         "  B         [MASK] [MASK] [SEP]\n"
@@ -51,7 +51,7 @@ def test_sequences_as_a_person_reads_them(batch):
 
 
 def test_summary(batch):
-    assert display.summary(batch, TOKENIZER) == (
+    assert shown.summary(batch, TOKENIZER) == (
         "2 rows of 11 tokens, 81.8% filled, 4 slots for predictions in each\n"
         "3 sequences, 50.0% of the pairs NotNext, "
         "55.6% of the text to be predicted (60.0% masked, 20.0% replaced, 20.0% kept)"
@@ -62,27 +62,27 @@ def test_summary_without_pairs(batch):
     batch["next_sentence_weights"][:] = 0
     batch["masked_lm_weights"][:] = 0
     batch["input_ids"][batch["input_ids"] == MASK] = 7
-    assert display.summary(batch, TOKENIZER).endswith(
+    assert shown.summary(batch, TOKENIZER).endswith(
         "0.0% of the pairs NotNext, 0.0% of the text to be predicted (0.0% masked, 0.0% replaced, 0.0% kept)"
     )
 
 
 def test_pieces_marked_or_joined_to_a_text():
     pieces = [5, 60, MASK]
-    assert [display.piece_text(TOKENIZER, piece) for piece in pieces] == ["w5", "##60", "[MASK]"]
-    assert [display.piece_text(TOKENIZER, piece, spaces=True) for piece in pieces] == [" w5", "60", " [MASK]"]
+    assert [shown.piece_text(TOKENIZER, piece) for piece in pieces] == ["w5", "##60", "[MASK]"]
+    assert [shown.piece_text(TOKENIZER, piece, spaces=True) for piece in pieces] == [" w5", "60", " [MASK]"]
     marks = types.SimpleNamespace(
         piece=["▁the", "▁", "ing", ","].__getitem__, word_starts=[True, True, False, False]
     )
-    assert [display.piece_text(marks, piece) for piece in range(4)] == ["the", "▁", "##ing", ","]
-    assert [display.piece_text(marks, piece, spaces=True) for piece in range(4)] == [" the", " ▁", "ing", ","]
+    assert [shown.piece_text(marks, piece) for piece in range(4)] == ["the", "▁", "##ing", ","]
+    assert [shown.piece_text(marks, piece, spaces=True) for piece in range(4)] == [" the", " ▁", "ing", ","]
 
 
 def test_an_example_with_the_guesses_of_a_model(batch):
     guesses, probabilities = np.array([[6, 60, 8, 0]] * 2), np.array([[0.5, 0.25, 0.125, 0.0]] * 2)
     follows = np.array([[0.75, 0.0]] * 2)
     arguments = TOKENIZER, batch, 0
-    assert display.example(*arguments, 0, guesses, probabilities, follows) == {
+    assert shown.example(*arguments, 0, guesses, probabilities, follows) == {
         "sentences": [
             [
                 {"text": " w5"},
@@ -95,7 +95,7 @@ def test_an_example_with_the_guesses_of_a_model(batch):
         ],
         "next_sentence": {"truth": True, "probability": 0.75},
     }
-    assert display.example(*arguments, 1, guesses, probabilities, follows) == {
+    assert shown.example(*arguments, 1, guesses, probabilities, follows) == {
         "sentences": [
             [{"text": " w9", "fate": "kept", "truth": " w9", "guess": " w8", "probability": 0.125}]
         ],
