@@ -14,8 +14,8 @@ from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
-from bert_jax.scaling import topology
 from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
 from bert_jax.scaling.compile import Compiled, Memory, _exceeded, compile_step
 from bert_jax.training.config import MeshConfig
