@@ -16,7 +16,7 @@ _ORDER, _FATE = 0, 1 << _POSITION_BITS  # uses of the hashes of a row: disjoint 
 
 
 def num_to_predict(maskable: np.ndarray, mask_rate: float) -> np.ndarray:
-    """Returns max(1, round(rate * maskable)) for sequences of so many maskable tokens; 0 for 0."""
+    """Returns max(1, round(rate * maskable)) for sequences with `maskable` tokens to choose from; 0 for none."""
     return np.where(maskable > 0, np.maximum(1, np.rint(mask_rate * maskable)), 0).astype(np.int64)
 
 
@@ -26,7 +26,7 @@ def max_predictions(
     """Returns M, the most predictions that a row can have, so that none is ever left out.
 
     It solves a knapsack: fill a row of T tokens with at most S sequences. (Short ones count for more than
-    their share, because one prediction is the least.) With S = 1 it is round(rate * (T - 3)).
+    their share, because every sequence has at least one prediction.) With S = 1 it is round(rate * (T - 3)).
 
     Args:
         lengths: ints [n], the lengths that sequences can have, specials included.
@@ -53,7 +53,7 @@ def choose(
     word_starts: np.ndarray | None,
     mask_rate: float,
 ) -> np.ndarray:
-    """Chooses the tokens to predict: takes words in random order, each if the rest of the budget allows it.
+    """Chooses the tokens to predict: takes words in random order, and skips those that exceed the budget.
 
     The budget of a sequence is `num_to_predict` of its maskable tokens. A word is a token that starts a word
     and the tokens that continue it. A token that follows one that cannot be masked starts a word too, such as

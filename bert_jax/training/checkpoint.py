@@ -245,13 +245,14 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
 
 
 def verify_files(folder: epath.Path) -> dict[str, Any]:
-    """Compares every file of a checkpoint with its SHA-256; returns its `meta` and fingerprints (`digests`).
+    """Compares every file of a checkpoint with its SHA-256; returns `meta`, with fingerprints as `digests`.
 
     Raises:
         DamagedCheckpoint: for a missing or changed file.
     """
     try:
-        sums = json.loads((folder / CHECKSUMS).read_bytes())["files"]
+        checksums = json.loads((folder / CHECKSUMS).read_bytes())
+        sums, _ = checksums["files"], checksums["arrays"]
     except (ValueError, KeyError, TypeError):
         raise DamagedCheckpoint(f"{folder / CHECKSUMS} is not valid") from None
     missing = [name for name in sums if not (folder / name).exists()]

@@ -206,7 +206,10 @@ class Run:
         return compiled
 
     def check(self, done: dict[str, Any] | None) -> None:
-        """Checks the metrics of a step, which all processes share, for bad values and a request to stop.
+        """Checks metrics for bad values and a request to stop; all processes have the same metrics.
+
+        Args:
+            done: what the recorder returned: metrics of the step before the newest, None before the first.
 
         Raises:
             BadSteps: when it is time to roll back.
@@ -220,7 +223,7 @@ class Run:
         last = step == self.last_step
         evaluators = due(self.task.evaluators, step, last)
         save = last or step % self.program.config.train.checkpoint_every == 0
-        save = save or bool(evaluators and self.task.metric)  # what is compared may be the best
+        save = save or bool(evaluators and self.task.metric)  # this step may be the best
         if evaluators or save:
             self.check(self.recorder.flush())
             self.evaluate(step, evaluators)

@@ -14,8 +14,8 @@ Schedule = Callable[[Any], Any]
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
     """Returns the function step -> learning rate: linear warm-up from 0, then the decay of `config.schedule`.
 
-    `step` is the number of updates already done. `linear` and `cosine` end at `final_learning_rate` after
-    `num_steps`; `rsqrt` falls with the square root of the step; `constant` stays.
+    `step` counts from 0, skipped steps included. `linear` and `cosine` end at `final_learning_rate` after
+    `num_steps`; `rsqrt` falls with the inverse square root of the step; `constant` stays.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     decay_steps = max(num_steps - warmup, 1)

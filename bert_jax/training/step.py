@@ -134,7 +134,7 @@ def make_train_step(
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    # The state comes back as it went in: the second step finds the first one's executable.
+    # The new state has the shardings of the old one, so that one executable serves all steps.
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(sharded, None))
     def train_step(state, batch, key):
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -165,7 +165,7 @@ def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
 
 
 def _counts(batch: Batch) -> Metrics:
-    """Sums over the batch; in float32 as the losses, and so in the same collective."""
+    """Computes counts of the batch, in float32 like the losses, so that one collective sums both."""
     lengths = sequence_lengths(batch)
     tokens, none = jnp.sum(lengths), jnp.zeros(len(lengths), jnp.float32)
     return {

@@ -176,6 +176,15 @@ def test_array_that_is_not_what_was_saved_is_named(copied, log):
     assert "checkpoint 10 is damaged and not used: array params/encoder/" in log.text
 
 
+@pytest.mark.parametrize("key", ["files", "arrays"])
+def test_a_flipped_bit_in_a_key_of_the_checksums_is_damage(copied, log, key):
+    file = copied / "10" / CHECKSUMS
+    file.write_text(file.read_text().replace(f'"{key}"', f'"{key[:-1]}r"', 1))
+    state, _ = restored(copied)
+    assert_identical(state, state_of(5))
+    assert f"checkpoint 10 is damaged and not used: {file} is not valid" in log.text
+
+
 @pytest.mark.parametrize("what", ["files", "arrays"])
 def test_all_damaged_is_an_error_not_a_new_start(copied, what):
     for step in ("5", "10"):

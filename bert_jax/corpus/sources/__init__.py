@@ -7,15 +7,15 @@ A source, the documents of one SPEC of `data.source`, has
     spec            as written in the config
     paths           its files, in order
     size            bytes of its files, about the sum of `read_bytes` of its chunks
-    fingerprint()   JSON-able values that are the same for the same documents in the same order
+    fingerprint(digests)   JSON-able values; other documents have others, and so another dataset
     chunks()        all documents, in an order and in pieces that depend on the content alone
 
 A chunk, a run of whole documents, has
     read_bytes      bytes read from the source's files for it, compressed or not
     size            bytes of text that it holds
     skipped         lines or records that are not UTF-8 (data.invalid_utf8=skip)
-    documents()     documents, each a list of paragraphs (stripped, not empty); raises UserError, with the
-                    place, if the content is not of the source's kind
+    documents()     documents, each a list of paragraphs, which are stripped and not empty; raises
+                    UserError, with the place, if the content is not of the source's kind
 """
 
 import re
