@@ -16,7 +16,7 @@ _ORDER, _FATE = 0, 1 << _POSITION_BITS  # uses of the hashes of a row: disjoint 
 
 
 def num_to_predict(maskable: np.ndarray, mask_rate: float) -> np.ndarray:
-    """Returns max(1, round(rate * maskable)) for sequences with `maskable` tokens to choose from; 0 for none."""
+    """Returns max(1, round(rate * maskable)) for sequences with `maskable` candidate tokens; 0 for none."""
     return np.where(maskable > 0, np.maximum(1, np.rint(mask_rate * maskable)), 0).astype(np.int64)
 
 
