@@ -179,9 +179,7 @@ class FinetuneConfig(RunConfig):
             steps = max(1, round(train.num_epochs * rows_per_epoch / self.data.global_batch_size))
             train = dataclasses.replace(train, num_steps=steps)
         if train.evaluations_per_epoch:
-            # Rounded up, so that no evaluation comes right before that of the last step.
-            count = max(1, round(train.num_epochs * train.evaluations_per_epoch))
-            every = math.ceil(train.num_steps / count)
+            every = _even_period(train.num_steps, train.num_epochs * train.evaluations_per_epoch)
             train = dataclasses.replace(train, eval_every=every, checkpoint_every=every)
         warmup_steps = round(train.warmup_share * train.num_steps)
         dropout = {name: getattr(self.task, name) for name in ("hidden_dropout", "attention_dropout")}
@@ -191,6 +189,18 @@ class FinetuneConfig(RunConfig):
             optimizer=dataclasses.replace(self.optimizer, warmup_steps=warmup_steps),
             train=dataclasses.replace(train, seed=seed),
         )
+
+
+def _even_period(num_steps: int, count: float) -> int:
+    """Returns the period nearest to num_steps / count whose last one is not less than half as long.
+
+    The last step is evaluated in any case: no evaluation should come right before it.
+    """
+    ideal = num_steps / max(1.0, count)
+    periods = range(1, 2 * math.ceil(ideal) + 1)
+    return min(
+        (n for n in periods if num_steps % n == 0 or 2 * (num_steps % n) >= n), key=lambda n: abs(n - ideal)
+    )
 
 
 def default_config() -> ml_collections.ConfigDict:
