@@ -43,18 +43,13 @@ class Objective(abc.ABC):
     def _terms(self, logits: Any, batch: Batch) -> Terms:
         """Computes losses and scores from what the network returns."""
 
-    def _outputs(self, logits: Any) -> Outputs:  # noqa: ARG002
-        """Computes what is not a sum, e.g. predictions."""
-        return {}
-
     def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
         """Computes losses and scores of a batch; `dropout_keys` [B], or None for no dropout."""
         return self._terms(model(batch, dropout_keys), batch)
 
+    @abc.abstractmethod
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
         """Computes the terms without dropout, and outputs [B, …] for what is not a sum, e.g. predictions."""
-        logits = model(batch, None)
-        return self._terms(logits, batch), self._outputs(logits)
 
 
 class PretrainingObjective(Objective):
@@ -87,7 +82,7 @@ class PretrainingObjective(Objective):
         return self._terms(logits, batch) | {
             "mask_token_loss": cross_entropy(logits[0], labels, weights),
             "unigram_loss": (jnp.sum(unigram_losses * weights), jnp.sum(weights)),
-        }, self._outputs(logits)
+        }, {}
 
     def _terms(self, logits: tuple[jax.Array, jax.Array], batch: Batch) -> Terms:
         masked_lm = logits[0], batch["masked_lm_ids"], batch["masked_lm_weights"]
@@ -100,7 +95,19 @@ class PretrainingObjective(Objective):
         }
 
 
-class SequenceClassification(Objective):
+class TaskObjective(Objective):
+    """An objective of fine-tuning, whose outputs become predictions (`Downstream.decode`)."""
+
+    @abc.abstractmethod
+    def _outputs(self, logits: Any) -> Outputs:
+        """Computes what predictions are made of."""
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
+        logits = model(batch, None)
+        return self._terms(logits, batch), self._outputs(logits)
+
+
+class SequenceClassification(TaskObjective):
     """One class for each sequence (Devlin et al., 2019, section 4.1): `labels` int [B, S]."""
 
     losses: ClassVar = {"class_loss": "sequence_weights"}
@@ -120,7 +127,7 @@ class SequenceClassification(Objective):
         return {"class_loss": cross_entropy(*answers), "accuracy": accuracy(*answers)}
 
 
-class SequenceRegression(Objective):
+class SequenceRegression(TaskObjective):
     """One number for each sequence by squared error: standardised `labels`, float32 [B, S]."""
 
     losses: ClassVar = {"squared_error": "sequence_weights"}
@@ -136,7 +143,7 @@ class SequenceRegression(Objective):
         return {"values": logits[..., 0]}
 
 
-class SpanExtraction(Objective):
+class SpanExtraction(TaskObjective):
     """Question answering: start and end of the answer in each sequence (Devlin et al., 2019, section 4.2).
 
     `start_positions` and `end_positions` int [B, S] count from the sequence's [CLS]; `span_weights` float32
@@ -168,7 +175,7 @@ class SpanExtraction(Objective):
         return {"span_loss": (loss, total), "span_accuracy": (jnp.sum(right * weights), total)}
 
 
-class TokenClassification(Objective):
+class TokenClassification(TaskObjective):
     """One class for the first token of each word: `labels` int [B, T], `token_weights` float32 [B, T]."""
 
     losses: ClassVar = {"token_loss": "token_weights"}

@@ -134,7 +134,8 @@ class Downstream(abc.ABC):
     def _infer_label_info(self, train: Sequence[Any]) -> dict[str, Any]:
         """Returns what `fit` adds to `label_info`."""
 
-    def _check(self, example: Any) -> None:  # noqa: B027
+    @abc.abstractmethod
+    def _check(self, example: Any) -> None:
         """Raises UserError for an example that `label_info` has no place for, e.g. an unknown label."""
 
     @abc.abstractmethod

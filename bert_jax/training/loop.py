@@ -293,10 +293,11 @@ class Run:
         rows, folder = self.program.rows, self.workdir / "bad_batches"
         batches = self.task.batches(phase, steps.start - phase.first_step, rows)
         for step, batch in zip(steps, batches, strict=False):
+            arrays: dict[str, Any] = {"rows": rows, **batch}
             try:
                 folder.mkdir(exist_ok=True)
                 with (folder / f"step_{step}.process_{jax.process_index()}.npz").open("wb") as file:
-                    np.savez_compressed(file, rows=rows, **batch)  # type: ignore[arg-type]
+                    np.savez_compressed(file, **arrays)
             except OSError as error:
                 log.warning("the batch of step %d could not be written to %s: %s", step, folder, error)
 

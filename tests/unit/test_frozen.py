@@ -196,7 +196,7 @@ class Fixed(ClassifierMixin, BaseEstimator):
         self.fitted_ = True
         return self
 
-    def partial_fit(self, *_, classes):  # noqa: ARG002
+    def partial_fit(self, *_, **__):
         self.share, *self.shares = self.shares
         self.fitted_ = True
 

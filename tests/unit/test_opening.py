@@ -112,7 +112,7 @@ def test_a_value_that_a_version_does_not_know_names_the_checkpoint():
 def test_inference_takes_the_kernel_of_the_device_that_it_runs_on(tmp_path, monkeypatch):
     taken = []
 
-    def splash(query, key, value, sequence_ids, saved_as=None):  # noqa: ARG001
+    def splash(query, _key, value, *_, **__):
         taken.append(query.shape)
         return value
 
