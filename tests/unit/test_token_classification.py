@@ -1,23 +1,19 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from bert_jax.errors import UserError
-from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.packed import Rows
 from bert_jax.tasks.token_classification import Sentence, TokenClassification, to_iob2
 from tests.saved import WORDS, sentencepiece, wordpiece
-from tests.tiny import MODEL
 
-CLS, SEP, UNK = 2, 3, 1
+UNK = 1
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 COLUMNS = TaskData(text="tokens", label="tags")
 
@@ -350,52 +346,3 @@ def test_of_many_types_there_is_no_table_of_confusion():
     tags = " ".join(f"B-T{number}" for number in range(25))
     tables = task().tables([{"prediction": tags.split()}], [sentence("w " * 25, tags)])
     assert [table["title"] for table in tables] == ["By type"]
-
-
-def evaluate(batch):
-    config = dataclasses.replace(MODEL, vocab_size=wordpiece().vocab_size)
-    objective = task().objective()
-    model = objective.build(config, nnx.Rngs(0), Compute())
-
-    @jax.jit
-    def compiled(batch):
-        return *objective.evaluate(model, batch), model(batch), objective.terms(model, batch, None)
-
-    terms, outputs, logits, training_terms = compiled(batch)
-    assert jax.tree.all(jax.tree.map(np.array_equal, terms, training_terms))  # there is no dropout
-    return terms, outputs, logits
-
-
-def some_rows(slots):
-    rng = np.random.default_rng(0)
-    sentences = [
-        sentence(" ".join(rng.choice([*WORDS, "governments"], n)), " ".join(rng.choice(LABELS, n)))
-        for n in (9, 2, 1, 25, 5, 3)
-    ]
-    rows = Rows(task().encode(sentences, wordpiece(), 20), wordpiece(), 20, slots)
-    return rows.num_rows, rows.batch(np.arange(8), 0, 0)
-
-
-def test_packed_sequences_are_learned_as_if_each_had_a_row_of_its_own():
-    (many, alone), (few, packed) = some_rows(1), some_rows(4)
-    assert few < many <= 8
-    name = task().objective().losses["token_loss"]
-    assert packed[name].sum() == alone[name].sum() == 45.0
-    terms, expected = evaluate(packed)[0], evaluate(alone)[0]
-    for name in ("token_loss", "token_accuracy"):
-        np.testing.assert_allclose(terms[name], expected[name], rtol=1e-6)
-
-
-def test_loss_and_outputs_are_those_of_the_logits():
-    _, batch = some_rows(4)
-    terms, outputs, logits = evaluate(batch)
-    shares = np.asarray(jax.nn.softmax(logits))
-    assert shares.shape == (8, 20, len(LABELS))
-    row, token = np.nonzero(batch["labels"] >= 0)
-    right = shares[row, token, batch["labels"][row, token]]
-    np.testing.assert_allclose(terms["token_loss"], (-np.log(right).sum(), 45.0), rtol=1e-5)
-    hits = outputs["label"][row, token] == batch["labels"][row, token]
-    np.testing.assert_array_equal(terms["token_accuracy"], (hits.sum(), 45.0))
-    np.testing.assert_array_equal(outputs["label"], shares.argmax(axis=-1))
-    np.testing.assert_allclose(outputs["probability"], shares.max(axis=-1), rtol=1e-6)
-    assert (outputs["label"].dtype, outputs["probability"].dtype) == (np.int32, np.float32)
