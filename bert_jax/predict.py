@@ -131,7 +131,7 @@ def _texts(blank_lines: bool = False) -> list[str]:
     try:
         content = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input={path} cannot be read: {error}.") from None
+        raise UserError(f"--input={path} cannot be read: {error}. Check the path and the file.") from None
     if not content.strip():
         raise UserError(f"--input={path} is empty; write one text a line.")
     lines = content.removesuffix("\n").split("\n")

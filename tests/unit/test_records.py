@@ -112,7 +112,7 @@ def test_errors(tmp_path, name, content, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"data.test=.*no.tsv cannot be read: .*No such file"):
+    with pytest.raises(UserError, match=r"data.test=.*no.tsv cannot be read: .*No such file.*\. Check"):
         read_records(f"{tmp_path}/no.tsv", "data.test")
     with pytest.raises(UserError, match=r"data.test=.* cannot be read: .*directory"):
         digest(str(tmp_path), "data.test")

@@ -218,7 +218,7 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
             plain = iter(functools.partial(file.read, CHUNK_BYTES), b"")
             yield from _decompressed(file, new) if new else ((data, file.tell()) for data in plain)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
 
 
 def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
@@ -268,6 +268,6 @@ class Digests:
             with epath.Path(path).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}.") from error
+            raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
         self._known[path] = [stat.length, modified, digest]
         return digest
