@@ -1,4 +1,4 @@
-"""The exception that means "the user can fix this"."""
+"""The exception that means "the user can fix this", and the reasons of others."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     Commands print it as one line and exit with code 2; a stack trace would only hide it.
     """
+
+
+def reason(error: BaseException) -> str:
+    """Returns why an operation failed, in a few words: never empty, without the path that a message names."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,6 +1,9 @@
 """Files and folders that are written whole or not at all: on local disks and in buckets, text as UTF-8."""
 
 import contextlib
+import errno
+import hashlib
+import io
 import json
 import logging
 import os
@@ -8,6 +11,7 @@ import pathlib
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -15,14 +19,18 @@ from typing import IO, Any
 import psutil
 from etils import epath
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, reason
 
 log = logging.getLogger("bert_jax")
+PATTERN = re.compile(r"[][\\*?]")  # characters of a path that libraries take for a pattern
+OPEN_FILE = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/(stdout|stderr)")
 Content = bytes | str | Callable[[IO[bytes]], Any]
 
 
 def write(path: epath.PathLike, content: Content) -> None:
     """Replaces a file at once: whoever reads it finds the old content or the new, never a part.
+
+    What a link points to is replaced, and not the link. Devices and pipes are written to.
 
     Args:
         path: of the file; its folder must exist. Objects of a bucket are replaced whole by themselves.
@@ -32,37 +40,114 @@ def write(path: epath.PathLike, content: Content) -> None:
         OSError: when it cannot be written; the old content is still there, and nothing beside it.
     """
     path = epath.Path(path) if isinstance(path, str) else path
-    remote = "://" in str(path)
-    temporary = path if remote else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if "://" in str(path):
+        with path.open("wb") as file:
+            _put(content, file)
+    elif is_stream(path):
+        buffer = io.BytesIO()  # NumPy and Arrow ask for the position in a file, which a pipe has not
+        _put(content, buffer)
+        sys.stdout.flush()
+        number = _descriptor(path)
+        with path.open("wb") if number is None else open(number, "wb", closefd=False) as file:
+            file.write(buffer.getbuffer())
+    else:
+        _replace(pathlib.Path(path).resolve(), content)
+
+
+def is_stream(path: epath.PathLike) -> bool:
+    """Tells whether a local path is a device, a pipe, or one of this process's open files."""
+    path = pathlib.Path(path)
+    return path.is_char_device() or path.is_fifo() or _descriptor(path) is not None
+
+
+def _descriptor(path: epath.PathLike) -> int | None:
+    """Returns the number of this process's open file that a path names, if it does.
+
+    Opened by its path, a file that is standard output would be written from its start.
+    """
+    match = OPEN_FILE.fullmatch(str(path))
+    return int(match[1] or {"stdout": 1, "stderr": 2}[match[2]]) if match else None
+
+
+def _replace(path: pathlib.Path, content: Content) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-        if not remote:
-            temporary.replace(path)
+            _put(content, file)
+        temporary.replace(path)
     finally:
-        if not remote:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)  # there only if something failed
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # there only if something failed
+
+
+def _put(content: Content, file: IO[bytes]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def without_patterns(path: epath.Path) -> epath.Path:
+    """Returns a path to the same place that no library takes for a pattern: the path itself, or a link.
+
+    Orbax looks for files by a pattern that begins with the path of their folder, so that brackets in it match
+    no file and stars those of other folders; TensorStore takes backslashes for slashes. The link is in the
+    temporary directory, in a folder of this user, and has the same name at every call.
+
+    Raises:
+        OSError: if the link cannot be made.
+    """
+    if "://" in str(path) or not PATTERN.search(str(path)):
+        return path
+    temporary = tempfile.gettempdir()
+    folder = pathlib.Path("/tmp" if PATTERN.search(temporary) else temporary, f"bert_jax-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EACCES, f"{folder} belongs to another user; set TMPDIR", str(path))
+    link = folder / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    if not (link.is_symlink() and os.readlink(link) == str(path)):
+        made = link.with_name(f"{link.name}.{os.getpid()}")
+        made.symlink_to(path)
+        made.replace(link)
+    return epath.Path(link)
 
 
 @contextlib.contextmanager
 def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder to write into that becomes `output` at the end, and is removed if anything goes wrong.
+    """Gives a folder whose content is in `output` at the end, or nowhere if anything goes wrong.
 
     Raises:
         UserError: if `output` exists (an empty folder may) or its parent cannot be written.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"--output={output} exists; give another folder or move it away.")
+    output = output.resolve()
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(whole_folder(epath.Path(output)))
+            existing = output.is_dir()
+            if existing:
+                _remove_abandoned(output)
+            if output.exists() and (not existing or any(output.iterdir())):
+                raise UserError(f"--output={output} exists; give another folder or move it away.")
+            new = _filled_folder(output) if existing else whole_folder(epath.Path(output))
+            folder = stack.enter_context(new)
         except OSError as error:
-            raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
+            raise UserError(f"--output={output} cannot be written: {reason(error)}; give another.") from None
         yield pathlib.Path(folder)
+
+
+@contextlib.contextmanager
+def _filled_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder inside `path`, an empty one, whose content is moved there at the end.
+
+    `path` itself stays: it may be where a disk is mounted, or the directory that a shell is in.
+    """
+    building = path / f".building-{socket.gethostname()}-{os.getpid()}"
+    building.mkdir()
+    try:
+        yield building
+        for entry in building.iterdir():
+            entry.rename(path / entry.name)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -108,10 +193,10 @@ def _copy(source: epath.Path, target: epath.Path, last: str) -> None:
         destination.write_bytes(file.read_bytes())
 
 
-def _remove_abandoned(parent: epath.Path) -> None:
+def _remove_abandoned(parent: epath.Path | pathlib.Path) -> None:
     """Removes the folders that killed processes of this machine were building."""
     ours = re.compile(rf".*\.building-{re.escape(socket.gethostname())}-(\d+)")
-    for path in parent.glob(".*.building-*"):
+    for path in parent.iterdir():  # no glob, which would take brackets in the path for a pattern
         match = ours.fullmatch(path.name)
         # A build with the number of this process is of an earlier container.
         if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):

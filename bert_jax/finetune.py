@@ -10,6 +10,7 @@ checkpoint by the task's metric is kept, and run_scores once by the test example
 import dataclasses
 import json
 import logging
+import shlex
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -163,7 +164,8 @@ def next_steps(config: FinetuneConfig, workdir: epath.Path) -> str:
     """Returns commands to run next."""
     if not config.train.num_epochs:
         return ""
-    run, mode = run_folder(config, workdir, config.train.seed), task_class(config.task.name).verb
+    run = shlex.quote(str(run_folder(config, workdir, config.train.seed)))
+    mode = task_class(config.task.name).verb
     return (
         f"\nnext:  make predict MODE={mode} CHECKPOINT={run} INPUT=FILE\n"
         f"       look at {run}/report.html and {run}/predictions_eval.jsonl\n"

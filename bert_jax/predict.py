@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from bert_jax import command, files
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, reason
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
 from bert_jax.tasks.registry import VERBS
@@ -165,7 +165,7 @@ def _write(output: pathlib.Path, content: files.Content) -> None:
     try:
         files.write(output, content)
     except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}; give another.") from None
+        raise UserError(f"--output={output} cannot be written: {reason(error)}; give another.") from None
 
 
 MODES: dict[str, Callable[[], None]] = {

@@ -7,6 +7,8 @@ The same command again resumes. Everything of the run is kept in --workdir. Star
 TPU pod, GKE, Slurm or `launch/local.py`, they train one model together.
 """
 
+import shlex
+
 import jax
 from absl import flags
 from etils import epath
@@ -95,14 +97,15 @@ def summary(workdir: epath.Path) -> str:
         if name in scores:
             gain = f"{scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
             table.append([title, f"{scores[name]:.4f}", gain])
+    run = shlex.quote(str(workdir))
     lines = ["", text_table(table, ["held-out text", "score", "against frequency"])] if table else []
     return "\n".join(
         [
             *lines,
             "",
-            f"next:  make predict CHECKPOINT={workdir} TEXT='The [MASK] of the United States.'",
-            f"       look at {workdir}/report.html, or tensorboard --logdir {workdir}",
-            f"       fine-tune:       make finetune INIT_FROM={workdir} ARGS=--config.data.train=FILE.tsv",
+            f"next:  make predict CHECKPOINT={run} TEXT='The [MASK] of the United States.'",
+            f"       look at {run}/report.html, or tensorboard --logdir {run}",
+            f"       fine-tune:       make finetune INIT_FROM={run} ARGS=--config.data.train=FILE.tsv",
             "       a larger model:  make pretrain CONFIG=bert_mini",
             "       your own text:   make pretrain ARGS=\"--config.data.source='text:/path/to/*.txt'\"",
         ]

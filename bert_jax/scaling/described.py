@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bert_jax import files
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, reason
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.collectives import SLICES, Collective
 from bert_jax.scaling.compile import Compiled, Memory
@@ -150,4 +150,4 @@ def write_summary(compiled: Compiled, path: str) -> None:
     try:
         files.write(path, json.dumps(summary(compiled), indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"--output={path} cannot be written: {error.strerror}; give another.") from None
+        raise UserError(f"--output={path} cannot be written: {reason(error)}; give another.") from None

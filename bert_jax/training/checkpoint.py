@@ -26,17 +26,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from bert_jax.errors import UserError
-from bert_jax.files import write
-from bert_jax.training.fingerprints import digests, fingerprints, in_hexadecimal
+from bert_jax.errors import UserError, reason
+from bert_jax.files import without_patterns, write
+from bert_jax.training.fingerprints import fingerprints, in_hexadecimal
 from bert_jax.training.step import TrainState
+from bert_jax.training.stored_arrays import DamagedCheckpoint, first_line, read_back, restore_items
 
 CHECKSUMS = "checksums.json"
 log = logging.getLogger("bert_jax")
-
-
-class DamagedCheckpoint(Exception):
-    """Raised if the content of a checkpoint is not what was saved; names the file or array."""
 
 
 class Checkpoints:
@@ -59,11 +56,12 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"checkpoints cannot be written to {self._directory}: {error.strerror}; "
+                f"checkpoints cannot be written to {self._directory}: {reason(error)}; "
                 "correct this or give another --workdir."
             ) from None
         self._manager = ocp.CheckpointManager(
-            self._directory, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+            without_patterns(self._directory),
+            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
         )
         self._committer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
@@ -84,7 +82,9 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         # Dispatched before the next update reuses the memory; `_commit` waits for them in the background.
-        taken = fingerprints({"params": state.params, "opt_state": state.opt_state})
+        arrays = {"params": state.params, "opt_state": state.opt_state}
+        taken = fingerprints(arrays)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
         # A copy: Orbax writes `meta` in the background, while the caller may change it.
         meta = json.loads(json.dumps({**meta, "step": step}))
         args = ocp.args.Composite(
@@ -95,7 +95,9 @@ class Checkpoints:
         if step in self._manager.all_steps():  # damaged, otherwise `restore_newest` would have restored it
             self._guarded(step, lambda: self._remove([step]))
         self._guarded(step, lambda: self._manager.save(step, args=args, force=True))
-        self._pending = self._committer.submit(self._guarded, step, lambda: self._commit(step, taken, best))
+        self._pending = self._committer.submit(
+            self._guarded, step, lambda: self._commit(step, meta, taken, abstract, best)
+        )
 
     def wait(self) -> None:
         """Waits until the last save is complete; raises UserError if it failed."""
@@ -184,11 +186,19 @@ class Checkpoints:
             )
         meta = _read_meta(folder)
         items = {"params": abstract.params, "opt_state": abstract.opt_state}
-        arrays = _restore_items(folder, items, meta["digests"])
+        arrays = restore_items(folder, items, meta["digests"])
         number = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(number, arrays["params"], arrays["opt_state"]), meta
 
-    def _commit(self, step: int, taken: dict[str, Any], best: int | None) -> None:
+    def _commit(
+        self,
+        step: int,
+        meta: dict[str, Any],
+        taken: dict[str, Any],
+        abstract: dict[str, Any],
+        best: int | None,
+    ) -> None:
+        """Writes the checksums, once everything has been read back as it was."""
         self._manager.wait_until_finished()
         folder = self._directory / str(step)
         if jax.process_index() == 0:
@@ -199,6 +209,8 @@ class Checkpoints:
                 "files": {str(path.relative_to(folder)): _sha256(path) for path in _files_of(folder)},
                 "arrays": in_hexadecimal(taken),
             }
+            _check_files(folder, sums["files"], meta, self._files)
+            read_back(folder, abstract, sums["arrays"])
             write(folder / CHECKSUMS, json.dumps(sums, indent=1))
             # Later steps are damaged ones that were skipped: they must not replace undamaged ones.
             for old in [s for s in committed_steps(self._directory) if s <= step][: -self._keep_last]:
@@ -210,7 +222,7 @@ class Checkpoints:
             action()
         except Exception as error:  # Orbax and file systems raise many kinds
             raise UserError(
-                f"checkpoint {step} could not be written to {self._directory}: {_first_line(error)}. "
+                f"checkpoint {step} could not be written to {self._directory}: {first_line(error)}. "
                 "Older checkpoints are unchanged; remove the cause and run the same command again."
             ) from error
 
@@ -239,7 +251,8 @@ def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path
             with contextlib.suppress(OSError, ValueError, KeyError):  # unchecked: `find_verified` checks
                 best = json.loads((newest / "meta" / "metadata").read_bytes())["selection"]["best_step"]
             return folder / str(best) if best in steps else newest
-    runs = sorted(found.parent for found in path.glob("*_*/checkpoints"))  # of folds or seeds
+    folders = sorted(path.iterdir()) if path.is_dir() else []
+    runs = [f for f in folders if "_" in f.name and (f / "checkpoints").is_dir()]  # of folds or seeds
     remedy = f"one of its runs, e.g. {runs[0]}" if runs else "a run's folder or one of its checkpoints/STEP"
     raise UserError(f"{key}: there is no checkpoint in {path}; give {remedy}.")
 
@@ -265,10 +278,24 @@ def verify_files(folder: epath.Path) -> dict[str, Any]:
     return _read_meta(folder)
 
 
-def _read_meta(folder: epath.Path) -> dict[str, Any]:
+def _check_files(folder: epath.Path, sums: dict[str, str], meta: Any, files: dict[str, bytes]) -> None:
+    """Raises DamagedCheckpoint if `meta` or a file is not read back as it was written."""
+    changed = [
+        name for name, content in files.items() if sums.get(name) != hashlib.sha256(content).hexdigest()
+    ]
+    if _stored_meta(folder) != meta:
+        changed.append("meta")
+    if changed:
+        raise DamagedCheckpoint(f"{folder / changed[0]} is not read back as it was written")
+
+
+def _stored_meta(folder: epath.Path) -> dict[str, Any]:
     # Not by Orbax, which needs all processes to read it.
-    meta = json.loads((folder / "meta" / "metadata").read_bytes())
-    return meta | {"digests": json.loads((folder / CHECKSUMS).read_bytes())["arrays"]}
+    return json.loads((folder / "meta" / "metadata").read_bytes())
+
+
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    return _stored_meta(folder) | {"digests": json.loads((folder / CHECKSUMS).read_bytes())["arrays"]}
 
 
 def find_verified(path: epath.PathLike, key: str = "checkpoint") -> tuple[epath.Path, dict[str, Any]]:
@@ -295,31 +322,9 @@ def restore(folder: epath.Path, meta: dict[str, Any], abstract_params: Any) -> A
         UserError: when the checkpoint is damaged.
     """
     try:
-        return _restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
+        return restore_items(folder, {"params": abstract_params}, meta["digests"])["params"]
     except DamagedCheckpoint as damage:
         raise _unusable(folder, damage) from None
-
-
-def _restore_items(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
-    """Restores the items of `abstract`, or parts of them, and checks the fingerprint of every array."""
-    arrays = {}
-    for name, target in abstract.items():
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            wanted = ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            )
-            try:
-                arrays[name] = checkpointer.restore(folder / name, args=wanted)
-            except Exception as error:  # Orbax and TensorStore raise many kinds for unreadable data
-                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                    raise
-                raise DamagedCheckpoint(f"{folder / name} cannot be read: {_first_line(error)}") from error
-    for name, digest in digests(arrays).items():
-        if digest != expected.get(name):
-            raise DamagedCheckpoint(f"array {name} in {folder} is not what was saved (fingerprint {digest})")
-    return arrays
 
 
 def _files_of(folder: epath.Path) -> Iterator[epath.Path]:
@@ -339,7 +344,3 @@ def _unusable(folder: epath.Path, damage: DamagedCheckpoint) -> UserError:
     others = [step for step in committed_steps(folder.parent) if str(step) != folder.name]
     remedy = f"; there is also {folder.parent / str(others[-1])}" if others else ""
     return UserError(f"checkpoint {folder} is damaged: {damage}{remedy}.")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

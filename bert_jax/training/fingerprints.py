@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bert_jax.training.mesh import path_name
+
+HOST_WORDS = 1 << 20  # of an array in the host's memory that are mixed at a time
+Words = TypeVar("Words", jax.Array, np.ndarray)  # uint32
 
 
 def digests(tree: Any) -> dict[str, str]:
@@ -36,6 +40,20 @@ def in_hexadecimal(found: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, s
     return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(found).items()}
 
 
+def host_digest(array: np.ndarray) -> str:
+    """Returns the fingerprint of an array in the host's memory: that of `digests` for the same values."""
+    kind = np.dtype(f"u{min(array.dtype.itemsize, 4)}")
+    words = np.ascontiguousarray(array).reshape(-1).view(kind)
+    total = weighted = 0
+    for start in range(0, len(words), HOST_WORDS):
+        part = words[start : start + HOST_WORDS].astype(np.uint32)
+        position = np.arange(start, start + len(part)).astype(np.uint32)  # modulo 2^32, as on the devices
+        mixed = _mix(part ^ _mix(position))
+        total += int(mixed.sum(dtype=np.uint32))
+        weighted += int((mixed * (position << 1 | 1)).sum(dtype=np.uint32))
+    return f"{total % 2**32:08x}{weighted % 2**32:08x}"
+
+
 def params_digest(params: Any) -> str:
     """Returns one hex digest of all parameters."""
     return combined_digest(digests(params))
@@ -58,8 +76,8 @@ def _fingerprint(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * odd, dtype=jnp.uint32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mix(x: Words) -> Words:
     """Applies the finalizer of MurmurHash3."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 
 from bert_jax import files, version
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, reason
 from bert_jax.report import report
 from bert_jax.training.config import RunConfig
 
@@ -136,11 +136,11 @@ def _record(file: epath.Path, content: Any, write: Callable[..., None] = files.w
     try:
         write(file, content)
     except OSError as error:
-        log.warning("%s could not be written: %s", file, error.strerror or error)
+        log.warning("%s could not be written: %s", file, reason(error))
 
 
 def _unwritable(workdir: epath.Path, error: OSError) -> UserError:
-    return UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.")
+    return UserError(f"--workdir={workdir} cannot be written: {reason(error)}; give another.")
 
 
 def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -1,12 +1,17 @@
+import io
 import os
+import pathlib
+import shutil
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from etils import epath
 
 from bert_jax import files
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, reason
 from bert_jax.files import new_folder, whole_folder, write
 
 
@@ -50,6 +55,66 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match=r"--output=.* cannot be written"), new_folder(output / "a" / "b"):
         pass
     assert names(tmp_path) == ["some/out/a", "some/out/b"]
+
+
+def test_a_folder_that_is_there_keeps_its_place(tmp_path, monkeypatch):
+    """It may be where a disk is mounted, or the directory that a shell is in: `--output=.`"""
+    output = tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "link").symlink_to(output)
+    monkeypatch.chdir(output)
+    inode = output.stat().st_ino
+    for path in (".", "../out", str(output), str(tmp_path / "link")):
+        (output / f".building-{socket.gethostname()}-{2**22 + 1}").mkdir()  # of a killed process
+        with pytest.raises(RuntimeError), new_folder(pathlib.Path(path)):
+            raise RuntimeError
+        assert list(output.iterdir()) == []
+        with new_folder(pathlib.Path(path)) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "a").touch()
+            assert not (output / "sub").exists()
+        assert sorted(os.listdir()) == ["sub"]
+        assert output.stat().st_ino == inode
+        with pytest.raises(UserError, match="exists; give another"), new_folder(pathlib.Path(path)):
+            pass
+        shutil.rmtree(output / "sub")
+
+
+def test_links_and_streams_stay_what_they_are(tmp_path):
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for content in (b"new", b"old"):  # a link to a file that is not there yet, too
+        write(link, content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE)
+    write(fifo, lambda file: np.save(file, np.arange(3)))  # which asks for its place in the file
+    content, _ = reader.communicate(timeout=30)
+    assert fifo.is_fifo()
+    assert np.load(io.BytesIO(content)).tolist() == [0, 1, 2]
+    write("/dev/null", "nothing")
+    assert pathlib.Path("/dev/null").is_char_device()
+    assert names(tmp_path) == ["folder/target", "link"]
+
+
+@pytest.mark.parametrize("mode", ["w", "a"])
+def test_standard_output_is_written_to_where_it_stands(tmp_path, mode):
+    path = tmp_path / "out.txt"
+    path.write_text("before\n")
+    code = "print('first'); files.write('/dev/stdout', 'text\\n'); print('last')"
+    with path.open(mode) as file:
+        subprocess.run([sys.executable, "-c", f"from bert_jax import files; {code}"], stdout=file, check=True)
+    before = ["before"] if mode == "a" else []
+    assert path.read_text().splitlines() == [*before, "first", "text", "last"]
+
+
+def test_a_reason_is_never_empty():
+    assert reason(OSError(28, "No space left on device")) == "No space left on device"
+    assert reason(OSError("the client is not installed")) == "the client is not installed"
+    assert reason(OSError()) == "OSError"
 
 
 def test_what_came_into_the_folder_meanwhile_is_kept(tmp_path):

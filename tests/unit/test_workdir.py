@@ -115,7 +115,7 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     workdir = open_workdir(tmp_path, CONFIG, "d1")
     (workdir / "report.html").mkdir()
     write_report(workdir)
-    assert f"{workdir / 'report.html'} could not be written: Cannot overwrite" in caplog.text
+    assert f"{workdir / 'report.html'} could not be written: Is a directory" in caplog.text
 
 
 def test_a_run_that_did_not_record_a_key_resumes_with_any_value_of_it(tmp_path):
