@@ -1,6 +1,7 @@
 """What commands share: flags, the log, errors as one line, and the set-up of a training command."""
 
 import ast
+import contextlib
 import errno
 import hashlib
 import logging
@@ -17,6 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from bert_jax import config as config_lib
+from bert_jax import streams
 from bert_jax.errors import UserError
 from bert_jax.training.config import RunConfig, sections
 
@@ -26,7 +28,7 @@ PATHS = {"workdir", "data_dir", "checkpoint", "input", "output"}  # flags that h
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 CONFIG_HELP = "A shipped config's name or a path to a config file; --config.KEY=VALUE overrides a value."
 OVERRIDE = re.compile(r"--(no)?config\.")
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141  # the last as of programs that SIGPIPE ends
 DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ESTALE, errno.EIO),
@@ -101,6 +103,7 @@ def folder_flag(name: str) -> pathlib.Path:
     """Returns the path of a flag that names a folder; raises UserError if it is missing."""
     if not (value := flags.FLAGS[name].value):
         raise UserError(f"--{name} is missing; give a folder (see --help).")
+    _check_path(name, value)
     return pathlib.Path(value)
 
 
@@ -108,22 +111,29 @@ def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
     """Parses the command line, runs `main` and exits with its return code.
 
     With `modes`, the first argument must be one of them and is passed to `main`. A `UserError` becomes one
-    line on stderr and exit code 2.
+    line on stderr and exit code 2. The command ends quietly when the reader of its output is gone (`| head`).
     """
+    streams.open_streams()
     _set_up_log()
     try:
         arguments = [_parse_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
         _parse_flags()
-        sys.exit(main(*arguments) or 0)
+        code = main(*arguments) or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        streams.discard_output()
+        sys.exit(READER_GONE)
     except UserError as error:
         problem = str(error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         problem = f"{error}; correct this and repeat the command; saved files are unchanged."
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
@@ -150,6 +160,8 @@ def train(set_up: Callable[[], Training]) -> int:
     from bert_jax.training import hosts
     from bert_jax.training.workdir import versions
 
+    streams.keep_going()
+    _set_up_log()
     hosts.connect()
     if jax.process_index():
         log.setLevel(logging.WARNING)  # the first process logs
@@ -193,6 +205,20 @@ def _parse_flags() -> None:
     for name in PATHS & set(flags.FLAGS):  # a shell expands `~` at the start of a word only
         if value := flags.FLAGS[name].value:
             flags.FLAGS[name].value = os.path.expanduser(value)
+            if name != "input":  # mostly a file, which Python itself reads
+                _check_path(name, flags.FLAGS[name].value)
+
+
+def _check_path(name: str, value: str) -> None:
+    """Raises UserError for a path whose bytes are not UTF-8, as which libraries would write it."""
+    path = value if "://" in value else os.path.abspath(value)
+    with contextlib.suppress(UnicodeEncodeError):
+        if path.encode() == os.fsencode(path):
+            return
+    raise UserError(
+        f"--{name}={value}: the path {path!r} is not UTF-8, or this system's locale is not "
+        f"({sys.getfilesystemencoding()}); use a folder with ASCII letters, or set LC_ALL=C.UTF-8."
+    )
 
 
 def _print_help() -> None:
@@ -260,11 +286,20 @@ def _set_up_log() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS also raise what they call an error
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same of Orbax's threads
     sys.unraisablehook = _unraisable
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _LogHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+class _LogHandler(logging.StreamHandler):
+    """Raises what goes wrong with the stream, instead of printing a trace for every line of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        error = sys.exception()
+        assert error
+        raise error
 
 
 def _unraisable(ignored: Any) -> None:

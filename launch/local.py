@@ -24,7 +24,7 @@ from shell import say
 
 ABORTED = {-signal.SIGABRT, 128 + signal.SIGABRT}  # how JAX ends a process that has lost another one
 # The exit code when the signal ended a process that did not handle it yet.
-STOPPED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART}
+STOPPED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESTART, signal.SIGHUP: RESTART}
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -45,14 +45,14 @@ class Group:
     def __init__(self, options: argparse.Namespace, rest: list[str]):
         self.processes: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         if options.devices > 1:
             flag = f"--xla_force_host_platform_device_count={options.devices}"
             environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flag}".strip()
         for number, command in enumerate(commands(options, rest)):
             # In a session of its own, so that Ctrl-C reaches it once, from here.
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
                 env=environment, start_new_session=True,
             )  # fmt: skip
             reader = threading.Thread(target=self._copy_log, args=(number, process), daemon=True)
@@ -63,7 +63,7 @@ class Group:
     def _copy_log(self, number: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout
         for line in process.stdout:
-            print(f"[{number}] {line}", end="", flush=True)
+            shell.show(f"[{number}] {line}")
 
     def send(self, number: int) -> None:
         for process in self.processes:
@@ -128,6 +128,8 @@ def main() -> int:
     # Group.wait passes the signals on, so that none is lost that arrives while processes are started.
     asked: list[int] = []
     for number in STOPPED:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # started by nohup
         signal.signal(number, lambda number, _: asked.append(number))
     restarts = Restarts(options.restarts)
     while True:

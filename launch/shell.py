@@ -151,10 +151,22 @@ def fill(template: str, /, **values: object) -> str:
 
 
 def say(message: str) -> None:
-    print(f"[launch] {message}", flush=True)
+    show(f"[launch] {message}\n")
+
+
+def show(text: str) -> None:
+    """Writes to standard output what it can show; a reader that is gone neither ends a run nor blocks it."""
+    try:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
+    if sys.stdout is None:  # it is closed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         sys.exit(main())
     except (Mistake, Failure) as error:

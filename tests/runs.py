@@ -52,7 +52,7 @@ class Command:
     def __init__(self, folder: pathlib.Path, name: str, *overrides: str, launcher: tuple[str, ...] = ()):
         self.workdir, self.log = folder / name, folder / f"{name}.log"
         self.environment: dict[str, str] = {}
-        self._words = [
+        self.words = [
             *(sys.executable, *(launcher or ("-m", "bert_jax.pretrain")), f"--config={folder}/tiny.py"),
             *(f"--workdir={self.workdir}", f"--data_dir={folder}/data_dir"),
             *(f"--config.{override}" for override in overrides),
@@ -61,7 +61,7 @@ class Command:
     def start(self) -> subprocess.Popen:
         with self.log.open("w") as log:
             environment = os.environ | {"PYTHONUNBUFFERED": "1"} | self.environment
-            return subprocess.Popen(self._words, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            return subprocess.Popen(self.words, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     def run(self) -> tuple[int, str]:
         """Exit code and output."""

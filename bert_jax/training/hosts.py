@@ -123,7 +123,9 @@ def _exit(error: Exception) -> NoReturn:
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C in a block into a request to stop; a second Ctrl-C ends the process.
+    """Turns signals in a block into a request to stop; a second Ctrl-C ends the process.
+
+    The signals are SIGTERM, that of Ctrl-C, and that of a closed terminal unless nohup ignores it.
 
     Attributes:
         requested: number of the signal; None before one arrives.
@@ -133,9 +135,10 @@ class StopRequest:
         self.requested: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._handle) for number in signals}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -50,8 +50,8 @@ class MetricsFile:
             self._text += line
             write(self._path, self._text)
         else:
-            with self._path.open("a") as file:
-                file.write(line)
+            with self._path.open("ab") as file:
+                file.write(line.encode())
         self._events.write(row)
 
 
@@ -154,9 +154,14 @@ class Recorder:
         ideal_seconds: Callable[..., float] | None = None,
     ):
         self._file, self._console, self._log_every, self._schedule = file, console, log_every, schedule
-        self._starts, self._ideal_seconds = starts, ideal_seconds
+        self._restarts, self._ideal_seconds = len(starts) - 1, ideal_seconds
         empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
         self.window: dict[str, Any] = empty | (window or {})
+        # Wall clocks are set back and differ between hosts: they count from start to start only, where each
+        # took at least the time of its training; from here on the monotonic clock does.
+        since_first = time.time() - starts[0]["time"]
+        self._lasted_before = max(since_first, self.window["useful_seconds"])
+        self._started = time.perf_counter()
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._reset_times()
         self._mark = time.perf_counter()
@@ -218,14 +223,14 @@ class Recorder:
         busy = max(self._busy, 1e-9)
         if self._ideal_seconds:
             row["mfu"] = round(self._ideal_seconds(**self._timed) / busy, 4)
-        lasted = max(time.time() - self._starts[0]["time"], 1e-9)
+        lasted = max(self._lasted_before + time.perf_counter() - self._started, 1e-9)
         row |= {
             "learning_rate": float(self._schedule(step - 1)),
             "tokens_per_second": round(self._timed["tokens"] / busy, 1),
             "data_wait_fraction": round(self._waited / busy, 4),
             "goodput": round(self.window["useful_seconds"] / lasted, 4),
             "lost_seconds": round(lasted - self.window["useful_seconds"], 1),
-            "restarts": len(self._starts) - 1,
+            "restarts": self._restarts,
             "time": round(time.time(), 3),
         }
         self._file.write(row)

@@ -115,7 +115,7 @@ def test_processes_that_disagree_refuse_with_what_differs(folder):
     def start(number, *more):
         command = Command(folder, f"other{number}", "train.num_steps=1", *more)
         command.environment = {"XLA_FLAGS": ""}
-        command._words += [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"]
+        command.words += [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"]
         return command, command.start()
 
     started = [start(0), start(1, "train.seed=7")]

@@ -191,7 +191,7 @@ def test_goodput_is_the_time_of_steps_that_count_over_all_time_since_the_first_s
     """A checkpoint knows how long its steps took; what was done after it and lost is not in it."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("time.time", lambda: 100.0)
+    monkeypatch.setattr("time.time", lambda: 70.0 + now[0])
     window = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 30.0}
     recorder = recorder_of(path, window=window)
     for step in (1, 2, 3):
@@ -200,6 +200,26 @@ def test_goodput_is_the_time_of_steps_that_count_over_all_time_since_the_first_s
     recorder.flush()
     (row,) = rows_of(path)
     assert (row["goodput"], row["lost_seconds"], row["restarts"]) == (0.6, 40.0, 1)
+
+
+@pytest.mark.parametrize(("at_start", "a_second"), [(20.0, -1.0), (-1e6, 0.0), (29.0, 1.0)])
+def test_a_wall_clock_that_is_set_back_leaves_shares_and_durations_right(
+    path, monkeypatch, at_start, a_second
+):
+    """What came before this start took at least the time of its training; from here on time is monotonic."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: at_start + a_second * now[0])
+    window = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 30.0}
+    recorder = recorder_of(path, window=window)
+    now[0] += 20.0  # e.g. compiling
+    recorder.start_clock()
+    for step in (1, 2, 3):
+        now[0] += 10.0
+        recorder.add(step, metrics(loss=1))
+    recorder.flush()
+    (row,) = rows_of(path)
+    assert (row["goodput"], row["lost_seconds"]) == (0.75, 20.0)
 
 
 def test_rows_are_tensorboard_events_too(path):
