@@ -1,8 +1,6 @@
 import os
 import pathlib
 import runpy
-import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -167,19 +165,3 @@ def test_text_without_a_mask_names_the_text(predict, loaded_once):
     code, _, err = predict("fill-mask", "--checkpoint=x", "--text=so it was")
     assert (code, loaded_once) == (2, ["fill_mask"])
     assert err == "error: text 'so it was' has no [MASK]: put it where a word is to be guessed.\n"
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-@pytest.mark.parametrize("text", ['It\'s "so" [MASK]', "$5, $(HOME) or $$x `id` \\ #a %", "$(5 ( so", "'$'"])
-def test_make_passes_any_text_as_it_is(tmp_path, text):
-    """With a Python that prints its arguments, in an environment that is made already."""
-    python = tmp_path / "bin/python"
-    python.parent.mkdir()
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
-    (tmp_path / ".stamp").write_text("python3\n")
-    words = ["predict", "MODE=next-sentence", f"TEXT={text}", "NEXT=b c", "CHECKPOINT=my run"]
-    words += [f"VENV={tmp_path}", "PYTHON=python3", "ACCELERATOR=", "ARGS="]  # or those of `make test` come
-    out = subprocess.run(["make", "-s", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    options = ["--checkpoint=my run", f"--text={text}", "--next=b c"]
-    assert out.splitlines() == ["-m", "bert_jax.predict", "next-sentence", *options]
