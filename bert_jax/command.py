@@ -206,7 +206,7 @@ def _parse_flags() -> None:
         if value := flags.FLAGS[name].value:
             flags.FLAGS[name].value = os.path.expanduser(value)
             if name != "input":  # mostly a file, which Python itself reads
-                _check_path(name, flags.FLAGS[name].value)
+                _check_path(name, os.path.expanduser(value))
 
 
 def _check_path(name: str, value: str) -> None:

@@ -221,9 +221,10 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # Orbax and file systems raise many kinds
+            older = "Older checkpoints are unchanged; " if committed_steps(self._directory) else ""
             raise UserError(
                 f"checkpoint {step} could not be written to {self._directory}: {first_line(error)}. "
-                "Older checkpoints are unchanged; remove the cause and run the same command again."
+                f"{older}remove the cause and run the same command again."
             ) from error
 
 

@@ -1,6 +1,7 @@
 """The arrays of a checkpoint on disk: restored to devices, or read back to see that they are there."""
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,9 +68,10 @@ def read_back(folder: epath.Path, abstract: dict[str, Any], expected: dict[str, 
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the message of an error of Orbax or a file system, without TensorStore's specification."""
+    """Returns the message of an error of Orbax or a file system: the cause of TensorStore's chain."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(" [tensorstore_spec")[0]
+    cause = re.search(r": ([^:]+) \[os_error_code", lines[0])
+    return cause[1] if cause else lines[0].partition(" [tensorstore_spec")[0]
 
 
 def _parts(target: Any) -> Iterator[Any]:

@@ -117,3 +117,8 @@ def test_errors_of_the_storage_are_one_line_without_its_specification():
     error = ValueError("NOT_FOUND: no file [tensorstore_spec='{\"base\": 1}']\nTraceback")
     assert stored_arrays.first_line(error) == "NOT_FOUND: no file"
     assert stored_arrays.first_line(RuntimeError()) == "RuntimeError"
+    full = (
+        'RESOURCE_EXHAUSTED: Error writing "a/0" in "/x/": Failed writing: "/x/d/1": Failed to write 9 bytes'
+    )
+    full = f"{full} to file 15: No space left on device [os_error_code='28'] [tensorstore_spec='…']"
+    assert stored_arrays.first_line(ValueError(full)) == "No space left on device"
