@@ -139,9 +139,11 @@ def paragraphs_of(document: str) -> list[str]:
 class FileSource:
     """The files of a glob pattern, sorted by name; `~` works, and outside buckets `**`.
 
+    What exists as it is written is meant, whatever characters it has: a file, and the leading folders.
+
     Raises:
         MissingInput: if there is no such file.
-        UserError: for `**` in a bucket.
+        UserError: for a pipe or a device, and for `**` in a bucket.
     """
 
     def __init__(self, spec: str, pattern: str, block: type[Block], options: dict[str, str]):
@@ -150,11 +152,7 @@ class FileSource:
             raise UserError(
                 f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt."
             )
-        self.paths = _matches(os.path.expanduser(pattern))
-        if not self.paths:
-            is_directory = epath.Path(os.path.expanduser(pattern)).is_dir()
-            hint = f"it is a directory, use {spec.rstrip('/')}/*" if is_directory else "check the path"
-            raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
+        self.paths = _matches(spec, os.path.expanduser(pattern))
         self.size = sum(epath.Path(path).stat().length for path in self.paths)
 
     def fingerprint(self, digests: "Digests") -> list[Any]:
@@ -169,11 +167,44 @@ class FileSource:
                 offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
 
 
-def _matches(pattern: str) -> list[str]:
-    if "://" not in pattern:
-        return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"  # the folder above the first wildcard
-    return sorted(os.fspath(path) for path in epath.Path(fixed).glob(pattern.removeprefix(fixed)))
+def _matches(spec: str, pattern: str) -> list[str]:
+    remote = "://" in pattern
+    folder = os.path.dirname(pattern)
+    while glob.escape(folder) != folder and not epath.Path(folder).is_dir():
+        folder = os.path.dirname(folder)
+    rest = pattern[len(folder) :]
+    if epath.Path(pattern).is_file() or (not remote and os.path.lexists(pattern)):
+        found = [pattern]
+    elif remote:
+        found = [os.fspath(path) for path in epath.Path(glob.escape(folder)).glob(rest.lstrip("/"))]
+    else:
+        found = glob.glob(glob.escape(folder) + rest, recursive=True)
+    paths = sorted(found if remote else filter(functools.partial(_is_file, spec), found))
+    if paths:
+        return paths
+    hint = "check the path"
+    if epath.Path(pattern).is_dir():
+        hint = f"it is a directory, use {spec.rstrip('/')}/*"
+    elif found:
+        hint = f"there are only directories, use {spec.rstrip('/')}/*"
+    elif "[" in rest:
+        hint += "; [ ] stands for one of the characters inside, and [[] for a bracket in a name"
+    raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
+
+
+def _is_file(spec: str, path: str) -> bool:
+    """Tells files from directories; raises an error for what is neither."""
+    if os.path.isfile(path) or os.path.isdir(path):
+        return os.path.isfile(path)
+    if not os.path.exists(path):
+        raise MissingInput(
+            f"data.source={spec!r}: {path} is a link to {os.readlink(path)}, which does not exist; restore "
+            "that file or remove the link."
+        )
+    raise UserError(
+        f"data.source={spec!r}: {path} is a pipe or a device, and text is read more than once: write it to a "
+        "file first."
+    )
 
 
 def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
