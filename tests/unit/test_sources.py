@@ -156,7 +156,7 @@ def test_jsonl_errors_name_the_line(tmp_path, monkeypatch, line, message, chunk_
 
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(
-    st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\r\n", "\n \n", "bc d"]), max_size=40),
+    st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\r\n", "\n \n", "bc d", "\ufeff"]), max_size=40),
     st.integers(1, 12),
 )
 def test_documents_do_not_depend_on_where_chunks_end(tmp_path_factory, parts, chunk_bytes):

@@ -1,7 +1,6 @@
 """Reads text and JSONL files once, plain or compressed, local or remote, and cuts them between documents."""
 
 import abc
-import codecs
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -21,11 +20,13 @@ from typing import Any, ClassVar
 import zstandard
 from etils import epath
 
+from bert_jax.corpus.sources.formats import HEAD_BYTES, check_text
 from bert_jax.errors import UserError
 from bert_jax.files import write
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
+NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": functools.partial(zlib.decompressobj, wbits=31),
@@ -66,16 +67,20 @@ class Block(abc.ABC):
 
     @functools.cached_property
     def lines(self) -> list[str | None]:
-        """The decoded lines; with data.invalid_utf8=skip, None for a line that is not UTF-8."""
+        """The decoded lines; with data.invalid_utf8=skip, None for a line that is not UTF-8 text."""
         try:
-            return [*self.data.decode("utf-8-sig" if self.offset == 0 else "utf-8").split("\n")]
+            return [*_decode(self.data).split("\n")]
         except UnicodeDecodeError as error:
             if self.options.get("invalid_utf8") == "skip":
-                return [_decoded(line) for line in self.data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
-            # utf-8-sig does not count the byte order mark.
-            start = len(self.data) - len(error.object) + error.start
+                return [_decoded(line) for line in self.data.split(b"\n")]
+            byte = f"byte {self.offset + error.start}"
+            if error.reason == NUL:
+                raise UserError(
+                    f"{self.path} is no text file: {byte} is NUL, as in binary files and in UTF-16; take it "
+                    "out, convert UTF-16 with iconv -f utf-16le -t utf-8, or set data.invalid_utf8=skip."
+                ) from None
             raise UserError(
-                f"{self.path}: byte {self.offset + start} is not valid UTF-8 ({error.reason}); convert the "
+                f"{self.path}: {byte} is not valid UTF-8 ({error.reason}); convert the "
                 "file, e.g. with iconv -f latin1 -t utf-8, or set data.invalid_utf8=skip."
             ) from None
 
@@ -124,16 +129,30 @@ class JsonlBlock(Block):
         return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _decode(data: bytes) -> str:
+    """Decodes whole lines, without the byte order marks that begin some where files were joined.
+
+    Raises:
+        UnicodeDecodeError: also for NUL, which is valid UTF-8 but stands in no text.
+    """
+    if (start := data.find(b"\0")) >= 0:
+        raise UnicodeDecodeError("utf-8", data, start, start + 1, NUL)
+    return data.decode().removeprefix("\ufeff").replace("\n\ufeff", "\n")
+
+
 def _decoded(line: bytes) -> str | None:
     try:
-        return line.decode()
+        return _decode(line)
     except UnicodeDecodeError:
         return None
 
 
 def paragraphs_of(document: str) -> list[str]:
-    """Splits a document into its lines, stripped and without empty ones."""
-    return [line for paragraph in document.split("\n") if (line := paragraph.strip())]
+    """Splits the text of a record into its lines, stripped, without empty ones and without NUL.
+
+    One record in millions may hold a NUL (\\u0000 in JSON), which BERT's tokenizer removes, too.
+    """
+    return [line for part in document.replace("\0", "").split("\n") if (line := part.strip())]
 
 
 class FileSource:
@@ -163,6 +182,8 @@ class FileSource:
         for path in self.paths:
             offset, line, done = 0, 1, 0
             for data, read_bytes in _cut(read(path), self._block.END, path):
+                if not offset:
+                    _check_line_ends(data, path)
                 yield self._block(path, data, offset, line, read_bytes - done, self._options)
                 offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
 
@@ -218,12 +239,22 @@ def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Ite
         if not cut and len(rest) > MAX_DOCUMENT_BYTES:
             cut = rest.rfind(b"\n") + 1
             if not cut:
+                _check_line_ends(rest, path)
                 raise UserError(f"{path}: a line is longer than {MAX_DOCUMENT_BYTES:,} bytes; split it.")
         if cut:
             yield rest[:cut], read_bytes
             rest = rest[cut:]
     if rest:
         yield rest, read_bytes
+
+
+def _check_line_ends(data: bytes, path: str) -> None:
+    """Raises UserError for text whose lines end in \\r alone, which would be one line."""
+    if b"\n" not in data and b"\r" in data.strip():
+        raise UserError(
+            f"{path}: its lines end in \\r (carriage return) alone; convert it with "
+            "tr '\\r' '\\n' < FILE > NEW."
+        )
 
 
 def _last_end(data: bytes, end: re.Pattern) -> int:
@@ -241,13 +272,21 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
     """Yields (decompressed bytes, bytes read of the file so far).
 
     Raises:
-        UserError: if the file cannot be read, or its compressed content is broken or ends early.
+        UserError: if the file cannot be read, its compressed content is broken or ends early, or it is no
+            text but an archive, a document of an office program and so on.
     """
     try:
         with epath.Path(path).open("rb") as file:
             new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
             plain = iter(functools.partial(file.read, CHUNK_BYTES), b"")
-            yield from _decompressed(file, new) if new else ((data, file.tell()) for data in plain)
+            blocks = _decompressed(file, new) if new else ((data, file.tell()) for data in plain)
+            head = b""
+            first = []
+            while len(head) < HEAD_BYTES and (block := next(blocks, None)):
+                first.append(block)
+                head += block[0]
+            check_text(path, head)
+            yield from itertools.chain(first, blocks)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
 
