@@ -38,6 +38,7 @@ from bert_jax.version import versions
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+DIGESTS = "digests.json"  # in DATA_DIR
 # Settings that enter the key through contents: through the sources' fingerprints and the tokenizer.
 KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokenizer_sample_mb"}
 # Settings that enter the key at their default too. Later ones do not, so that older datasets are found.
@@ -209,6 +210,9 @@ def prepare(
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(building / TOKENIZER)
         counts = writer.write_documents(building, sources, data, tokenizer, pool)
+        digests = Digests(data_dir / DIGESTS)
+        if [source.fingerprint(digests) for source in sources] != fingerprints:
+            raise UserError(f"data.source={data.source!r} changed while it was read; run the command again.")
         seconds = time.perf_counter() - start - tokenizer_seconds
         log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
         manifest = {
@@ -262,7 +266,7 @@ def _find(
     """Returns the dataset or None, its folder, the sources and their fingerprints."""
     try:
         sources = open_sources(data)
-        digests = Digests(data_dir / "digests.json")
+        digests = Digests(data_dir / DIGESTS)
         fingerprints = [source.fingerprint(digests) for source in sources]
         file = tokenizer_file(data)
         kind = data.tokenizer.split(":")[0]
@@ -287,7 +291,9 @@ def _of_same_settings(
 ) -> PreparedDataset:
     """Finds the newest dataset of the same settings; raises `missing` if there is none."""
     settings, defaults = _settings(data, vocab_size), _settings(type(data)(), vocab_size)
-    manifests = data_dir.glob(f"*/{MANIFEST}") if data_dir.exists() else ()
+    # Not with epath's glob, which takes brackets in the path of data_dir for a pattern.
+    folders = data_dir.iterdir() if data_dir.is_dir() else ()
+    manifests = [path for folder in folders if (path := folder / MANIFEST).exists()]
     for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
         with contextlib.suppress(UserError):  # a damaged dataset
             dataset = PreparedDataset.open(manifest.parent)

@@ -3,6 +3,8 @@ import hashlib
 import itertools
 import json
 import lzma
+import os
+import pathlib
 import re
 import struct
 
@@ -197,6 +199,39 @@ def test_digests_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
     assert Digests(cache).of([str(path)]) != first
     write(cache, "not JSON")
     assert len(Digests(cache).of([str(path)])[0]) == 64
+
+
+REPLACEMENTS = {
+    "written in place": lambda path: path.write_bytes(b"SAME SIZE"),
+    "moved over it": lambda path: write(path.parent / "new.txt", b"SAME SIZE").replace(path),
+    "a copy that keeps times": lambda path: (path.unlink(), write(path, b"SAME SIZE")),
+    "another target": lambda path: (
+        write(path.parent / "new.txt", b"SAME SIZE"),
+        path.unlink(),
+        path.symlink_to("new.txt"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REPLACEMENTS)
+def test_content_that_changes_while_size_and_time_do_not(tmp_path, how):
+    path, cache = write(tmp_path / "a.txt", "same size"), files.epath.Path(tmp_path / "digests.json")
+    os.utime(path, ns=(10**18, 10**18))
+    first = Digests(cache).of([str(path)])
+    REPLACEMENTS[how](path)
+    os.utime(path, ns=(10**18, 10**18))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (9, 10**18)
+    assert Digests(cache).of([str(path)]) != first
+
+
+@pytest.mark.parametrize("entry", [[9, 10**18, "old"], [9, 10**18, 10**18, 7, "old"], [], None])
+def test_a_cache_of_digests_of_another_version_is_read_again(tmp_path, entry):
+    path, cache = write(tmp_path / "a.txt", "same size"), files.epath.Path(tmp_path / "digests.json")
+    os.utime(path, ns=(10**18, 10**18))
+    fresh = Digests(files.epath.Path(tmp_path / "none.json")).of([str(path)])
+    for content in ({str(path): entry}, [], 3, None):
+        pathlib.Path(cache).write_text(json.dumps(content))
+        assert Digests(cache).of([str(path)]) == fresh
 
 
 @pytest.fixture(scope="module")

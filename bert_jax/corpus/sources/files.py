@@ -304,16 +304,18 @@ def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
 
 
 class Digests:
-    """SHA-256 of files' contents, cached by (path, size, modification time) in a JSON file.
+    """SHA-256 of files' contents, cached in a JSON file by path, size and time of modification.
 
-    The cache avoids reading a large corpus at every start. If it cannot be written, files are read again.
+    For local files by inode and time of change, too: a program can set the time of modification, as tar and
+    rsync do, but not that of change. The cache avoids reading a large corpus at every start. If it cannot be
+    written, files are read again.
     """
 
     def __init__(self, cache: epath.Path):
         self._cache = cache
         try:
-            self._known = json.loads(cache.read_bytes())
-        except (OSError, ValueError):
+            self._known = dict(json.loads(cache.read_bytes()))
+        except (OSError, ValueError, TypeError):
             self._known = {}
 
     def of(self, paths: list[str]) -> list[str]:
@@ -329,15 +331,23 @@ class Digests:
 
     def _digest(self, path: str) -> str:
         path = os.path.abspath(path) if "://" not in path else path
-        stat = epath.Path(path).stat()
-        modified = os.stat(path).st_mtime_ns if "://" not in path else str(stat.mtime)
-        known = self._known.get(path)
-        if known and known[:2] == [stat.length, modified]:
-            return known[2]
         try:
+            state = _state(path)
+            known = self._known.get(path)
+            if known and known[:-1] == state:
+                return known[-1]
             with epath.Path(path).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
-        self._known[path] = [stat.length, modified, digest]
+        self._known[path] = [*state, digest]
         return digest
+
+
+def _state(path: str) -> list[Any]:
+    """Returns JSON-able values that differ once the content of a file has changed."""
+    if "://" in path:
+        remote = epath.Path(path).stat()
+        return [remote.length, str(remote.mtime)]
+    local = os.stat(path)
+    return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]
