@@ -6,15 +6,22 @@
 The last line is a digest of the documents' contents: the same text and settings give the same digest.
 """
 
+import logging
+
 from absl import flags
 
 from bert_jax import command
 from bert_jax.corpus.dataset import prepare
+from bert_jax.data.obstacles import obstacles
+
+log = logging.getLogger("bert_jax")
 
 
 def main() -> None:
     config = command.resolved_config()
     dataset = prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
+    for obstacle in obstacles(dataset, config.data, config.train.seed):
+        log.warning(obstacle.message)
     print(f"dataset_sha256: {dataset.sha256}")
 
 

@@ -7,6 +7,7 @@ The same command again resumes. Everything of the run is kept in --workdir. Star
 TPU pod, GKE, Slurm or `launch/local.py`, they train one model together.
 """
 
+import logging
 import shlex
 
 import jax
@@ -17,6 +18,7 @@ from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import PreparedDataset, dataset_for
 from bert_jax.corpus.sources.files import MissingInput
+from bert_jax.data.obstacles import obstacles
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
 from bert_jax.report.text_table import text_table
@@ -27,6 +29,7 @@ from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.opening import open_checkpoint
 from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache
 
+log = logging.getLogger("bert_jax")
 SCORES = {
     "eval_mask_token_loss": "loss where [MASK] stands",
     "eval_shuffled_mask_token_loss": "… with the visible tokens shuffled",
@@ -44,11 +47,13 @@ def set_up() -> command.Training:
     """Checks the command line and opens the dataset; a single process prepares it if necessary."""
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
-    check(config, workdir)
+    resumes = check(config, workdir)
     if jax.process_index() == 0:
         lock(workdir)
     use_compilation_cache(workdir)
     dataset = open_dataset(config)
+    if jax.process_index() == 0:  # its error is raised on every process
+        check_text(config, dataset, resumes)
     must_match = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
     must_match["dataset_sha256"] = dataset.sha256
 
@@ -61,14 +66,28 @@ def set_up() -> command.Training:
     return command.Training(config, must_match, work)
 
 
-def check(config: Config, workdir: epath.Path) -> None:
-    """Raises UserError for errors that are visible before the text is prepared, which may take hours."""
+def check(config: Config, workdir: epath.Path) -> bool:
+    """Returns whether the run resumes.
+
+    Raises:
+        UserError: for errors that are visible before the text is prepared, which may take hours.
+    """
     mesh = make_mesh(config.mesh)
     check_model(mesh.shape, config.model)
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     folder = check_workdir(workdir, config)
-    if config.init_from and not committed_steps(folder / "checkpoints"):
+    resumes = bool(committed_steps(folder / "checkpoints"))
+    if config.init_from and not resumes:
         open_checkpoint(config.init_from, "init_from").check_network(config.model)
+    return resumes
+
+
+def check_text(config: Config, dataset: PreparedDataset, resumes: bool) -> None:
+    """Warns of what is wrong with the text; raises UserError where a new run has nothing to learn."""
+    for obstacle in obstacles(dataset, config.data, config.train.seed):
+        if obstacle.hopeless and not resumes:
+            raise UserError(obstacle.message)
+        log.warning(obstacle.message)
 
 
 def open_dataset(config: Config) -> PreparedDataset:

@@ -45,6 +45,7 @@ FILES = {
     "latin1": "Ba dé.\n\nBa d".encode() + b"\xe9 ba.\n",
     "body.jsonl": '{"text": "ba de."}\n{"body": "ba de."}\n',
     "no.jsonl": '{"text": "ba de."}\nba de.\n',
+    "one_document": "\n".join(f"{a} {b} {c}." for a in WORDS for b in WORDS for c in WORDS),
     "titles": "\n\n".join(f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS),
     "mine.py": GET_CONFIG.replace("CHANGE", ""),
     "syntax.py": "def get_config(:\n",
@@ -144,6 +145,7 @@ def contents(folder):
     }
 
 
+ONE_DOCUMENT = "data.source=text:one_document data.held_out_fraction=0"
 MISTAKES = [
     # the command line
     ("pretrain", "--config is missing; shipped configs: bert_base"),
@@ -185,6 +187,7 @@ MISTAKES = [
     (f"{PREPARE} data.source=tfds:imdb_review", "tfds:imdb_review", "did you mean imdb_reviews"),
     (f"{PREPARE} data.source=tfds:imdb_reviews", "tfds:imdb_reviews'", "not prepared on this machine"),
     (f"{PRETRAIN}2 data.source=text:titles", "data.second_objective='next_sentence'", "=none"),
+    (f"{PRETRAIN}2 {ONE_DOCUMENT}", "is 1 document: 0.0% of its sentence pairs", "nothing to learn", "=none"),
     # tokenizers
     (f"{PREPARE} data.tokenizer=wordpiece:none", "data.tokenizer='wordpiece:none'", "no such file"),
     (f"{PREPARE} data.tokenizer=wordpiece:without_specials", "specials' has no piece [PAD], [UNK]"),
@@ -284,6 +287,24 @@ def test_broken_text_is_skipped_and_counted(capfd):
     out, err = capfd.readouterr()
     assert "left out 1 lines or records that are not UTF-8 (data.invalid_utf8=skip)" in out
     assert "dataset_sha256: " in out
+    assert err == ""
+
+
+def test_text_that_cannot_teach_is_told_by_prepare_and_where_a_run_resumes(capfd, monkeypatch):
+    """As for a run of a version that did not look."""
+    words = [f"--config.{word}" for word in ONE_DOCUMENT.split()]
+    warning = (
+        "the text to train on is 1 document: 0.0% of its sentence pairs are NotNext (usually half), so next "
+    )
+    assert run(*PREPARE.split(), *words) == 0
+    assert warning in capfd.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr("bert_jax.data.obstacles.obstacles", lambda *_: ())
+        assert run(*f"{PRETRAIN}6".split(), *words) == 0
+    assert warning not in capfd.readouterr().out
+    assert run(*f"{PRETRAIN}6".split(), *words) == 0
+    out, err = capfd.readouterr()
+    assert out.index(warning) < out.index("resumed at step 2 of 2")
     assert err == ""
 
 

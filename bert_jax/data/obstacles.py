@@ -1,0 +1,92 @@
+"""Finds what keeps a prepared text from teaching what the config asks, before a run spends days on it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.dataset import PreparedDataset
+from bert_jax.corpus.index import Index
+from bert_jax.data.batches import Batches
+from bert_jax.data.epoch_plan import EpochPlan, count_rows
+from bert_jax.errors import UserError
+
+NO_NOT_NEXT, FEW_NOT_NEXT = 0.01, 0.25  # shares below which there is nothing, or little, to learn
+MOST_UNKNOWN = 0.5  # share of [UNK] among the tokens
+PLANNED_TOKENS = 1 << 22  # of a split whose epochs are planned in a few milliseconds
+PLANNED_PAIRS, PLANNED_EPOCHS = 1 << 12, 16
+SAMPLED_TOKENS = 1 << 16  # of a larger split
+
+
+class Obstacle(NamedTuple):
+    """What is wrong with the text and the remedy, in a line; `hopeless` if an objective cannot be learned."""
+
+    message: str
+    hopeless: bool = False
+
+
+def obstacles(dataset: PreparedDataset, data: DataConfig, seed: int) -> Iterator[Obstacle]:
+    """Yields what is wrong with the text of a run; it takes well under a second for any size."""
+    for split in ("train", "heldout"):
+        store = dataset.split(split)
+        if not data.pairs or not store.index.num_tokens:
+            continue
+        try:
+            Batches(store, data, dataset.tokenizer, seed)
+        except UserError as error:
+            yield Obstacle(str(error) if split == "train" else f"held-out text: {error}", hopeless=True)
+            continue
+        yield from _obstacles_of_pairs(split, store.index, not_next_share(store.index, data, seed), data)
+    train = dataset.split("train")
+    tokens, batch_tokens = train.index.num_tokens, data.global_batch_size * data.max_seq_length
+    unknown = int(train.unigram_counts[dataset.tokenizer.unk_id]) / tokens
+    if unknown > MOST_UNKNOWN:
+        yield Obstacle(
+            f"{unknown:.0%} of the tokens to train on are [UNK]: data.tokenizer={data.tokenizer!r} does not "
+            "know the words of this text; use another, or train one with data.tokenizer=unigram."
+        )
+    if tokens < batch_tokens and (rows := count_rows(train.index, data, seed, 0)) < data.global_batch_size:
+        yield Obstacle(
+            f"the text to train on fills {rows:,} rows, so that a batch of {data.global_batch_size:,} "
+            f"repeats it {data.global_batch_size / rows:.1f} times; add text or lower data.global_batch_size."
+        )
+
+
+def _obstacles_of_pairs(split: str, index: Index, share: float, data: DataConfig) -> Iterator[Obstacle]:
+    count = "1 document" if index.num_documents == 1 else f"{index.num_documents:,} documents"
+    if split == "train" and share < FEW_NOT_NEXT:
+        yield Obstacle(
+            f"the text to train on is {count}: {share:.1%} of its sentence pairs are NotNext (usually half), "
+            f"so next sentence prediction has {'nothing' if share < NO_NOT_NEXT else 'little'} to learn. In "
+            "text files a blank line ends a document and the end of a line does not: put blank lines between "
+            "documents, add documents, or set data.second_objective=none.",
+            hopeless=share < NO_NOT_NEXT,
+        )
+    elif split == "heldout" and share < NO_NOT_NEXT:
+        yield Obstacle(
+            f"the held-out text is {count} without NotNext pairs, so that its next-sentence accuracy says "
+            f"nothing; raise data.held_out_fraction={data.held_out_fraction} or add documents."
+        )
+
+
+def not_next_share(index: Index, data: DataConfig, seed: int) -> float:
+    """Returns the share of NotNext among the pairs of a split.
+
+    A small split is counted in the first epochs, as they are trained on. In a large one a pair of sequences
+    swaps its Bs half of the time, and that makes them NotNext unless both are of the same document.
+    """
+    if index.num_tokens > PLANNED_TOKENS:
+        tokens = np.linspace(0, index.num_tokens, SAMPLED_TOKENS, endpoint=False).astype(np.int64)
+        documents = np.searchsorted(index.token_starts, tokens, "right")
+        shares = np.unique(documents, return_counts=True)[1] / SAMPLED_TOKENS
+        return float(1 - shares @ shares) / 2
+    pairs = not_next = 0
+    for epoch in range(PLANNED_EPOCHS):
+        plan = EpochPlan(index, data, seed, epoch)
+        sequences = plan.rows(np.arange(plan.num_rows))
+        pairs += int(np.count_nonzero(sequences.length_b))
+        not_next += int(np.count_nonzero(sequences.not_next))
+        if pairs >= PLANNED_PAIRS:
+            break
+    return not_next / max(pairs, 1)
