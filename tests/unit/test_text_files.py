@@ -16,6 +16,7 @@ import zstandard
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources import Digests, files, open_sources
 from bert_jax.errors import UserError
+from bert_jax.tasks import records
 
 STORY = "Once.\n\nUpon a time.\n"
 
@@ -230,3 +231,21 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     with pytest.raises(UserError) as raised:
         Digests(files.epath.Path(tmp_path / "digests.json")).of([str(path)])
     assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (zipped(), "is no text file but a zip archive, as .docx, .xlsx and .epub are too: unpack it first"),
+        (gzip.compress(b"text\tlabel\n"), "is no text file but compressed with gzip: decompress it first"),
+        (
+            "text\tlabel\n".encode("utf-16"),
+            "looks like UTF-16, not UTF-8: convert it with iconv -f utf-16 -t",
+        ),
+    ],
+)
+def test_labelled_data_is_looked_at_too(tmp_path, content, expected):
+    path = write(tmp_path / "a.tsv", content)
+    with pytest.raises(UserError) as raised:
+        records.read_text(str(path), "data.train")
+    assert str(raised.value).startswith(f"data.train={path} {expected}")
