@@ -31,8 +31,9 @@ def sentencepiece() -> SentencePieceTokenizer:
     return SentencePieceTokenizer.train(counts, "bpe", PIECES, lowercase=True)
 
 
-def wordpiece() -> WordPieceTokenizer:
-    return WordPieceTokenizer([*SPECIAL_PIECES, *WORDS, *".,!()s", "##s", "##ment", "govern"], lowercase=True)
+def wordpiece(more=(), lowercase=True, **rules) -> WordPieceTokenizer:
+    pieces = [*SPECIAL_PIECES, *WORDS, *".,!()s", "##s", "##ment", "govern", *more]
+    return WordPieceTokenizer(pieces, lowercase, **rules)
 
 
 def save(folder, tokenizer, **axes):

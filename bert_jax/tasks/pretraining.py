@@ -1,6 +1,7 @@
 """The task of pretraining: masked language model and next sentence prediction on a prepared dataset."""
 
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
-from bert_jax.corpus.dataset import PreparedDataset
+from bert_jax.corpus.dataset import TOKENIZER, PreparedDataset
+from bert_jax.corpus.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.shown import example
@@ -59,16 +62,12 @@ class Pretraining:
         config = self._config
         if config.init_from:
             opened = open_checkpoint(config.init_from, "init_from")
-            folder = opened.folder
-            for name, content in self.files.items():
-                if not (folder / name).exists() or (folder / name).read_bytes() != content:
-                    raise UserError(
-                        f"init_from: {folder} was trained with another {name}; use its tokenizer: "
-                        f"data.tokenizer=sentencepiece:{folder / name} or wordpiece:VOCAB.txt."
-                    )
+            self._check_tokenizer(opened.folder)
             opened.check_network(config.model)
             params = opened.params(abstract)
-            log.info("started at step 0 with the weights of %s; optimizer and schedule are new", folder)
+            log.info(
+                "started at step 0 with the weights of %s; optimizer and schedule are new", opened.folder
+            )
             return params
         log.info("started at step 0 with random weights (seed %d)", config.train.seed)
         params = random_params()
@@ -77,6 +76,27 @@ class Pretraining:
         head = params["masked_lm"]
         bias = jax.device_put(jnp.asarray(-self._unigram_loss, head["bias"].dtype), head["bias"].sharding)
         return {**params, "masked_lm": {**head, "bias": bias}}
+
+    def _check_tokenizer(self, folder: epath.Path) -> None:
+        """Raises UserError if the checkpoint in `folder` has another tokenizer; says how to take that one."""
+        different = [
+            name for name, content in self.files.items()
+            if not (folder / name).exists() or (folder / name).read_bytes() != content
+        ]  # fmt: skip
+        if not different:
+            return
+        path = folder / TOKENIZER / SentencePieceTokenizer.FILE
+        remedy = f"use its tokenizer: data.tokenizer=sentencepiece:{path}"
+        if not path.exists():
+            path = folder / TOKENIZER / WordPieceTokenizer.FILE
+            remedy = f"use its tokenizer: data.tokenizer=wordpiece:{path}"
+            rules = json.loads((path.parent / WordPieceTokenizer.SETTINGS).read_bytes())
+            if (lowercase := rules.pop("do_lower_case")) != self._config.data.lowercase:
+                remedy += f" and data.lowercase={lowercase}"
+            if rules:
+                stated = ", ".join(f"{name}={value}" for name, value in rules.items())
+                remedy = f"no setting of data gives its rules {stated}, so it can only be fine-tuned"
+        raise UserError(f"init_from: {folder} was trained with another {different[0]}; {remedy}.")
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""

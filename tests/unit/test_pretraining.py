@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from bert_jax.config import Config, from_dict
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.tokenizer import read_tokenizer
 from bert_jax.data import batches as batches_lib
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.evaluate import due
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
+from tests.saved import save, sentencepiece, wordpiece
 
 VOCABULARY = 100
 
@@ -34,6 +37,49 @@ def task_of(train_documents, held_out_documents, **train):
         split=stores.get, tokenizer=FakeTokenizer(VOCABULARY), sha256="d1", tokenizer_files=dict
     )
     return Pretraining(config, dataset)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "data", "name", "remedy"),
+    [
+        (wordpiece(), sentencepiece(), {}, "sentencepiece.model", "use its tokenizer: {wordpiece}"),
+        (wordpiece(), sentencepiece(), {"lowercase": False}, "sentencepiece.model",
+         "use its tokenizer: {wordpiece} and data.lowercase=True"),
+        (sentencepiece(), wordpiece(), {}, "vocab.txt", "use its tokenizer: {sentencepiece}"),
+        (wordpiece(), wordpiece(["new"]), {}, "vocab.txt", "use its tokenizer: {wordpiece}"),
+        (wordpiece(), wordpiece(lowercase=False), {"lowercase": False}, "tokenizer_config.json",
+         "use its tokenizer: {wordpiece} and data.lowercase=True"),
+        (wordpiece(tokenize_chinese_chars=False), wordpiece(), {}, "tokenizer_config.json",
+         "no setting of data gives its rules tokenize_chinese_chars=False, so it can only be fine-tuned"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_tokenizer_are_refused_and_the_remedy_works(
+    tmp_path, theirs, ours, data, name, remedy
+):
+    save(tmp_path, theirs)
+    config = from_dict({"data": data, "init_from": str(tmp_path)}, Config)
+    files = {f"tokenizer/{name}": content for name, content in ours.files().items()}
+    store = types.SimpleNamespace(unigram_counts=np.ones(5), index=types.SimpleNamespace(num_tokens=0))
+    task = Pretraining(
+        config,
+        types.SimpleNamespace(
+            split=lambda _: store, tokenizer=ours, sha256="d1", tokenizer_files=lambda: files
+        ),
+    )
+    folder = tmp_path / "checkpoints/0"
+    settings = {
+        "wordpiece": f"data.tokenizer=wordpiece:{folder}/tokenizer/vocab.txt",
+        "sentencepiece": f"data.tokenizer=sentencepiece:{folder}/tokenizer/sentencepiece.model",
+    }
+    with pytest.raises(UserError) as error:
+        task.initial_params(dict, None)
+    expected = f"init_from: {folder} was trained with another tokenizer/{name}; {remedy.format(**settings)}."
+    assert str(error.value) == expected
+    if "use its tokenizer" in remedy:
+        words = remedy.format(**settings).removeprefix("use its tokenizer: ").split(" and ")
+        given = dict(word.removeprefix("data.").split("=", 1) for word in words)
+        given["lowercase"] = given.get("lowercase", str(data.get("lowercase", True))) == "True"
+        assert read_tokenizer(DataConfig(**given), theirs.vocab_size).files() == theirs.files()
 
 
 def test_unigram_bias_is_the_log_of_the_frequencies_and_nothing_else():
