@@ -364,9 +364,9 @@ def tokenizer_file(data: DataConfig) -> str | None:
 def read_pieces(path: epath.Path | pathlib.Path, name: str) -> list[str]:
     """Reads a vocab.txt, which has a piece per line; raises UserError, which begins with `name`."""
     try:
-        text = path.read_bytes().decode().replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not a UTF-8 text file ({error}).") from None
+        raise UserError(f"{name} is not a UTF-8 text file ({error}); save it as UTF-8.") from None
     return text.removesuffix("\n").split("\n")
 
 

@@ -18,8 +18,9 @@ from flax import nnx
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import heads, pytorch, tensorflow
+from bert_jax.interop.directory import read_json
 from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head
-from bert_jax.interop.vocabulary import read_json, read_vocabulary
+from bert_jax.interop.vocabulary import read_vocabulary
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.mesh import path_name
 from bert_jax.training.opening import first_device_mesh, fresh_network

@@ -16,6 +16,8 @@ from bert_jax.corpus.tokenizer import (
 from bert_jax.errors import UserError
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+# Of the special pieces in tokenizer_config.json, in the order of `Tokenizer.special_ids`.
+ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # What SentencePiece's rule nmt_nfkc does besides NFKC: it removes REMOVED and replaces SPACES by a space.
 REMOVED = "[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]"
 SPACES = "[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd]"
@@ -48,8 +50,7 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
     """Makes the content of tokenizer_config.json for the tokenizer.json beside it."""
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    special = dict(zip(names, map(tokenizer.piece, tokenizer.special_ids), strict=True))
+    special = dict(zip(ROLES, map(tokenizer.piece, tokenizer.special_ids), strict=True))
     # For SentencePiece BertTokenizer would replace the normalizer by WordPiece's.
     kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer, WordPieceTokenizer):

@@ -5,6 +5,7 @@ The first of these files counts: sentencepiece.model (of our own export), tokeni
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
@@ -17,10 +18,17 @@ from bert_jax.corpus.tokenizer import (
     read_pieces,
 )
 from bert_jax.errors import UserError
+from bert_jax.interop.directory import check_fetched, read_json, read_text
+from bert_jax.interop.tokenizer_json import ROLES
 
 BERT = ("BertTokenizer", "BertTokenizerFast")
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # run tokenizer.json as it is
 PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+# Settings that change how a text is split, with the only value that can be honoured.
+FIXED = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece", "do_word_tokenize": True,
+         "do_subword_tokenize": True, "do_basic_tokenize": True}  # fmt: skip
+# Keys of tokens that are found in a text before it is split.
+SPELLED = ("additional_special_tokens", "extra_special_tokens", "never_split", "added_tokens_decoder")
 REMEDY = "its ids would differ from the published ones. Give a model with BERT's tokenizer"
 
 
@@ -36,19 +44,39 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     settings = _read_settings(directory)
     longest = settings.get("model_max_length")
     longest = longest if isinstance(longest, int) and longest >= 8 else None  # 10^30 stands for no limit
-    if (path := directory / SentencePieceTokenizer.FILE).exists():
-        return SentencePieceTokenizer(path.read_bytes(), str(path)), longest
+    tokenizer = _read_tokenizer(directory, settings)
+    for name in ("config.json", WordPieceTokenizer.SETTINGS):
+        if (path := directory / name).exists():
+            _check_rules(read_json(path), path)
+    for name in (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json"):
+        if (path := directory / name).exists():
+            content = read_json(path)
+            if name == "added_tokens.json":  # ids by token
+                content = {"added_tokens_decoder": {str(token): name for name, token in content.items()}}
+            _check_tokens(content, tokenizer, path)
+    return tokenizer, longest
+
+
+def _read_tokenizer(directory: pathlib.Path, settings: dict[str, Any]) -> Tokenizer:
     kind: str = settings.get("tokenizer_class") or BERT[0]
     known: tuple[str, ...] = BERT
-    if (path := directory / "tokenizer.json").exists():
+    own = directory / SentencePieceTokenizer.FILE
+    if own.exists():
+        path, known = own, GENERIC
+        kind = settings.get("tokenizer_class") or GENERIC[0]
+    elif (path := directory / "tokenizer.json").exists():
         vocabulary, rules = _read_tokenizer_json(path)
         known = BERT + GENERIC
     elif (path := directory / WordPieceTokenizer.FILE).exists():
+        check_fetched(path)
         vocabulary, rules = read_pieces(path, str(path)), {}
     else:
         raise UserError(f"{directory} holds no vocabulary: neither vocab.txt nor tokenizer.json.")
     if kind not in known:
         raise UserError(f"{directory}: tokenizer_class={kind!r} is not of {', '.join(known)}: {REMEDY}.")
+    if path == own:
+        check_fetched(path)
+        return SentencePieceTokenizer(path.read_bytes(), str(path))
     if kind not in GENERIC:  # which do not read them
         rules |= _stated_rules(settings, directory)
     lowercase = rules.pop("do_lower_case", None)
@@ -56,20 +84,7 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
         lowercase = all(piece == piece.lower() for piece in vocabulary if not piece.startswith("["))
     usual = {"strip_accents": lowercase, "tokenize_chinese_chars": True, "clean_text": True}
     other = {name: value for name, value in rules.items() if value != usual[name]}
-    return WordPieceTokenizer(vocabulary, lowercase, str(path), **other), longest
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; raises UserError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; --input is a folder of Hugging Face files."
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return content
+    return WordPieceTokenizer(vocabulary, lowercase, str(path), **other)
 
 
 def _read_settings(directory: pathlib.Path) -> dict[str, Any]:
@@ -77,9 +92,19 @@ def _read_settings(directory: pathlib.Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if (path := directory / "config.json").exists():
         settings["tokenizer_class"] = read_json(path).get("tokenizer_class")
-    if (path := directory / "tokenizer_config.json").exists():
+    if (path := directory / WordPieceTokenizer.SETTINGS).exists():
         settings |= {name: value for name, value in read_json(path).items() if value is not None}
     return settings
+
+
+def _check_rules(content: dict[str, Any], path: pathlib.Path) -> None:
+    """Raises UserError if a file states rules that BERT's tokenizer does not have, or code of its own."""
+    for name, usual in FIXED.items():
+        if (value := content.get(name)) not in (None, usual):
+            raise UserError(f"{path}: {name}={value!r} and BERT's is {usual!r}: {REMEDY}.")
+    code = content.get("auto_map") or {}
+    if not isinstance(code, dict) or "AutoTokenizer" in code:
+        raise UserError(f"{path}: auto_map names code of its own for the tokenizer: {REMEDY}.")
 
 
 def _stated_rules(settings: dict[str, Any], directory: pathlib.Path) -> dict[str, bool]:
@@ -91,10 +116,54 @@ def _stated_rules(settings: dict[str, Any], directory: pathlib.Path) -> dict[str
     return rules
 
 
+def _check_tokens(content: dict[str, Any], tokenizer: Tokenizer, path: pathlib.Path) -> None:
+    """Raises UserError if a file states other special pieces than the tokenizer has.
+
+    Args:
+        content: of tokenizer_config.json, or of the two files that once held parts of it.
+    """
+    special = {tokenizer.piece(token): token for token in tokenizer.special_ids}
+    pieces = dict(zip(ROLES, special, strict=True))
+    names = {key: _names(content.get(key)) for key in SPELLED}
+    for role, token in content.items():
+        if role.endswith("_token") and isinstance(token, (str, dict)):
+            names[role] = _names([token])
+            if names[role] != [pieces.get(role, names[role][0])]:
+                stated, ours = names[role][0], pieces[role]
+                raise UserError(f"{path}: {role}={stated!r} and the vocabulary's is {ours!r}: {REMEDY}.")
+    for key, found in names.items():
+        _refuse_added([name for name in found if name not in special], key, path)
+    added = content.get("added_tokens_decoder")
+    for number, name in zip(added, _names(added), strict=True) if isinstance(added, dict) else ():
+        if number != str(special[name]):
+            raise UserError(
+                f"{path}: {name} has the id {number}, and {special[name]} in the vocabulary; they must be of "
+                "one model."
+            )
+
+
+def _names(tokens: Any) -> list[str]:
+    """Lists the texts of tokens, which are strings or objects, in a list or by a key."""
+    values = [*tokens.values()] if isinstance(tokens, dict) else tokens or []
+    values = values if isinstance(values, list) else [values]
+    return [str(token.get("content") if isinstance(token, dict) else token) for token in values]
+
+
+def _refuse_added(names: list[str], key: str, path: pathlib.Path) -> None:
+    """Raises UserError for tokens that are found in a text before it is split; our tokenizers find none."""
+    if found := ", ".join(names[:5]):
+        raise UserError(
+            f"{path}: its {key} {found} are not pieces of words: {REMEDY}, or take them out of the file if "
+            "no text holds them."
+        )
+
+
 def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:
     """Reads the pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
+    text = read_text(path)
     try:  # read by the library and written again, a file of any version has today's form
-        content = json.loads(tokenizers.Tokenizer.from_file(str(path)).to_str())
+        read = tokenizers.Tokenizer.from_str(text)
+        content = json.loads(read.to_str())
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} is not a file of the tokenizers library ({error}).") from None
     for part, kind in PARTS.items():
@@ -108,15 +177,22 @@ def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]
             raise UserError(f"{path}: its model has {name}={value!r} and BERT's {usual[name]!r}: {REMEDY}.")
     if sorted(pieces.values()) != list(range(len(pieces))):
         raise UserError(f"{path}: the ids of its {len(pieces)} pieces are not 0 to {len(pieces) - 1}.")
-    # Special ones are found in a text only where it spells them out, which our tokenizers never do.
-    foreign = [
-        token["content"]
-        for token in content["added_tokens"]
-        if token["content"] not in pieces or not (token["special"] or token["content"] in SPECIAL_PIECES)
-    ]
-    if foreign:
-        raise UserError(
-            f"{path}: its added_tokens {', '.join(foreign[:5])} are not pieces of words: {REMEDY}."
-        )
+    added = [token["content"] for token in content["added_tokens"]]
+    # Those of BERT are found in a text only where it spells them out, and never by our tokenizers.
+    _refuse_added([name for name in added if name not in SPECIAL_PIECES], "added_tokens", path)
+    _check_frame(read, pieces, path)
     rules = {ours: normalizer[theirs] for ours, theirs in WordPieceTokenizer.RULES.items()}
     return sorted(pieces, key=pieces.__getitem__), {k: v for k, v in rules.items() if v is not None}
+
+
+def _check_frame(read: tokenizers.Tokenizer, pieces: Mapping[str, int], path: pathlib.Path) -> None:
+    """Raises UserError unless texts become [CLS] A [SEP] and [CLS] A [SEP] B [SEP], as all of BERT's do."""
+    if read.post_processor is None:  # the frame is left to the class of the tokenizer
+        return
+    text = tokenizers.Tokenizer(tokenizers.models.WordLevel({"text": -1 % 2**32}, unk_token="text"))
+    text.post_processor = read.post_processor
+    body, cls, sep = -1 % 2**32, pieces.get("[CLS]"), pieces.get("[SEP]")
+    frames = text.encode("text").ids, text.encode("text", "text").ids
+    if frames != ([cls, body, sep], [cls, body, sep, body, sep]):
+        kind = json.loads(read.to_str())["post_processor"]["type"]
+        raise UserError(f"{path}: its post_processor {kind} does not set [CLS] A [SEP] B [SEP]: {REMEDY}.")
