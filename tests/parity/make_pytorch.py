@@ -1,4 +1,6 @@
-"""Writes pytorch_model.bin as PyTorch does: tensors of several types, strides and storages.
+"""Writes pytorch_model.bin as PyTorch does, and pytorch_model_legacy.bin as it did before 1.6.
+
+Both hold the same tensors, of several types, strides and storages.
 
 Needs PyTorch:
 
@@ -21,4 +23,6 @@ tensors = OrderedDict(
 )
 tensors["slice"] = tensors["tied"] = tensors["matrix"][1:, 1:]  # of a storage that is written once
 tensors._metadata = OrderedDict(version=1)  # as a state_dict has it
-torch.save(tensors, pathlib.Path(__file__).with_name("pytorch_model.bin"))
+folder = pathlib.Path(__file__).parent
+torch.save(tensors, folder / "pytorch_model.bin")
+torch.save(tensors, folder / "pytorch_model_legacy.bin", _use_new_zipfile_serialization=False)

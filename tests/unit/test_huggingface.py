@@ -1,12 +1,9 @@
 import importlib.util
 import itertools
 import json
-import os
 import pathlib
-import pickle
 import shlex
 import shutil
-import zipfile
 
 import jax
 import numpy as np
@@ -200,47 +197,11 @@ def test_shards_of_pytorch(tmp_path):
 
 
 def test_pytorch_files(write):
-    tensors = pytorch.read_tensors(PYTORCH)
-    assert {name: x.tolist() for name, x in tensors.items()} == {
-        "matrix": [[0, 1, 2], [3, 4, 5]],
-        "transposed": [[0, 3], [1, 4], [2, 5]],
-        "parameter": [0.5, -2],
-        "bfloat16": [1.5, 3],
-        "position_ids": [[0, 1, 2, 3]],
-        "empty": [],
-        "scalar": 7,
-        "slice": [[4, 5]],
-        "tied": [[4, 5]],
-    }
     folder = write()
     (folder / "model.safetensors").unlink()
     shutil.copy(PYTORCH, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"LayerNorm\.bias is missing;.* matrix is not known"):
         huggingface.read(folder)
-
-
-@pytest.mark.parametrize(
-    ("offset", "size", "stride"), [(1, (2, 3), (1, 5)), (-1, (2,), (1,)), (11, (2,), (-1,))]
-)
-def test_a_tensor_outside_its_storage(offset, size, stride):
-    with pytest.raises(pickle.UnpicklingError, match="outside its storage"):
-        pytorch._tensor(np.zeros(12, np.float32), offset, size, stride)
-
-
-def test_nothing_in_a_pickle_is_run(tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "harm"),)
-
-    for content, message in ((pickle.dumps(Harm()), r"posix\.mkdir"), (b"\x80", "cannot be read")):
-        with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
-            archive.writestr("archive/data.pkl", content)
-        with pytest.raises(UserError, match=message):
-            pytorch.read_tensors(tmp_path / "x.bin")
-    assert not (tmp_path / "harm").exists()
-    (tmp_path / "x.bin").write_bytes(pickle.dumps({}))
-    with pytest.raises(UserError, match=r"PyTorch 1\.6 or later"):
-        pytorch.read_tensors(tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize("tokenizer", [wordpiece, sentencepiece])
