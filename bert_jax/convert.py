@@ -27,7 +27,8 @@ def main() -> None:
     values = {name: flags.FLAGS[name].value for name in ("pairs", "version_2")}
     overrides = {name: value for name, value in values.items() if value is not None}
     with new_folder(output) as folder:
-        convert(source, folder, flags.FLAGS.hidden_act, flags.FLAGS.task, overrides)
+        left_out = flags.FLAGS.leave_out or ()
+        convert(source, folder, flags.FLAGS.hidden_act, flags.FLAGS.task, overrides, left_out)
     log.info("wrote %s; --checkpoint and --config.init_from take it", output / "checkpoints" / "0")
 
 
@@ -45,5 +46,8 @@ if __name__ == "__main__":
     )
     flags.DEFINE_enum(
         "hidden_act", None, ACTIVATIONS, "The activation, where that of its config is not known or wrong."
+    )
+    flags.DEFINE_list(
+        "leave_out", None, "Tensors that BERT does not have: names, or what names begin with before a dot."
     )
     command.run(main)

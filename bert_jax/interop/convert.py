@@ -3,7 +3,7 @@
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ def convert(
     hidden_act: str | None = None,
     task: str | None = None,
     overrides: Mapping[str, bool] | None = None,
+    leave_out: Sequence[str] = (),
 ) -> None:
     """Writes the weights and the vocabulary of `source` as `output`/checkpoints/0, and logs what was chosen.
 
@@ -35,13 +36,18 @@ def convert(
     """
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder; give one with config.json and the weights.")
-    read = huggingface.read(source, hidden_act, task, overrides)
+    read = huggingface.read(source, hidden_act, task, overrides, leave_out)
     log_choices(read, "--task" if task else "its config", "--hidden_act" if hidden_act else "its config")
     digest = params_digest(read.params)
     meta = {
         "config": config_of(read).to_dict(),
         "versions": versions(),
-        "imported": {"from": source.name, "params_digest": digest, "initialised": read.initialised},
+        "imported": {
+            "from": source.name,
+            "params_digest": digest,
+            "initialised": read.initialised,
+            "left_out": read.left_out,
+        },
     }
     files = {f"tokenizer/{name}": content for name, content in read.tokenizer.files().items()}
     if read.task != PRETRAINING:
@@ -67,6 +73,7 @@ def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
 
 def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:
     """Logs what was read; `by_task` and `by_act` say what decided the task and the activation."""
+    log.info("weights: %s", read.origin)
     if read.task == PRETRAINING:
         log.info("task: none (%s), a checkpoint of pretraining", by_task)
     else:
@@ -80,3 +87,5 @@ def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:
              if read.initialised else "nothing; every head is in the file")  # fmt: skip
     if read.ignored:
         log.info("not imported: %s (of another task)", ", ".join(read.ignored))
+    if read.left_out:
+        log.info("not imported: %s (--leave_out)", ", ".join(read.left_out))

@@ -99,12 +99,13 @@ def read_label_info(
     settings: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     overrides: Mapping[str, bool],
-    origin: pathlib.Path,
+    path: pathlib.Path,
 ) -> dict[str, Any]:
     """Reads the `label_info` of a task (see `Downstream`) from a config.json.
 
     Args:
-        settings, tensors: of the directory `origin`.
+        settings, tensors: of a directory.
+        path: of its config, for errors.
         overrides: values that replace those of the file, of `pairs` or `version_2`.
 
     Raises:
@@ -121,7 +122,7 @@ def read_label_info(
     if task == "regression":
         label_info |= {"mean": 0.0, "deviation": 1.0}  # folded into the classifier
     elif HEADS[task].num_outputs is None:
-        label_info["labels"] = _labels(settings, tensors, origin)
+        label_info["labels"] = _labels(settings, tensors, path)
     return label_info
 
 
@@ -154,12 +155,10 @@ def fold_standardisation(params: Any, label_info: Mapping[str, Any]) -> Any:
     return params | {"classifier": {name: array.astype(np.float32) for name, array in classifier.items()}}
 
 
-def _labels(
-    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], origin: pathlib.Path
-) -> list[str]:
+def _labels(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> list[str]:
     if settings.get("problem_type") == "multi_label_classification":
         raise UserError(
-            f"{origin}/config.json: problem_type='multi_label_classification'; only one label a text can be "
+            f"{path}: problem_type='multi_label_classification'; only one label a text can be "
             "imported. --task=none takes the encoder alone."
         )
     names, bias = settings.get("id2label"), tensors.get("classifier.bias")
@@ -169,7 +168,6 @@ def _labels(
     known = [label for label in labels if isinstance(label, str)]
     if not len(labels) == len(set(known)) >= 2:
         raise UserError(
-            f"{origin}/config.json: id2label={names!r} must name two classes or more, from '0' on, with "
-            "distinct names."
+            f"{path}: id2label={names!r} must name two classes or more, from '0' on, with distinct names."
         )
     return known

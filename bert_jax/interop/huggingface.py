@@ -5,22 +5,21 @@ stacked along a leading axis.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.flax
 from flax import nnx
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.interop import heads, pytorch, tensorflow
+from bert_jax.interop import heads
 from bert_jax.interop.directory import read_json
 from bert_jax.interop.heads import HEADS, POOLER, PREFIXES, Head
 from bert_jax.interop.vocabulary import read_vocabulary
+from bert_jax.interop.weights import read_weights
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.mesh import path_name
 from bert_jax.training.opening import first_device_mesh, fresh_network
@@ -65,6 +64,8 @@ class Source(NamedTuple):
     params: Any  # nested dict of arrays, as in training
     initialised: list[str]  # modules that the file does not have
     ignored: list[str]  # tensors of another task's head
+    origin: str  # the files of the weights
+    left_out: list[str]  # tensors that the user left out
 
 
 def read(
@@ -72,76 +73,56 @@ def read(
     hidden_act: str | None = None,
     task: str | None = None,
     overrides: Mapping[str, bool] | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Source:
-    """Reads a directory as `save_pretrained` writes it, or one of Google's with a `bert_model.ckpt.index`.
+    """Reads a directory as `save_pretrained` writes it, or one of Google's with a TensorFlow checkpoint.
 
     Args:
         hidden_act: overrules its config.
         task: whose head is read (default: that of its config's architecture).
         overrides: as in `heads.read_label_info`.
+        leave_out: names of tensors that are not part of the network, or what they begin with before a dot.
 
     Raises:
         UserError: for a missing, broken or foreign file, and with a list of all tensors that do not fit.
     """
     google = directory / "bert_config.json"
-    settings = read_json(google if google.exists() else directory / "config.json")
-    model = read_config(settings, directory, hidden_act)
+    path = google if google.exists() else directory / "config.json"
+    settings = read_json(path)
+    model = read_config(settings, path, hidden_act)
     tokenizer, longest = read_vocabulary(directory)
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
             f"{directory}: the vocabulary has {tokenizer.vocab_size} pieces and the config has "
             f"vocab_size={model.vocab_size}; they must be of one model."
         )
-    tensors = _canonical(read_tensors(directory))
+    found, origin = read_weights(directory)
     task = task or heads.detect_task(settings)
-    label_info = heads.read_label_info(task, settings, tensors, overrides or {}, directory)
+    tensors, left_out = _without(_canonical(found), leave_out, model, HEADS[task])
+    label_info = heads.read_label_info(task, settings, tensors, overrides or {}, path)
     loaded = to_params(tensors, model, HEADS[task], heads.num_labels(task, label_info), directory)
     limit = model.max_position_embeddings
-    return Source(task, label_info, model, tokenizer, min(longest or limit, limit), *loaded)
+    return Source(task, label_info, model, tokenizer, min(longest or limit, limit), *loaded, origin, left_out)
 
 
-def read_config(settings: dict[str, Any], directory: pathlib.Path, hidden_act: str | None) -> ModelConfig:
-    """Reads a config.json.
+def read_config(settings: dict[str, Any], path: pathlib.Path, hidden_act: str | None) -> ModelConfig:
+    """Reads the content of the config at `path`.
 
     Raises:
         UserError: for a network that is not BERT, or an activation that is not known.
     """
     for key, ours in (("model_type", "bert"), ("position_embedding_type", "absolute"), ("is_decoder", False)):
         if (value := settings.get(key, ours)) != ours:
-            raise UserError(f"{directory}/config.json: {key}={value!r}; only {ours!r} can be imported.")
+            raise UserError(f"{path}: {key}={value!r}; only {ours!r} can be imported.")
     theirs = str(settings.get("hidden_act", "gelu"))
     if hidden_act is None and theirs not in GELU:
         known = ", ".join(GELU)
-        raise UserError(
-            f"{directory}/config.json: hidden_act={theirs!r} is not one of {known}; give --hidden_act."
-        )
+        raise UserError(f"{path}: hidden_act={theirs!r} is not one of {known}; give --hidden_act.")
     values = {ours: settings[theirs] for ours, theirs in CONFIG.items() if theirs in settings}
     for name, value in values.items():
         if type(value) not in (int, type(getattr(ModelConfig, name))):
-            raise UserError(
-                f"{directory}/config.json: {CONFIG[name]}={value!r} is not a number of that kind."
-            )
+            raise UserError(f"{path}: {CONFIG[name]}={value!r} is not a number of that kind.")
     return ModelConfig(**values, hidden_act=hidden_act or GELU[theirs])
-
-
-def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads all tensors by name from the first kind of file that exists, whole or in shards.
-
-    Raises:
-        UserError: if there is none, a shard is missing, or a file is damaged.
-    """
-    for name, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", pytorch.read_tensors)):
-        if (path := directory / name).exists():
-            return reader(path)
-        if (index := directory / f"{name}.index.json").exists():
-            return _shards(index, reader)
-    for folder in (directory, directory / "variables"):
-        if indices := sorted(folder.glob("*.index")):
-            return tensorflow.read_bert(indices[0])
-    raise UserError(
-        f"{directory} holds neither model.safetensors nor pytorch_model.bin, whole or in shards, nor a "
-        "TensorFlow checkpoint."
-    )
 
 
 def to_params(
@@ -183,9 +164,12 @@ def to_params(
         values = [np.asarray(x, np.float32) for _, x in found]
         values = [x.T for x in values] if path.endswith("kernel") else values
         arrays[path] = np.stack(values) if "/layers/" in path else values[0]
+    remedy = "" if wrong else f" To import the others, give {_leave_out_flag(tensors, parts)}."
     wrong += [f"{name} is not known" for name in tensors]
     if wrong:
-        raise UserError(f"{origin}: the tensors are not those of config.json's BERT: {'; '.join(wrong)}.")
+        raise UserError(
+            f"{origin}: the tensors are not those of config.json's BERT: {'; '.join(wrong)}.{remedy}"
+        )
     return _filled(arrays, build, abstract), initialised, ignored
 
 
@@ -215,31 +199,6 @@ def write_config(model: ModelConfig, pad_id: int, task: str, label_info: Mapping
     }
 
 
-def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        return {name: np.asarray(x) for name, x in safetensors.flax.load_file(path).items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file ({error}).") from None
-
-
-def _shards(
-    index: pathlib.Path, reader: Callable[[pathlib.Path], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """Reads the tensors of all files of an index; its `weight_map` names the file of each tensor."""
-    files = read_json(index).get("weight_map")
-    files = files if isinstance(files, dict) else {}
-    names = list(files.values())
-    if not names or not all(isinstance(name, str) and name == pathlib.PurePath(name).name for name in names):
-        raise UserError(f"{index} has no weight_map from tensors to files beside it; fetch it again.")
-    shards = [index.parent / name for name in sorted(set(names))]
-    if missing := [path.name for path in shards if not path.is_file()]:
-        raise UserError(f"{index} names shards that are not beside it: {', '.join(missing)}; fetch them.")
-    tensors = {name: x for path in shards for name, x in reader(path).items()}
-    if absent := [name for name in files if name not in tensors]:
-        raise UserError(f"{index.parent / files[absent[0]]} lacks the tensor {absent[0]}; fetch it again.")
-    return tensors
-
-
 def _names(path: str, head: Head, layers: int) -> list[str]:
     """Lists their names of one of our parameters: one name, or one for each layer where it is stacked."""
     module, leaf = path.rsplit("/", 1)
@@ -247,8 +206,49 @@ def _names(path: str, head: Head, layers: int) -> list[str]:
     return [name.format(layer) for layer in range(layers)] if "{}" in name else [name]
 
 
+def _without(
+    tensors: dict[str, np.ndarray], prefixes: Sequence[str], model: ModelConfig, head: Head
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Leaves out tensors by name, or by what their names begin with before a dot.
+
+    Returns:
+        The other tensors, and the names of those left out.
+
+    Raises:
+        UserError: for a prefix that no tensor has, or that a tensor of the network has.
+    """
+    modules = {
+        name.format(layer)
+        for name in (ENCODER | head.names).values()
+        for layer in range(model.num_hidden_layers)
+    }
+    left_out: dict[str, None] = {}
+    for prefix in prefixes:
+        begins = prefix.removesuffix("*").removesuffix(".")
+        found = [name for name in tensors if name == begins or name.startswith(f"{begins}.")]
+        if not found:
+            raise UserError(f"--leave_out={prefix} is no tensor, nor the beginning of its name before a dot.")
+        for name in found:
+            if name in TIED or name.rpartition(".")[0] in modules:
+                raise UserError(f"--leave_out={prefix} would leave out {name}, which the network needs.")
+        left_out |= dict.fromkeys(found)
+    return {name: tensor for name, tensor in tensors.items() if name not in left_out}, [*left_out]
+
+
+def _leave_out_flag(unknown: Iterable[str], parts: Mapping[str, list[str]]) -> str:
+    """Writes the flag that leaves out tensors: by their beginnings, where no tensor of the network has it."""
+    own = {name.partition(".")[0] for names in parts.values() for name in names}
+    beginnings = [name if (begins := name.partition(".")[0]) in own else begins for name in unknown]
+    return f"--leave_out={','.join(dict.fromkeys(beginnings))}"
+
+
 def _canonical(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames tensors of old files: adds the prefix, LayerNorm has weight and bias, no buffers."""
+    """Renames tensors of old files: adds the prefix, LayerNorm has weight and bias, no buffers.
+
+    DataParallel writes `module.` before every name.
+    """
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     result = {}
     for name, tensor in tensors.items():
         name = f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.errors import UserError
+from bert_jax.interop.directory import check_fetched
 from bert_jax.interop.pickles import Machine, by_name
 
 DTYPES = {"Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": jnp.bfloat16,
@@ -60,6 +61,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: if it is no such file, is damaged, or holds anything but tensors.
     """
+    check_fetched(path)
     with path.open("rb") as file:
         start = file.read(512)
     if not start.startswith((ZIP, PICKLE)):

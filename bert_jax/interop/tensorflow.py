@@ -18,6 +18,7 @@ import pyarrow as pa
 from google.protobuf import empty_pb2, message, unknown_fields
 
 from bert_jax.errors import UserError
+from bert_jax.interop.directory import check_fetched
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
@@ -31,6 +32,7 @@ def read_bert(index: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: if a file is missing, damaged, or no checkpoint.
     """
+    check_fetched(index)
     try:
         return dict(itertools.starmap(_renamed, read_variables(index)))
     except OSError as error:
@@ -54,6 +56,7 @@ def read_variables(index: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
             file.seek(offset)
             content = file.read(size)
         if len(content) != size or _masked_crc(content) != entry[6][0]:
+            check_fetched(path)
             raise ValueError(f"{name} has changed since it was written")
         yield name, np.frombuffer(content, DTYPES[entry[1][0]]).reshape(shape)
 

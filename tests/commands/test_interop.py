@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
+from bert_jax.training.opening import open_checkpoint
 from tests.saved import save, save_finetuned, sentencepiece, wordpiece
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # what files are read and written in
@@ -61,6 +64,28 @@ def test_a_fine_tuned_head_out_and_in_again(tmp_path, task, facts, architecture)
     told = ", ".join(f"{name} {value}" for name, value in facts.items())
     assert f"task: {task} (its config), a fine-tuned checkpoint; {told}" in output
     assert json.loads((tmp_path / "in/checkpoints/0/task.json").read_text()) == facts
+
+
+def test_what_was_read_and_what_was_left_out_is_told(tmp_path):
+    save(tmp_path / "run", wordpiece())
+    command(tmp_path, "export", "--input=run", "--output=out")
+    tensors = safetensors.numpy.load_file(tmp_path / "out/model.safetensors")
+    more = {"regressor.weight": np.zeros((1, 2), np.float32), "func.bias": np.zeros(2, np.float32)}
+    safetensors.numpy.save_file(tensors | more, tmp_path / "out/model.safetensors")
+    (tmp_path / "out/pytorch_model.bin").touch()
+    code, output = command(tmp_path, "convert", "--input=out", "--output=in")
+    assert code == 2
+    assert output == (
+        "error: out: the tensors are not those of config.json's BERT: func.bias is not known; "
+        "regressor.weight is not known. To import the others, give --leave_out=func,regressor.\n"
+    )
+    words = ("--input=out", "--output=in", "--leave-out=func,regressor")
+    code, output = command(tmp_path, "convert", *words)
+    assert code == 0, output
+    assert "weights: model.safetensors, and not pytorch_model.bin, which is there too" in output
+    assert "not imported: func.bias, regressor.weight (--leave_out)" in output
+    imported = open_checkpoint(tmp_path / "in").meta["imported"]
+    assert imported["left_out"] == ["func.bias", "regressor.weight"]
 
 
 @pytest.mark.parametrize(

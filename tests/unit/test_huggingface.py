@@ -6,6 +6,7 @@ import shlex
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,7 +15,7 @@ import bert_jax
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
-from bert_jax.interop import huggingface, pytorch, tokenizer_json
+from bert_jax.interop import huggingface, tokenizer_json
 from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
 from bert_jax.interop.model_card import model_card
@@ -114,6 +115,67 @@ def test_all_tensors_that_do_not_fit_are_listed(write, weights):
     )
 
 
+BLEURT = {name: np.zeros(2, np.float32) for name in ("func.weight", "func.bias", "dense", "dense.x.y")}
+
+
+@pytest.mark.parametrize(
+    ("unknown", "flag"),
+    [
+        (BLEURT, "func,dense"),
+        ({"regressor.weight": np.zeros((1, 48), np.float32)}, "regressor"),
+        ({"bert.adapter.weight": np.zeros(1), "cls.extra": np.zeros(1)}, "bert.adapter.weight,cls.extra"),
+    ],
+)
+def test_tensors_that_are_not_known_can_be_left_out(write, weights, unknown, flag):
+    """By the flag that the error names, and by other ways to write it."""
+    folder = write(weights[0] | unknown)
+    with pytest.raises(UserError) as error:
+        huggingface.read(folder)
+    listed, given = str(error.value).split("BERT: ")[1].split(". To import the others, give --leave_out=")
+    assert sorted(listed.split("; ")) == sorted(f"{name} is not known" for name in unknown)
+    assert sorted(given.removesuffix(".").split(",")) == sorted(flag.split(","))
+    for names in (flag.split(","), [f"{name}.*" for name in flag.split(",")], [*unknown, *unknown]):
+        read = huggingface.read(folder, leave_out=names)
+        assert sorted(read.left_out) == sorted(unknown)
+        assert_equal(read.params, to_params(weights[0], LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fun", "--leave_out=fun is no tensor, nor the beginning of its name before a dot"),
+        ("", "--leave_out= is no tensor"),
+        ("classifier", "--leave_out=classifier is no tensor"),
+        ("bert", r"--leave_out=bert would leave out bert\.\S+, which the network needs"),
+        ("bert.encoder.layer.2.output.dense", r"would leave out bert\.encoder\.layer\.2\.output\.dense\."),
+        ("cls.predictions.bias", "would leave out cls.predictions.bias"),
+        ("cls.seq_relationship", "would leave out cls.seq_relationship"),
+        ("cls.predictions.decoder", "would leave out cls.predictions.decoder.weight"),
+    ],
+)
+def test_what_cannot_be_left_out(write, weights, name, message):
+    tied = {"cls.predictions.decoder.weight": weights[0]["bert.embeddings.word_embeddings.weight"].copy()}
+    with pytest.raises(UserError, match=message):
+        huggingface.read(write(weights[0] | BLEURT | tied), leave_out=["func", "dense", name])
+
+
+def test_the_prefix_of_data_parallel_is_none_of_the_names(write, weights):
+    tensors = {f"module.{name}": tensor for name, tensor in weights[0].items()}
+    assert_equal(huggingface.read(write(tensors)).params, to_params(weights[0], LAYERS))
+    tensors["regressor.weight"] = np.zeros(1, np.float32)
+    with pytest.raises(
+        UserError, match=r"bert\.embeddings\.LayerNorm\.bias is missing.*module\.bert.* is not known"
+    ):
+        huggingface.read(write(tensors))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16])
+def test_weights_of_other_types(write, weights, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in weights[0].items()}
+    expected = to_params({n: x.astype(dtype).astype(np.float32) for n, x in weights[0].items()}, LAYERS)
+    assert_equal(huggingface.read(write(tensors)).params, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -182,18 +244,6 @@ def test_shards(write, weights):
         (folder / "model.safetensors.index.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match="no weight_map from tensors to files beside it"):
             huggingface.read(folder)
-
-
-def test_shards_of_pytorch(tmp_path):
-    expected = pytorch.read_tensors(PYTORCH)
-    for number in (1, 2):
-        shutil.copy(PYTORCH, tmp_path / f"pytorch_model-{number:05}-of-00002.bin")
-    weight_map = {name: f"pytorch_model-{1 + (name > 'n'):05}-of-00002.bin" for name in expected}
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert_equal(huggingface.read_tensors(tmp_path), expected)
-    (tmp_path / "pytorch_model-00001-of-00002.bin").unlink()
-    with pytest.raises(UserError, match=r"not beside it: pytorch_model-00001-of-00002\.bin"):
-        huggingface.read_tensors(tmp_path)
 
 
 def test_pytorch_files(write):
