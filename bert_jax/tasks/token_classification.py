@@ -166,8 +166,10 @@ class TokenClassification(Downstream):
         """Returns {"prediction": a tag for each word, "probabilities": theirs, "entities": …}.
 
         An entity is {"type", "start", "end", "text"}: words start … end - 1. Entities are those of
-        conlleval, where an I- after an O begins one.
+        conlleval, where an I- after an O begins one. There are none where the labels are no tags of entities,
+        but e.g. parts of speech.
         """
+        has_entities = all(TAG.fullmatch(label) for label in self.labels)
         first = encoded.token_targets["labels"] >= 0
         ends = np.cumsum([len(example.words) for example in examples])
         # Without [CLS] and [SEP] the outputs of all sequences are in the order of the tokens.
@@ -180,7 +182,7 @@ class TokenClassification(Downstream):
             tags, shares = [self.labels[n] for n in numbers], [round(float(value), 6) for value in values]
             entities = [
                 {"type": kind, "start": start, "end": last + 1, "text": " ".join(words[start : last + 1])}
-                for kind, start, last in get_entities(tags)
+                for kind, start, last in (get_entities(to_iob2(tags)) if has_entities else ())
             ]
             predictions.append({"prediction": tags, "probabilities": shares, "entities": entities})
         return predictions

@@ -281,6 +281,30 @@ def test_a_prediction():
     ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "entities"),
+    [
+        (["NOUN", "VERB", "B-PER"], []),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], []),
+        (["O", "PER", "LOC"], []),
+        (["O", "PER-B", "PER-I"], []),
+        (["I-PER", "B-PER", "O"], [("PER", 0, 1), ("PER", 1, 2)]),
+        (["U-PER", "U-PER", "O"], [("PER", 0, 1), ("PER", 1, 2)]),  # BILOU
+        (["B-PER", "L-PER", "L-LOC"], [("PER", 0, 2), ("LOC", 2, 3)]),
+        (["S-PER", "B-LOC", "E-LOC"], [("PER", 0, 1), ("LOC", 1, 3)]),  # BIOES
+    ],
+)
+def test_labels_of_other_models(labels, entities, recwarn):
+    """Imported ones, which may be parts of speech or have no names: the whole label is the prediction."""
+    words = sentence("god trust we")
+    outputs = {"label": [np.array([0, 0, 1, 2, 0])], "probability": [np.full(5, 0.5)]}
+    tagger = task(labels)
+    (prediction,) = tagger.decode(outputs, tagger.encode([words], wordpiece(), 8), [words])
+    assert prediction["prediction"] == labels
+    found = [(entity["type"], entity["start"], entity["end"]) for entity in prediction["entities"]]
+    assert (found, len(recwarn)) == (entities, 0)
+
+
 def test_rows_of_the_prediction_file():
     prediction = {"prediction": ["O"]}
     assert task().row(sentence("we"), prediction) == {"tokens": ["we"], "prediction": ["O"]}
