@@ -9,7 +9,7 @@ import pathlib
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import tokenizers
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
+from bert_jax.corpus.characters import WORD_START, Span, character_spans, valid
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
@@ -29,12 +30,10 @@ VOCABULARIES = pathlib.Path(__file__).parent / "vocabularies"
 TRAINING_THREADS = 16
 # The rest becomes [UNK]. SentencePiece's own default, 0.9995, leaves colons and brackets out of English.
 CHARACTER_COVERAGE = 0.9999
-WORD_START = "▁"  # U+2581, how SentencePiece writes a space
 # protobuf creates both classes at import.
 ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 SentencePieceText = sentencepiece_pb2.SentencePieceText  # type: ignore[attr-defined]
 COMBINING_MARKS = re.compile("[\u0300-\u036f]*")
-Span = tuple[int, int]  # [start, end)
 
 
 class Tokenizer(abc.ABC):
@@ -73,10 +72,13 @@ class Tokenizer(abc.ABC):
 
         Returns:
             int32 [tokens], ids of all texts one after the other; int64 [texts], tokens of each text.
+
+        Raises:
+            UserError: for a text that is not valid Unicode, here and in `encode_with_offsets`.
         """
         if not len(texts):
             return np.empty(0, np.int32), np.empty(0, np.int64)
-        words, words_per_text = pa.array(texts, pa.large_string()), np.ones(len(texts), np.int64)
+        words, words_per_text = pa.array(valid(texts), pa.large_string()), np.ones(len(texts), np.int64)
         if self._words_are_independent:
             split = pc.split_pattern(words, " ")
             words, words_per_text = split.flatten(), split.value_lengths().to_numpy()
@@ -95,7 +97,7 @@ class Tokenizer(abc.ABC):
             have that character. Spans leave out white space around a word, so a token of white space alone
             has start == end.
         """
-        words = [text.split(" ") if self._words_are_independent else [text] for text in texts]
+        words = [text.split(" ") if self._words_are_independent else [text] for text in valid(texts)]
         distinct = list(dict.fromkeys(itertools.chain(*words)))
         encoded = {
             word: (ids, np.array(spans, np.int32).reshape(-1, 2))
@@ -220,7 +222,7 @@ class SentencePieceTokenizer(Tokenizer):
             words, self._processor.encode(words, out_type="serialized_proto", num_threads=1), strict=True
         ):
             pieces = SentencePieceText.FromString(proto).pieces
-            yield [piece.id for piece in pieces], _character_spans(word, pieces)
+            yield [piece.id for piece in pieces], character_spans(word, pieces)
 
     def decode(self, ids):
         runs = itertools.groupby(map(int, ids), key=set(self.special_ids).__contains__)
@@ -301,26 +303,6 @@ class WordPieceTokenizer(Tokenizer):
         vocabulary = "\n".join(self._vocabulary) + "\n"
         settings = json.dumps(self.settings) + "\n"
         return {self.FILE: vocabulary.encode(), self.SETTINGS: settings.encode()}
-
-
-def _character_spans(text: str, pieces: Sequence[Any]) -> list[Span]:
-    """Converts SentencePiece's spans in bytes to characters, without white space around a word."""
-    character_at, byte = {}, 0
-    for number, character in enumerate(text):
-        character_at[byte] = number
-        byte += len(character.encode())
-    character_at[byte] = len(text)
-    spans: list[Span] = []
-    reached = 0  # a character may become several words (ﷺ); the space between them does not precede it
-    for piece in pieces:
-        start, end = character_at[piece.begin], character_at[piece.end]
-        surface, bare = text[start:end], piece.piece.lstrip(WORD_START)
-        start, end = end - len(surface.lstrip()), start + len(surface.rstrip())
-        if bare and start >= end and (not surface or bare != piece.piece):
-            end = start + 1  # of what a character becomes, SentencePiece gives it to the last piece alone
-        reached = max(reached, start, end)
-        spans.append((start, reached))
-    return spans
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:

@@ -239,10 +239,7 @@ class Pretrained:
         segments = [
             segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
         ]
-        try:
-            stand_in, *encoded = self.tokenizer.encode([STAND_IN, *segments])
-        except UnicodeEncodeError as error:
-            raise UserError(f"{_shortened(error.object)} is not valid Unicode ({error.reason}).") from None
+        stand_in, *encoded = self.tokenizer.encode([STAND_IN, *segments])
         parts, result = iter(encoded), []
         for text in texts:
             ids = next(parts)

@@ -197,6 +197,19 @@ def test_offsets_of_no_text_and_of_none(tokenizer):
         assert offsets.shape == (0, 2)
 
 
+@pytest.mark.parametrize(
+    "text", ["caf\udce9", "\ud83d", "so \udfff it", "\ude00\ud83d", "so " * 20 + "\udcff"]
+)
+def test_halves_of_characters_are_refused(tokenizer, text):
+    """As Python shows what is not UTF-8 on its command line; 😀 in two halves is no character either."""
+    shown = repr(text[:60]).replace("\\", "\\\\") + ("…" if len(text) > 60 else "")
+    for encode in (tokenizer.encode, tokenizer.encode_flat, tokenizer.encode_with_offsets):
+        with pytest.raises(
+            UserError, match=f"^text {shown} is not valid Unicode .surrogates not allowed.; gi"
+        ):
+            encode(["so it is 😀", text])
+
+
 def test_saved_and_pickled(tokenizer, tmp_path, sentences):
     tokenizer.save(tmp_path / "tokenizer")
     expected = tokenizer.encode(sentences[:50])
