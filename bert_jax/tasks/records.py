@@ -1,21 +1,21 @@
 """Reads labelled data: rows of TSV, CSV and JSONL files and of TFDS datasets, with their places."""
 
-import codecs
 import csv
 import hashlib
 import io
 import json
-import os
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-
-from etils import epath
 
 from bert_jax.corpus.sources import files
 from bert_jax.corpus.sources.tfds import open_builder, split_spec
 from bert_jax.errors import UserError
+from bert_jax.tasks.input import is_stream, read_bytes, read_text
 
 KINDS = (".tsv", ".csv", ".jsonl")
+LINES_OF_TEXT = "predict also reads .txt, one text a line"
+log = logging.getLogger("bert_jax")
 
 
 class Record(NamedTuple):
@@ -25,38 +25,14 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
-def read_bytes(path: str, key: str) -> tuple[bytes, str]:
-    """Reads a file: its content, decompressed, and its suffix without that of the compression.
-
-    Raises:
-        UserError: if it cannot be read or is empty; `key` is the config key or flag that named it.
-    """
-    file = epath.Path(os.path.expanduser(path))
-    try:
-        content = b"".join(part for part, _ in files.read(str(file)))
-    except UserError as error:
-        raise UserError(f"{key}={error}") from None
-    file = file.with_suffix("") if file.suffix.lower() in files.DECOMPRESSORS else file
-    if not content.removeprefix(codecs.BOM_UTF8).strip():
-        raise UserError(f"{key}={path} is empty.")
-    return content, file.suffix
-
-
-def read_text(path: str, key: str) -> tuple[str, str]:
-    """Reads a file as `read_bytes` does and decodes it from UTF-8."""
-    content, suffix = read_bytes(path, key)
-    try:
-        return content.decode("utf-8-sig"), suffix
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}={path} is not a UTF-8 text file ({error}).") from None
-
-
 def digest(source: str, key: str) -> str:
     """Returns a digest of a file's content, or of a TFDS dataset's name, version and split."""
     if source.startswith("tfds:"):
         builder, split = _dataset(source, key)
         identity = [builder.info.full_name, split, builder.info.splits[split].num_examples]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    if is_stream(source):
+        raise UserError(f"{key}={source} can be read only once, as a pipe; write it to a file first.")
     return hashlib.sha256(read_bytes(source, key)[0]).hexdigest()
 
 
@@ -75,7 +51,8 @@ def read_records(source: str, key: str, header: bool = True) -> list[Record]:
     content, suffix = read_text(source, key)
     if suffix not in KINDS:
         raise UserError(
-            f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz, .zst) and tfds:NAME."
+            f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz, .zst) and tfds:NAME; "
+            f"{LINES_OF_TEXT}."
         )
     rows = _json_rows(content, source) if suffix == ".jsonl" else _table_rows(content, source, suffix, header)
     if not (records := list(rows)):
@@ -109,11 +86,14 @@ def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterato
     # TSV as in GLUE: quotation marks are ordinary characters, and no field has a line break.
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.StringIO(content, newline=""), **options, strict=suffix == ".csv")
+    lines = io.StringIO(content.rstrip("\r\n"), newline="")
+    reader = csv.reader(lines, **options, strict=suffix == ".csv")
     try:
-        rows = [(f"{source}, line {reader.line_num}", row) for row in reader if row]
+        found = [(f"{source}, line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
         raise UserError(f"{source}, line {reader.line_num}: {error}.") from None
+    rows = [(place, row) for place, row in found if row]
+    _log_blank_lines(source, len(found) - len(rows))
     names = rows[0][1] if header else [str(number) for number in range(len(rows[0][1]))]
     if len(set(names)) < len(names):
         raise UserError(f"{rows[0][0]}: two columns have one name in {', '.join(names)}; rename one.")
@@ -124,16 +104,35 @@ def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterato
 
 
 def _json_rows(content: str, source: str) -> Iterator[Record]:
-    for number, line in enumerate(content.split("\n"), 1):
+    lines = content.rstrip().split("\n")
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 json.dumps(values, ensure_ascii=False).encode()  # JSON can write halves of characters
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{source}, line {number} is not JSON ({error}).") from None
             if not isinstance(values, dict):
                 raise UserError(f"{source}, line {number} is not a JSON object.")
             yield Record(f"{source}, line {number}", values)
+    _log_blank_lines(source, sum(not line.strip() for line in lines))
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON; a key that an object has twice gets a tuple, which is neither a text nor a label."""
+    return json.loads(text, object_pairs_hook=_values_by_key)
+
+
+def _values_by_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        values[name] = (values[name], value) if name in values else value
+    return values
+
+
+def _log_blank_lines(source: str, number: int) -> None:
+    if number:
+        log.warning("%s: %d blank lines between its rows are left out", source, number)
 
 
 def _dataset(source: str, key: str) -> tuple[Any, str]:

@@ -1,7 +1,6 @@
 """SQuAD (Rajpurkar et al., 2016 and 2018): questions on paragraphs, and the official metrics."""
 
 import collections
-import json
 import logging
 import re
 import string
@@ -9,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bert_jax.errors import UserError
-from bert_jax.tasks.records import Record, read_records, read_text
+from bert_jax.tasks.input import read_text, suffix_of
+from bert_jax.tasks.records import LINES_OF_TEXT, Record, parse_json, read_records
 
 log = logging.getLogger("bert_jax")
-FILES = re.compile(r"(?P<json>.*\.json)(\.gz|\.xz|\.zst)?|.*\.jsonl(\.gz|\.xz|\.zst)?|tfds:.*")
 WORDS = {list: "a list", str: "a text", int: "a number"}
 ANSWER = ("text", "answer_start")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -38,7 +37,7 @@ class Question(NamedTuple):
 
     def display_fields(self) -> dict[str, Any]:
         known = {"id": self.id, "question": self.text, "answers": [answer.text for answer in self.answers]}
-        return {name: value for name, value in known.items() if value}
+        return {name: value for name, value in known.items() if value or name == "question"}
 
     def holds(self, answer: Answer) -> bool:
         """Returns whether the paragraph has the answer's text at the answer's start."""
@@ -64,11 +63,14 @@ def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
     Raises:
         UserError: for data of another format, naming the place.
     """
-    if not (kind := FILES.fullmatch(source)):
+    is_dataset, suffix = source.startswith("tfds:"), suffix_of(source)
+    if not is_dataset and suffix not in (".json", ".jsonl"):
         raise UserError(
-            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst) and tfds:NAME."
+            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst) and tfds:NAME; "
+            f"{LINES_OF_TEXT}: question, tab, paragraph."
         )
-    records = _file_records(source, key) if kind["json"] else read_records(source, key)
+    from_json = suffix == ".json" and not is_dataset
+    records = _file_records(source, key) if from_json else read_records(source, key)
     questions = [_question(record, labelled) for record in records]
     if not questions:
         raise UserError(f"{key}={source} has no question.")
@@ -87,8 +89,8 @@ def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
 def _file_records(source: str, key: str) -> Iterator[Record]:
     content, _ = read_text(source, key)
     try:
-        file = json.loads(content)
-    except ValueError as error:
+        file = parse_json(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{key}={source} is not JSON ({error}).") from None
     for a, article in enumerate(_field(file, "data", list, source)):
         in_article = f"{source}, data[{a}]"
@@ -105,7 +107,7 @@ def _question(record: Record, labelled: bool) -> Question:
     place, values = record
     identity = values.get("id")
     return Question(
-        str(identity) if isinstance(identity, int) else _field(values, "id", str, place),
+        str(identity) if type(identity) is int else _field(values, "id", str, place),
         _field(values, "question", str, place),
         _field(values, "context", str, place),
         _answers(values, place) if labelled else (),
@@ -136,8 +138,9 @@ def _answers(values: dict[str, Any], place: str) -> tuple[Answer, ...]:
 
 def _field(values: Any, name: str, kind: type, place: str) -> Any:
     value = values.get(name) if isinstance(values, dict) else None
-    if not isinstance(value, kind):
-        raise UserError(f"{place} has no {name} ({WORDS[kind]}); give data in SQuAD's format.")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "" if value is None else f", but {repr(value)[:60]}"
+        raise UserError(f"{place} has no {name} ({WORDS[kind]}){found}; give data in SQuAD's format.")
     if isinstance(value, str):
         try:
             value.encode()

@@ -1,5 +1,6 @@
 import gzip
 import json
+import logging
 import lzma
 
 import numpy as np
@@ -76,6 +77,87 @@ def test_compressed(tmp_path, suffix, compress):
             read_records(write(tmp_path / f"a.tsv{suffix}", broken), "data.train")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("A.TSV", "text\na\n"),
+        ("a.Csv", "text\na\n"),
+        ("A.JSONL", '{"text": "a"}'),
+        ("A.TSV.GZ", gzip.compress(b"text\na\n")),
+    ],
+)
+def test_suffixes_in_upper_case(tmp_path, name, content):
+    assert values(write(tmp_path / name, content)) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "number"),
+    [
+        ("a.tsv", "text\n\na\n\n\nb\n\n", 3),
+        ("a.csv", "text\r\na\r\n\r\nb\r\n\r\n", 1),
+        ("a.jsonl", '{"text": "a"}\n \n{"text": "b"}\n\n', 1),
+        ("a.csv", 'text\n"a"\nb\n\n', 0),
+    ],
+)
+def test_blank_lines_between_rows_are_counted_in_the_log(tmp_path, caplog, name, content, number):
+    source = write(tmp_path / name, content)
+    with caplog.at_level(logging.WARNING, "bert_jax"):
+        assert values(source) == [{"text": "a"}, {"text": "b"}]
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"{source}: {number} blank lines between its rows are left out"] if number else []
+    )
+
+
+def test_a_key_that_is_there_twice_has_no_value(tmp_path):
+    """Python's parser would take the last; only a column in use is an error."""
+    source = write(tmp_path / "a.jsonl", '{"text": "a", "label": "x", "label": "y", "label": "z"}\n')
+    (record,) = read_records(source, "data.train")
+    assert record.values == {"text": "a", "label": (("x", "y"), "z")}
+    assert text_column([record], "text", "data.text") == ["a"]
+    for lists in (False, True):
+        with pytest.raises(
+            UserError, match=r"data.text='label': .*, line 1 has \(\('x', 'y'\), 'z'\), which is no"
+        ):
+            text_column([record], "label", "data.text", lists)
+
+
+# What programs write for a missing cell, and other values that are no texts.
+NO_TEXTS = [
+    "null",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "3",
+    "1.5",
+    "true",
+    '["a"]',
+    '{"a": "b"}',
+    '"a", "text": "b"',
+]
+
+
+@pytest.mark.parametrize("value", NO_TEXTS)
+def test_values_of_json_that_are_no_texts(tmp_path, value):
+    source = write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{{"text": {value}}}\n')
+    with pytest.raises(UserError, match=r"data.text='text': .*a.jsonl, line 2 has .*, which is not a text"):
+        text_column(read_records(source, "data.train"), "text", "data.text")
+    in_list = write(
+        tmp_path / "b.jsonl", f'{{"text": ["a"]}}\n{{"text": ["a", {value.partition(",")[0]}, null]}}\n'
+    )
+    with pytest.raises(
+        UserError, match=r"data.text='text': .*b.jsonl, line 2 has .*, which is no list of texts"
+    ):
+        text_column(read_records(in_list, "data.train"), "text", "data.text", lists=True)
+
+
+@pytest.mark.parametrize("cell", ["NA", "null", "nan", "NaN", "None", "N/A", "#N/A", "true", "1", "-"])
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_cells_of_tables_are_texts_whatever_they_say(tmp_path, suffix, cell):
+    separator = {".tsv": "\t", ".csv": ","}[suffix]
+    source = write(tmp_path / f"a{suffix}", f"text{separator}label\n{cell}{separator}{cell}\n")
+    assert values(source) == [{"text": cell, "label": cell}]
+
+
 def test_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a.tsv", "text\na\n")
@@ -103,6 +185,13 @@ def test_home(tmp_path, monkeypatch):
             "a\n",
             r"data.train=.*a.txt: this task reads .tsv, .csv, .jsonl \(also .gz, .xz, .zst\) and tfds:",
         ),
+        (
+            "a.TXT",
+            "a\n",
+            r"a.TXT: this task reads .tsv.* and tfds:NAME; predict also reads .txt, one text a line",
+        ),
+        ("a.JSONL", "[" * 100_000, r"a.JSONL, line 1 is not JSON"),
+        ("a.csv", b"text\n\0\n", r"data.train=.*a.csv is no text file: byte 5 is NUL"),
         ("a.gz", gzip.compress(b"a\n", mtime=0), r"data.train=.*a.gz: this task reads .tsv"),
     ],
 )

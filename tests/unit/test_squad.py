@@ -32,7 +32,7 @@ def written(folder, content, name="squad.json"):
 
 def test_files_of_squad_name_the_place_of_every_question(tmp_path):
     file = squad((CAT, [qa(0, ("cat", 4), ("The cat", 0))]), ("On it.", [qa(1), qa(2, is_impossible=True)]))
-    for name in ("squad.json", "squad.json.gz", "squad.json.zst"):
+    for name in ("squad.json", "squad.json.gz", "squad.json.zst", "SQUAD.JSON"):
         path = written(tmp_path, file, name)
         place = f"{path}, data[0].paragraphs"
         assert task_of().read(path, "data.train") == [
@@ -102,6 +102,27 @@ def test_answers_that_are_elsewhere_are_logged_and_not_learned_but_still_count(t
             squad((CAT, [qa(3)]), ("On.", [qa(4), qa(3)])),
             r"paragraphs\[1\]\.qas\[1\] has the id 'q3' of .*paragraphs\[0\]\.qas\[0\]; ids must differ",
         ),
+        (
+            squad((CAT, [qa(0, ("cat", 4.0))])),
+            r"has no answer_start \(a number\), but 4.0; give data in SQuAD's",
+        ),
+        (squad((CAT, [qa(0, ("cat", float("nan")))])), r"has no answer_start \(a number\), but nan;"),
+        (squad((CAT, [qa(0, ("cat", None))])), r"has no answer_start \(a number\); give"),
+        (squad((CAT, [qa(0, ("cat", True))])), r"has no answer_start \(a number\), but True;"),
+        (squad((CAT, [qa(0, (None, 4))])), r"qas\[0\]\.answers has no text \(a text\); give"),
+        (squad((CAT, [qa(0, (float("nan"), 4))])), r"qas\[0\]\.answers has no text \(a text\), but nan;"),
+        (
+            squad((CAT, [qa(0, ("cat", 4)) | {"question": None}])),
+            r"qas\[0\] has no question \(a text\); give",
+        ),
+        (squad((CAT, [qa(0) | {"question": float("nan")}])), r"has no question \(a text\), but nan;"),
+        (squad((CAT, [qa(0) | {"id": True}])), r"qas\[0\] has no id \(a text\), but True;"),
+        (squad((CAT, [qa(0) | {"answers": None}])), r"qas\[0\] has no answers \(a list\); give"),
+        (squad((None, [qa(0)])), r"paragraphs\[0\] has no context \(a text\); give"),
+        (squad((float("nan"), [qa(0)])), r"paragraphs\[0\] has no context \(a text\), but nan;"),
+        (squad((["cat"], [qa(0)])), r"paragraphs\[0\] has no context \(a text\), but \['cat'\];"),
+        ('{"data": [], "data": []}', r"squad\.json has no data \(a list\), but \(\[\], \[\]\);"),
+        ("[" * 100_000, r"data\.train=.*squad\.json is not JSON \("),
         (squad(("\ud800", [qa(0)])), r"paragraphs\[0\]: context is not a text \(.*surrogates"),
     ],
 )
@@ -120,6 +141,26 @@ def test_broken_files_are_one_line_that_names_the_place(tmp_path, content, messa
             "a.jsonl",
             {"id": "1", "question": "who", "context": CAT, "answers": {"text": ["cat"], "answer_start": []}},
             r"a\.jsonl, line 1\.answers has 1 texts and 0 times answer_start",
+        ),
+        (
+            "a.jsonl",
+            {"id": "1", "question": "who", "context": CAT, "answers": {"text": [None], "answer_start": [4]}},
+            r"a\.jsonl, line 1\.answers has no text \(a text\); give",
+        ),
+        (
+            "A.JSONL",
+            {
+                "id": "1",
+                "question": "who",
+                "context": CAT,
+                "answers": {"text": ["cat"], "answer_start": [4.0]},
+            },
+            r"A\.JSONL, line 1\.answers has no answer_start \(a number\), but 4.0;",
+        ),
+        (
+            "a.txt",
+            {},
+            r"and tfds:NAME; predict also reads \.txt, one text a line: question, tab, paragraph\.",
         ),
         ("a.tsv", {}, r"data\.eval=.*a\.tsv: this task reads SQuAD's \.json, \.jsonl .* and tfds:NAME"),
     ],
