@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.errors import UserError
 from bert_jax.model.objectives import Objective
 from bert_jax.tasks.config import TaskConfig, TaskData
 
@@ -119,6 +120,25 @@ class Downstream(abc.ABC):
     @abc.abstractmethod
     def example(self, text: str, second: str | None = None) -> Any:
         """Makes an unlabelled example of one text or two; raises UserError for the wrong number."""
+
+    def from_lines(self, lines: list[str], source: str) -> list[Any]:
+        """Makes an unlabelled example of each line of text, or of two texts with a tab between.
+
+        Args:
+            lines: those of a file or of standard input; a blank one becomes None.
+            source: their name, for errors.
+
+        Raises:
+            UserError: for a line with the wrong number of texts, naming it.
+        """
+        examples: list[Any] = []
+        for number, line in enumerate(lines, 1):
+            text, _, second = line.partition("\t")
+            try:
+                examples.append(self.example(text, second or None) if line.strip() else None)
+            except UserError as error:
+                raise UserError(f"{source}, line {number}: {error}") from None
+        return examples
 
     def fit(self, train: Sequence[Any], held_out: Sequence[Any] = ()) -> None:
         """Completes `label_info` from the training examples and checks all examples against it.

@@ -1,5 +1,6 @@
 """Token classification: a tag for every word, e.g. of named entities (Devlin et al., 2019, section 5.3)."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fsc
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model import objectives
+from bert_jax.tasks.columns import TAG, has_columns, has_words_alone, read_columns
 from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
-from bert_jax.tasks.records import Record, read_records, read_text, text_column
+from bert_jax.tasks.input import read_lines, suffix_of
+from bert_jax.tasks.records import Record, read_records, text_column
 from bert_jax.tasks.tables import confusion, scores_by_class
 
-RECORDS = re.compile(r"tfds:|.*\.jsonl(\.gz|\.xz|\.zst)?$")  # other sources are columns
-TAG = re.compile(r"O|[BIESLU]-.+")
 NOT_A_TAG = "is not a tag of IOB or BIOES (O, B-TYPE, I-TYPE, E-TYPE, S-TYPE)"
+log = logging.getLogger("bert_jax")
 LARGEST_CONFUSION = 24  # entity types; the report has no table of confusion for more
 
 
@@ -67,25 +69,38 @@ class TokenClassification(Downstream):
     too_long = "words are longer than data.max_seq_length"
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Sentence]:
-        """Reads sentences of tfds:NAME or FILE.jsonl, or CoNLL's columns from a file of any other name.
-
-        Tabs or spaces separate columns; the first is the word and the last its tag, and a blank line ends a
-        sentence. A line "# …" that does not end in a tag is a comment.
-        """
-        if RECORDS.match(source):
+        """Reads sentences of tfds:NAME or FILE.jsonl, or columns (see `read_columns`) of any other file."""
+        if source.startswith("tfds:") or suffix_of(source) == ".jsonl":
             sentences = self._sentences(read_records(source, key), labelled)
         else:
-            sentences = list(_column_sentences(read_text(source, key)[0], source, labelled))
+            sentences = list(_column_sentences(read_lines(source, key, "examples"), source, labelled))
         if not any(sentence.words for sentence in sentences):
             raise UserError(f"{key}={source} has no words.")
         return sentences
+
+    def from_lines(self, lines: list[str], source: str) -> list[Sentence | None]:
+        """Makes a sentence of each line, or reads the lines as columns if they have tags in the last.
+
+        Raises:
+            UserError: also for a column of words alone, which could be texts of one word.
+        """
+        if has_columns(lines):
+            log.info("%s: read as columns of words and tags", source)
+            return [*_column_sentences(lines, source, labelled=False)]
+        if has_words_alone(lines):
+            raise UserError(
+                f"{source} has one word a line and blank lines between; give it the suffix .conll to read it "
+                "as a column of words, or write one sentence a line."
+            )
+        return super().from_lines(lines, source)
 
     def _sentences(self, records: list[Record], labelled: bool) -> list[Sentence]:
         places = [record.place for record in records]
         all_words = text_column(records, self._data.text, "data.text", lists=True)
         if not labelled:
             return [Sentence(words, None, place) for words, place in zip(all_words, places, strict=True)]
-        all_tags = text_column(records, self._data.label, "data.label", lists=True)
+        cells = text_column(records, self._data.label, "data.label", lists=True)
+        all_tags = [[tag.strip() for tag in tags] for tags in cells]
         for place, words, tags in zip(places, all_words, all_tags, strict=True):
             if len(words) != len(tags):
                 raise UserError(f"{place} has {len(words)} words and {len(tags)} tags.")
@@ -209,29 +224,12 @@ class TokenClassification(Downstream):
         return tables
 
 
-def _column_sentences(content: str, source: str, labelled: bool) -> Iterator[Sentence]:
-    words: list[str] = []
-    tags: list[str] = []
-    begin = ""
-    for number, line in enumerate([*content.split("\n"), ""], 1):
-        place = f"{source}, line {number}"
-        if not (line := line.strip(" \t\r")):
-            if words:
-                yield Sentence(words, to_iob2(tags) if labelled else None, begin)
-            words, tags = [], []
-            continue
-        fields = re.split("\t" if "\t" in line else " +", line)
-        if fields[0] == "-DOCSTART-" or (line.startswith("# ") and not TAG.fullmatch(fields[-1])):
-            continue
-        if labelled and len(fields) < 2:
-            raise UserError(
-                f"{place} has one column, {line!r}; it must have a word and, in the last, its tag."
-            )
-        if labelled and not TAG.fullmatch(fields[-1]):
-            raise UserError(f"{place}: {fields[-1]!r} in the last column {NOT_A_TAG}.")
-        begin = begin if words else place
-        words.append(fields[0])
-        tags.append(fields[-1])
+def _column_sentences(lines: list[str], source: str, labelled: bool) -> Iterator[Sentence]:
+    for words, tags, numbers in read_columns(lines, source, labelled):
+        for tag, number in zip(tags, numbers, strict=True):
+            if labelled and not TAG.fullmatch(tag):
+                raise UserError(f"{source}, line {number}: {tag!r} in the last column {NOT_A_TAG}.")
+        yield Sentence(words, to_iob2(tags) if labelled else None, f"{source}, line {numbers[0]}")
 
 
 def _sequence_starts(sentence: np.ndarray, lengths: np.ndarray, room: int) -> np.ndarray:

@@ -78,13 +78,13 @@ def test_the_place_is_the_first_line_of_the_sentence(tmp_path):
 
 
 def test_a_number_sign_may_be_a_word_and_a_tab_keeps_spaces(tmp_path):
-    (one,) = read(tmp_path, "# O\nNew York\tB-LOC\n\xa0\tO\n")
+    (one,) = read(tmp_path, "#\tO\nNew York\tB-LOC\n\xa0\tO\n")
     assert one.words == ["#", "New York", "\xa0"]
     assert one.tags == ["O", "B-LOC", "O"]
 
 
 def test_unlabelled_columns_may_be_words_alone(tmp_path):
-    assert [(s.words, s.tags) for s in read(tmp_path, "We\n# no tag\n#are\n\nGod NNP\n", labelled=False)] == [
+    assert [(s.words, s.tags) for s in read(tmp_path, "# no tag\nWe\n#are\n\nGod\n", labelled=False)] == [
         (["We", "#are"], None),
         (["God"], None),
     ]
@@ -105,6 +105,12 @@ def test_jsonl(tmp_path):
     assert [tuple(s) for s in unlabelled] == [(["We"], None, f"{tmp_path}/b.jsonl, line 1")]
 
 
+def test_white_space_around_a_tag_makes_no_other_type(tmp_path):
+    content = '{"tokens": ["a", "b", "c"], "tags": ["B-PER ", " I-PER", "\\u00a0O"]}'
+    (one,) = read(tmp_path, content, "A.JSONL")
+    assert one.tags == ["B-PER", "I-PER", "O"]
+
+
 def test_a_sentence_of_plain_text():
     assert task().example(" We  are\tfree ! ") == (["We", "are", "free", "!"], None, "")
     with pytest.raises(UserError, match="fine-tuned on single sentences, not pairs"):
@@ -121,7 +127,12 @@ def test_a_sentence_of_plain_text():
             "We O\nare\n",
             r"a.txt, line 2 has one column, 'are'; it must have a word and, in the last,",
         ),
-        ("a.txt", "We O\n\tO\n", r"a.txt, line 2 has one column, 'O'"),
+        ("a.txt", "We O\n\tO\n", r"a.txt, line 2 has one column, '\\tO'"),
+        ("a.txt", "We\tO\n\tO\n", r"a.txt, line 2 has no word in its first column"),
+        ("a.txt", "We\tNN\tO\nare\tO\t\n", r"a.txt, line 2 has no tag in its last column"),
+        ("a.conll", "We O\rare O\r", r"data.train=.*a.conll: its lines end in \\r .carriage return. alone;"),
+        ("a.conll", "We O\nare B-X\xa0\n", r"a.conll, line 2: 'B-X\\xa0' in the last column is not a tag"),
+        ("a.conll", "We\tO\nare\tB- X\n", r"a.conll, line 2: 'B- X' in the last column is not a tag"),
         ("a.tsv", "word\ttag\nWe\tO\n", r"a.tsv, line 1: 'tag' in the last column is not a tag of IOB"),
         ("a.iob", "We O\n\nare B-\n", r"a.iob, line 3: 'B-' in the last column is not a tag"),
         ("a.conll", "-DOCSTART- O\n\n", r"data.train=.*a.conll has no words"),
@@ -134,6 +145,14 @@ def test_a_sentence_of_plain_text():
             '{"tokens": ["a"], "tags": [3]}',
             r"data.label='tags': .*\[3\], which is no list of texts",
         ),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [null]}', r"line 1 has \[None\], which is no list of texts"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [NaN]}', r"line 1 has \[nan\], which is no list of texts"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": NaN}', r"line 1 has nan, which is no list of texts"),
+        ("a.jsonl", '{"tokens": ["a", null], "tags": ["O", "O"]}', r"\['a', None\], which is no list of te"),
+        ("a.jsonl", '{"tokens": [["a"]], "tags": ["O"]}', r"line 1 has \[\['a'\]\], which is no list of te"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [""]}', r"line 1: '' in data.label='tags' is not a tag"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [" "]}', r"line 1: '' in data.label='tags' is not a tag"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": ["B- "]}', r"line 1: 'B-' in data.label='tags' is not a tag"),
         ("a.jsonl", '{"tokens": ["a"], "tags": []}', r"line 1 has 1 words and 0 tags"),
         ("a.jsonl", '{"tokens": ["a"], "tags": ["NN"]}', r"line 1: 'NN' in data.label='tags' is not a tag"),
         ("a.jsonl", '{"tokens": [], "tags": []}', r"a.jsonl has no words"),
