@@ -1,6 +1,8 @@
 """Classification of single texts and of pairs, and regression: one dense layer over the pooled [CLS]."""
 
 import abc
+import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -118,9 +120,15 @@ class Classification(_Sequences):
             )
 
     def _label(self, value: Any, place: str) -> str:
-        if value is None or value == "":
-            raise UserError(f"{place} has no label in column data.label={self._data.label!r}.")
-        return str(value)
+        """Returns the name of a class: a text without the white space around it, a number, or True or False.
+
+        JSON has NaN where pandas missed a value; CSV has an empty cell.
+        """
+        is_known = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+        if not (is_known and (label := str(value).strip())):
+            found = "" if value in (None, "") else f", but {repr(value)[:60]}"
+            raise UserError(f"{place} has no label in column data.label={self._data.label!r}{found}.")
+        return label
 
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         number = self.label_numbers
@@ -186,13 +194,14 @@ class Regression(_Sequences):
         """Accepts every example: `read` refuses what is not a number."""
 
     def _label(self, value: Any, place: str) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = np.nan
+        number = np.nan
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            # Python would read true as 1, and 2020_01 as 202001.
+            number = np.nan if isinstance(value, bool) or "_" in str(value) else float(value)
         if not np.isfinite(number):
             raise UserError(
-                f"{place} has {value!r} in column data.label={self._data.label!r}, which is not a number."
+                f"{place} has {repr(value)[:60]} in column data.label={self._data.label!r}, which is not a "
+                "number."
             )
         return number
 

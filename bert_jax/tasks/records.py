@@ -1,5 +1,6 @@
 """Reads labelled data: rows of TSV, CSV and JSONL files and of TFDS datasets, with their places."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -170,4 +171,6 @@ def _plain(value: Any, feature: Any) -> Any:
         return [_plain(inner, feature) for inner in value]
     if hasattr(feature, "int2str"):
         return feature.int2str(value) if value >= 0 else None  # -1: the class is unknown
-    return value.decode() if isinstance(value, bytes) else value
+    with contextlib.suppress(UnicodeDecodeError):  # bytes of a column that may not be in use
+        return value.decode() if isinstance(value, bytes) else value
+    return value

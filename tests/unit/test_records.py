@@ -243,6 +243,11 @@ RECORDS = {
          "ner": [], "meta": {"kind": "x", "id": 9},
          "answers": {"text": ["It"], "answer_start": [0], "kind": ["long"]}},
     ],
+    "test_of_bytes": [
+        {"sentence": b"gr\xfcn", "label": "bad", "score": 2.0, "tokens": [b"\xff"],
+         "ner": ["O"], "meta": {"kind": "x", "id": 9},
+         "answers": {"text": [], "answer_start": [], "kind": []}},
+    ],
 }  # fmt: skip
 
 
@@ -277,6 +282,14 @@ def test_tfds_in_plain_types_with_the_names_of_classes(opinions):
         Record(f"{source}, record 1", unknown),
     ]
     json.dumps(records)  # nothing of NumPy is left
+
+
+def test_tfds_bytes_that_are_no_text(opinions):
+    records = read_records(f"tfds:{opinions}:test_of_bytes", "data.test")
+    for name, lists, kind in (("sentence", False, "not a text"), ("tokens", True, "no list of texts")):
+        with pytest.raises(UserError, match=rf"data.text='{name}': .*, record 0 has .*, which is {kind}"):
+            text_column(records, name, "data.text", lists)
+    assert text_column(records, "label", "data.label") == ["bad"]
 
 
 def test_tfds_splits(opinions):
