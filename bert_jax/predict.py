@@ -9,8 +9,9 @@
     python -m bert_jax.predict tag --checkpoint=runs/finetune/ner --input=sentences.txt --output=tags.jsonl
 
 With --input, every line of the file is a text; the two texts of a pair (next-sentence; question and
-paragraph) have a tab between them. The last three also read the kinds of
-files that fine-tuning reads, without labels.
+paragraph) have a tab between them. A blank line has an empty result, so that result n is that of line n.
+--input=- reads standard input. The last three also read the kinds of files that fine-tuning reads, without
+labels: .txt, standard input and pipes hold lines of text, except that tag reads .txt with tags as columns.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +32,8 @@ from bert_jax import command, files
 from bert_jax.errors import UserError, reason
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
+from bert_jax.tasks.downstream import Downstream, TaskExample
+from bert_jax.tasks.input import is_stream, read_lines, suffix_of
 from bert_jax.tasks.registry import VERBS
 from bert_jax.training.checkpoint import find_checkpoint
 
@@ -36,6 +41,11 @@ log = logging.getLogger("bert_jax")
 
 
 def main(mode: str) -> None:
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # standard output is for results
+    if (flags.FLAGS.text is None) == (flags.FLAGS.input is None):
+        raise UserError("give either --text or --input: what to predict from.")
     if flags.FLAGS.input is not None and flags.FLAGS.next is not None:
         raise UserError(
             "--next goes with --text; a line of --input holds both texts, with a tab between them."
@@ -44,25 +54,26 @@ def main(mode: str) -> None:
 
 
 def fill_mask() -> None:
-    texts = _texts()
+    texts = _filled(_texts())
     bert = load(_checkpoint())
-    for text, masks in zip(texts, bert.fill_mask(texts, flags.FLAGS.top_k), strict=True):
-        print(text)
-        for number, guesses in enumerate(masks, 1):
+    results = _for_each(texts, lambda filled: bert.fill_mask(filled, flags.FLAGS.top_k))
+    for text, masks in zip(texts, results, strict=True):
+        print(text or "")
+        for number, guesses in enumerate(masks or [], 1):
             shown = "  ".join(f"{token} {probability:.1%}" for token, probability in guesses)
             print(f"  mask {number}: {shown}")
 
 
 def next_sentence() -> None:
     pairs = _pairs()
-    probabilities = load(_checkpoint()).next_sentence(pairs)
-    for (first, second), probability in zip(pairs, probabilities, strict=True):
-        print(f"follows: {probability:.1%}  {first} | {second}")
+    probabilities = _for_each(pairs, load(_checkpoint()).next_sentence)
+    for pair, probability in zip(pairs, probabilities, strict=True):
+        print("" if pair is None else f"follows: {probability:.1%}  {pair[0]} | {pair[1]}")
 
 
 def features() -> None:
     """Writes one vector for each text: an array (.npy) or a Parquet table."""
-    texts, output, with_text = _texts(blank_lines=True), _output(), flags.FLAGS.with_text
+    texts, output, with_text = _texts(), _output(), flags.FLAGS.with_text
     if output.suffix not in (".npy", ".parquet"):
         raise UserError(f"--output={output} must end in .npy or .parquet.")
     if with_text and output.suffix == ".npy":
@@ -81,16 +92,10 @@ def fine_tuned(*tasks: str) -> None:
     """Predicts with a checkpoint that was fine-tuned for one of these tasks; a JSON object for each input."""
     output = None if flags.FLAGS.output is None else _output()
     bert = load_finetuned(_checkpoint(fine_tuned=True), tasks)
-    if flags.FLAGS.input and pathlib.Path(flags.FLAGS.input).suffix != ".txt":
-        examples = bert.task.read(flags.FLAGS.input, "--input", labelled=False)
-    else:
-        lines = [line.partition("\t") for line in _texts()]
-        pairs = [(text, second or None) for text, _, second in lines]
-        if flags.FLAGS.next is not None:
-            pairs = [(pairs[0][0], flags.FLAGS.next)]
-        examples = [bert.task.example(*pair) for pair in pairs]
-    predictions = bert.predict(examples)
-    rows = [bert.task.row(*pair) for pair in zip(examples, predictions, strict=True)]
+    examples = _examples(bert.task)
+    pairs = list(zip(examples, _for_each(examples, bert.predict), strict=True))
+    blank = next(_blank_row(*pair) for pair in pairs if pair[0] is not None)
+    rows = [blank if pair[0] is None else bert.task.row(*pair) for pair in pairs]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is None:
         print(content, end="")
@@ -121,34 +126,56 @@ def _checkpoint(fine_tuned: bool = False) -> str:
     return flags.FLAGS.checkpoint
 
 
-def _texts(blank_lines: bool = False) -> list[str]:
+def _texts() -> list[str]:
     """Reads --text, or the lines of --input."""
-    text, path = flags.FLAGS.text, flags.FLAGS.input
-    if (text is None) == (path is None):
-        raise UserError("give either --text or --input: what to predict from.")
-    if text is not None:
-        return [text]
-    try:
-        content = pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input={path} cannot be read: {error}. Check the path and the file.") from None
-    if not content.strip():
-        raise UserError(f"--input={path} is empty; write one text a line.")
-    lines = content.removesuffix("\n").split("\n")
-    return [line for line in lines if blank_lines or line.strip()]
+    if flags.FLAGS.text is not None:
+        return [flags.FLAGS.text]
+    return read_lines(flags.FLAGS.input, "--input")
 
 
-def _pairs() -> list[tuple[str, str]]:
-    """Reads --text and --next, or the two texts in each line of --input."""
+def _filled(texts: list[str]) -> list[str | None]:
+    """Replaces blank lines of --input by None."""
+    return [text if text.strip() or flags.FLAGS.input is None else None for text in texts]
+
+
+def _pairs() -> list[tuple[str, str] | None]:
+    """Reads --text and --next, or the two texts in each line of --input; None for a blank line."""
     texts = _texts()
     if flags.FLAGS.text is not None:
         if flags.FLAGS.next is None:
             raise UserError("--next is missing: the sentence that may follow --text.")
         return [(texts[0], flags.FLAGS.next)]
-    for line in texts:
-        if "\t" not in line:
+    pairs: list[tuple[str, str] | None] = []
+    for line in _filled(texts):
+        first, tab, second = (line or "").partition("\t")
+        if line and not tab:
             raise UserError(f"--input={flags.FLAGS.input}: no tab between two sentences in {line[:60]!r}.")
-    return [(first, second) for first, _, second in (line.partition("\t") for line in texts)]
+        pairs.append((first, second) if line else None)
+    return pairs
+
+
+def _examples(task: Downstream) -> list[Any]:
+    """Reads --text and --next, lines of text, or a file of the task; None for a blank line."""
+    if (source := flags.FLAGS.input) is None:
+        text, _, second = flags.FLAGS.text.partition("\t")
+        return [task.example(text, (second or None) if flags.FLAGS.next is None else flags.FLAGS.next)]
+    if is_stream(source) or suffix_of(source) == ".txt":
+        return task.from_lines(_texts(), f"--input={source}")
+    return task.read(source, "--input", labelled=False)
+
+
+def _for_each(items: Sequence[Any], compute: Callable[[list[Any]], Iterable[Any]]) -> list[Any]:
+    """Computes the results of all items but None, which is a blank line and whose result is None."""
+    filled = [item for item in items if item is not None]
+    if blank := len(items) - len(filled):
+        log.info("%d of %d lines of --input are blank; their results are empty", blank, len(items))
+    results = iter(compute(filled))
+    return [None if item is None else next(results) for item in items]
+
+
+def _blank_row(example: TaskExample, prediction: dict[str, Any]) -> dict[str, Any]:
+    """Returns the row of a blank line: the keys of another row, with empty texts and null as predictions."""
+    return {name: type(text)() for name, text in example.display_fields().items()} | dict.fromkeys(prediction)
 
 
 def _output() -> pathlib.Path:
@@ -179,7 +206,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
     flags.DEFINE_string("text", None, "The text; [MASK] marks a word to guess.")
     flags.DEFINE_string("next", None, "The sentence that may follow --text.")
-    flags.DEFINE_string("input", None, "A file with one text a line, instead of --text.")
+    flags.DEFINE_string("input", None, "A file with one text a line, instead of --text; - is standard input.")
     flags.DEFINE_string(
         "output",
         None,

@@ -46,7 +46,10 @@ def save(folder, tokenizer, **axes):
 def save_finetuned(folder, tokenizer, task, facts, **data):
     """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network."""
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    config = FinetuneConfig(model=model, task=TaskConfig(task), data=TaskData(max_seq_length=LONGEST, **data))
+    settings = TaskConfig(task)
+    if task == "question_answering":  # leave room for a paragraph
+        settings = dataclasses.replace(settings, max_question_tokens=LONGEST // 4)
+    config = FinetuneConfig(model=model, task=settings, data=TaskData(max_seq_length=LONGEST, **data))
     build = HEADS[task].build(model, num_labels(task, facts))
     return _save(
         folder, tokenizer, config, build, {"task.json": json.dumps(facts, ensure_ascii=False).encode()}, {}

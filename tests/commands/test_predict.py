@@ -1,11 +1,8 @@
 import os
 import pathlib
-import runpy
-import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
 import bert_jax
 from bert_jax.inference import pretrained
@@ -24,22 +21,6 @@ def run_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bert(run_folder):
     return bert_jax.load(run_folder)
-
-
-@pytest.fixture
-def predict(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def predict(*arguments):
-        known = set(flags.FLAGS)
-        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_module("bert_jax.predict", run_name="__main__", alter_sys=True)
-        flags.FLAGS.remove_flag_values(dict.fromkeys(set(flags.FLAGS) - known))
-        return exit_.value.code, *capsys.readouterr()
-
-    return predict
 
 
 @pytest.fixture
@@ -71,6 +52,7 @@ def test_lines_of_a_file_are_one_call(predict, loaded_once, bert, tmp_path):
     code, out, _ = predict("fill-mask", "--checkpoint=x", "--input=texts", "--top_k=1")
     best = [guesses[0] for (guesses,) in bert.fill_mask(texts, 1)]
     expected = [f"{t}\n  mask 1: {g.token} {g.probability:.1%}\n" for t, g in zip(texts, best, strict=True)]
+    expected.append("\n")  # of the blank line at the end
     assert (code, out, loaded_once) == (0, "".join(expected), ["fill_mask"])
 
 
@@ -120,9 +102,10 @@ def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_p
         (folder / "checksums.json").touch()
         os.utime(folder / "checksums.json", (1e9 - age, 1e9 - age))
     (tmp_path / "runs/a/checkpoints/200").mkdir()  # a save that was not finished
-    code, out, _ = predict("fill-mask", "--text=[MASK]")
+    code, out, err = predict("fill-mask", "--text=[MASK]")
     assert (code, loaded_once) == (0, ["fill_mask"])
-    assert out.splitlines()[0] == "checkpoint: runs/b/checkpoints/20"
+    assert err == "checkpoint: runs/b/checkpoints/20\n"
+    assert out.splitlines()[0] == "[MASK]"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +114,21 @@ def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_p
         ("", "the first argument must be one of fill-mask, next-sentence, features, classify, answer, tag."),
         ("fil-mask", "tag, not 'fil-mask'."),
         ("fill-mask", "give either --text or --input"),
+        ("classify --text=a --input=a.tsv", "give either --text or --input"),
         ("fill-mask --text=a --input=latin1", "give either --text or --input"),
         ("fill-mask --text=[MASK]", "--checkpoint is missing and runs/ holds no pretrained run"),
         ("fill-mask --text=[MASK] --top_k=0", "--top_k=0"),
         ("fill-mask --text=[MASK] --checkpoint=nowhere", "there is no checkpoint"),
         ("fill-mask --input=nowhere", "--input=nowhere cannot be read: [Errno 2] No such file"),
-        ("fill-mask --input=latin1", "--input=latin1 cannot be read: 'utf-8' codec can't decode byte 0xfc"),
+        (
+            "fill-mask --input=latin1",
+            "--input=latin1 is not a UTF-8 text file ('utf-8' codec can't decode byte 0xfc",
+        ),
+        ("fill-mask --input=.", "--input=. cannot be read: [Errno 21] Is a directory"),
+        (
+            "fill-mask --input=archive",
+            "--input=archive is no text file but a zip archive, as .docx",
+        ),
         ("fill-mask --input=blank", "--input=blank is empty; write one text a line."),
         ("next-sentence --text=a", "--next is missing: the sentence that may follow --text."),
         ("next-sentence --input=tabs", "--input=tabs: no tab between two sentences in 'one only'."),
@@ -153,6 +145,7 @@ def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_p
 def test_bad_input_is_one_line_and_exit_code_2(predict, tmp_path, arguments, message):
     (tmp_path / "latin1").write_bytes("so für".encode("latin1"))
     (tmp_path / "blank").write_text("\n \n")
+    (tmp_path / "archive").write_bytes(b"PK\3\4\0\0")
     (tmp_path / "tabs").write_text("one\ttwo\none only\n")
     code, out, err = predict(*arguments.split())
     assert (code, out) == (2, "")
