@@ -74,6 +74,10 @@ class TokenClassification(Downstream):
             sentences = self._sentences(read_records(source, key), labelled)
         else:
             sentences = list(_column_sentences(read_lines(source, key, "examples"), source, labelled))
+            if not labelled:
+                log.info(
+                    "%s=%s: read as columns of words; texts, one a line, have the suffix .txt", key, source
+                )
         if not any(sentence.words for sentence in sentences):
             raise UserError(f"{key}={source} has no words.")
         return sentences
