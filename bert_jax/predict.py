@@ -74,12 +74,13 @@ def next_sentence() -> None:
 def features() -> None:
     """Writes one vector for each text: an array (.npy) or a Parquet table."""
     texts, output, with_text = _texts(), _output(), flags.FLAGS.with_text
-    if output.suffix not in (".npy", ".parquet"):
+    kind = output.suffix.lower()
+    if kind not in (".npy", ".parquet"):
         raise UserError(f"--output={output} must end in .npy or .parquet.")
-    if with_text and output.suffix == ".npy":
+    if with_text and kind == ".npy":
         raise UserError(f"--with_text: {output} would be an array without text; give --output=NAME.parquet.")
     array = load(_checkpoint()).features(texts, flags.FLAGS.pooling, flags.FLAGS.layer)
-    if output.suffix == ".npy":
+    if kind == ".npy":
         _write(output, lambda file: np.save(file, array))
     else:
         vectors = pa.FixedSizeListArray.from_arrays(array.ravel(), array.shape[1])
@@ -101,7 +102,8 @@ def fine_tuned(*tasks: str) -> None:
         print(content, end="")
     else:
         _write(output, content)
-        print(f"{output}: {len(rows)} predictions")
+        if not files.is_stream(output):
+            print(f"{output}: {len(rows)} predictions")
 
 
 def newest_checkpoint(fine_tuned: bool = False, folder: str = "runs") -> pathlib.Path:
