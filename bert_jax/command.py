@@ -88,8 +88,8 @@ def config_argument() -> str:
 
 def config_name() -> str:
     """Returns the config's name for folders: `bert_tiny`, `finetune/glue_mrpc`; the last part of a path."""
-    name, colon, argument = _config.typed.partition(":")
-    return (pathlib.Path(name).stem if name.endswith(".py") else name) + colon.replace(":", "_") + argument
+    name, *argument = config_lib.split_argument(_config.typed)
+    return "_".join([pathlib.Path(name).stem if name.endswith(".py") else name, *argument])
 
 
 def config_docstring() -> str:
@@ -296,10 +296,10 @@ def _set_up_log() -> None:
 class _LogHandler(logging.StreamHandler):
     """Raises what goes wrong with the stream, instead of printing a trace for every line of the log."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
-        error = sys.exception()
-        assert error
-        raise error
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(error := sys.exception(), OSError):
+            raise error
+        super().handleError(record)
 
 
 def _unraisable(ignored: Any) -> None:

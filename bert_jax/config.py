@@ -7,6 +7,7 @@ dataclass that uses it, which defines their defaults, types and bounds.
 import dataclasses
 import difflib
 import pathlib
+import re
 import runpy
 import traceback
 from typing import Any, TypeVar
@@ -166,6 +167,14 @@ def find_config(name: str) -> pathlib.Path:
     return files[name]
 
 
+def split_argument(typed: str) -> list[str]:
+    """Splits NAME[:ARGUMENT] or PATH.py[:ARGUMENT]; a path may have colons of its own."""
+    if pathlib.Path(typed).is_file():
+        return [typed]
+    path = re.fullmatch(r"(.*\.py)(?::(.*))?", typed, re.DOTALL)
+    return [part for part in path.groups() if part is not None] if path else typed.split(":", 1)
+
+
 def load_config(typed: str) -> tuple[pathlib.Path, ml_collections.ConfigDict]:
     """Runs the config file of a name or path, once; returns its path and what its `get_config` returns.
 
@@ -175,7 +184,7 @@ def load_config(typed: str) -> tuple[pathlib.Path, ml_collections.ConfigDict]:
     Raises:
         UserError: if the file fails (names the line), or has no `get_config()` that returns a ConfigDict.
     """
-    name, *arguments = typed.split(":", 1)
+    name, *arguments = split_argument(typed)
     path = find_config(name)
     try:
         names = runpy.run_path(str(path))

@@ -119,15 +119,15 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         UserError: if `output` exists (an empty folder may) or its parent cannot be written.
     """
-    output = output.resolve()
+    path = output.resolve()
     with contextlib.ExitStack() as stack:
         try:
-            existing = output.is_dir()
+            existing = path.is_dir()
             if existing:
-                _remove_abandoned(output)
-            if output.exists() and (not existing or any(output.iterdir())):
+                _remove_abandoned(path)
+            if path.exists() and (not existing or any(path.iterdir())):
                 raise UserError(f"--output={output} exists; give another folder or move it away.")
-            new = _filled_folder(output) if existing else whole_folder(epath.Path(output))
+            new = _filled_folder(path) if existing else whole_folder(epath.Path(path))
             folder = stack.enter_context(new)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {reason(error)}; give another.") from None

@@ -12,7 +12,7 @@ from tests.runs import DEADLINE, make_corpus
 pytestmark = pytest.mark.slow
 PRINTABLE = "".join(map(chr, range(32, 127))).replace("/", "")
 # With a file or folder beside it that the name would match as a pattern.
-NAMES = {"all": (f" {PRINTABLE} é日", "x"), "brackets": ("run[1]", "run1"), "stars": ("r*n ?", "run 1")}
+NAMES = {"all": (f" {PRINTABLE} é日", "x"), "patterns": ("r?n*[1]", "run-1")}
 ROWS = "".join(f"text {n}\t{'ab'[n % 2]}\n" for n in range(12))
 
 
@@ -75,7 +75,7 @@ def test_finetune_and_its_checkpoint(folder, trained):
     run(
         "finetune", "--config=finetune/classification", f"--config.init_from={folder}/run",
         f"--config.data.train={folder}/rows.tsv", f"--config.data.eval={folder}/rows.tsv",
-        "--config.data.max_seq_length=32", "--config.data.global_batch_size=4", "--config.train.num_epochs=1",
+        "--config.data.max_seq_length=32", "--config.data.global_batch_size=8", "--config.train.num_epochs=1",
         f"--workdir={folder}/tuned",
     )  # fmt: skip
     words = [f"--checkpoint={folder}/tuned", f"--input={folder}/rows.tsv", f"--output={folder}/rows.jsonl"]

@@ -11,6 +11,7 @@ from bert_jax.config import (
     default_config,
     find_config,
     from_dict,
+    split_argument,
 )
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
@@ -262,3 +263,21 @@ def test_settings_that_count_examples_are_of_fine_tuning(name):
     value = 0.5 if name == "warmup_share" else 2.0 if name == "num_epochs" else 2
     with pytest.raises(UserError, match=f"train.{name}={value} is a setting of fine-tuning; use "):
         from_dict({"train": {name: value}}, Config)
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [
+        ("bert_tiny", ["bert_tiny"]),
+        ("bert_tiny:large", ["bert_tiny", "large"]),
+        ("my.py", ["my.py"]),
+        ("my.py:large:1", ["my.py", "large:1"]),
+        ("a:b/my.py", ["a:b/my.py"]),
+        ("a:b/my.py:x.txt", ["a:b/my.py", "x.txt"]),
+        ("there.py:1.py", ["there.py:1.py"]),  # a file
+    ],
+)
+def test_the_argument_of_a_config_is_behind_its_name(tmp_path, monkeypatch, typed, parts):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.py:1.py").touch()
+    assert split_argument(typed) == parts
