@@ -74,7 +74,7 @@ def test_what_is_no_text_is_one_line_with_a_remedy(tmp_path, content, message):
         read_lines(str(path), "--input")
     assert "\n" not in str(error.value)
     compressed = tmp_path / "a.txt.GZ"
-    compressed.write_bytes(gzip.compress(content))
+    compressed.write_bytes(gzip.compress(content, mtime=0))
     with pytest.raises(UserError, match=f"^--input={compressed}{message}"):
         read_lines(str(compressed), "--input")
 
@@ -86,7 +86,7 @@ def test_what_is_no_text_is_one_line_with_a_remedy(tmp_path, content, message):
             "so it\n".encode("utf-16"),
             "looks like UTF-16, not UTF-8: convert it with iconv -f utf-16 -t utf-8",
         ),
-        (gzip.compress(b"so it\n"), "is no text file but compressed with gzip: decompress it first"),
+        (gzip.compress(b"so it\n", mtime=0), "is no text file but compressed with gzip: decompress it first"),
         (b"%PDF-1.7\n", "is no text file but a PDF document"),
     ],
 )

@@ -83,7 +83,7 @@ def test_compressed(tmp_path, suffix, compress):
         ("A.TSV", "text\na\n"),
         ("a.Csv", "text\na\n"),
         ("A.JSONL", '{"text": "a"}'),
-        ("A.TSV.GZ", gzip.compress(b"text\na\n")),
+        ("A.TSV.GZ", gzip.compress(b"text\na\n", mtime=0)),
     ],
 )
 def test_suffixes_in_upper_case(tmp_path, name, content):

@@ -237,7 +237,10 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     ("content", "expected"),
     [
         (zipped(), "is no text file but a zip archive, as .docx, .xlsx and .epub are too: unpack it first"),
-        (gzip.compress(b"text\tlabel\n"), "is no text file but compressed with gzip: decompress it first"),
+        (
+            gzip.compress(b"text\tlabel\n", mtime=0),
+            "is no text file but compressed with gzip: decompress it first",
+        ),
         (
             "text\tlabel\n".encode("utf-16"),
             "looks like UTF-16, not UTF-8: convert it with iconv -f utf-16 -t",
