@@ -33,6 +33,7 @@ CHARACTER_COVERAGE = 0.9999
 # protobuf creates both classes at import.
 ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 SentencePieceText = sentencepiece_pb2.SentencePieceText  # type: ignore[attr-defined]
+MODEL_START = re.compile(b"\n.{1,3}\n", re.DOTALL)  # of a ModelProto: its first piece, and in it the text
 COMBINING_MARKS = re.compile("[\u0300-\u036f]*")
 
 
@@ -360,11 +361,16 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     """
     path = epath.Path(tokenizer_file(data))
     name = f"data.tokenizer={data.tokenizer!r}"
+    content, wordpiece = path.read_bytes(), data.tokenizer.startswith("wordpiece:")
+    if wordpiece and MODEL_START.match(content):
+        raise UserError(f"{name} is a SentencePiece model; use data.tokenizer=sentencepiece:{path}.")
+    if not wordpiece and b"[MASK]" in content.splitlines():
+        raise UserError(f"{name} is a vocabulary of a piece a line; use data.tokenizer=wordpiece:{path}.")
     tokenizer: Tokenizer
-    if data.tokenizer.startswith("wordpiece:"):
+    if wordpiece:
         tokenizer = WordPieceTokenizer(read_pieces(path, name), data.lowercase, name)
     else:
-        tokenizer = SentencePieceTokenizer(path.read_bytes(), name)
+        tokenizer = SentencePieceTokenizer(content, name)
     if (size := tokenizer.vocab_size) != vocab_size:
         raise UserError(f"{name} has {size} pieces, but model.vocab_size={vocab_size}: set it to {size}.")
     return tokenizer

@@ -289,6 +289,17 @@ def test_a_sentencepiece_model_without_special_pieces():
         SentencePieceTokenizer(b"\xff\xffnonsense")
 
 
+def test_a_tokenizer_of_the_other_kind_is_named(tmp_path):
+    (tmp_path / "a.model").write_bytes(spm_model())
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "a"]))
+    with pytest.raises(
+        UserError, match=r"a SentencePiece model; use data.tokenizer=sentencepiece:.*/a\.model\.$"
+    ):
+        read_tokenizer(DataConfig(tokenizer=f"wordpiece:{tmp_path}/a.model"), 6)
+    with pytest.raises(UserError, match=r"of a piece a line; use data.tokenizer=wordpiece:.*/vocab\.txt\.$"):
+        read_tokenizer(DataConfig(tokenizer=f"sentencepiece:{tmp_path}/vocab.txt"), 6)
+
+
 def test_vocabulary_with_the_line_ends_of_windows(tmp_path):
     (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIALS, "a", ""]).encode())
     assert read_tokenizer(DataConfig(tokenizer=f"wordpiece:{tmp_path}/vocab.txt"), 6).piece(5) == "a"
