@@ -17,13 +17,18 @@ class OptimizerConfig:
         UserError: for an unknown optimizer or schedule, or a number out of range.
     """
 
-    name: str = setting("adamw", known=("adamw", "lamb"))
+    name: str = setting("adamw", known=("adamw", "lamb", "stable_adamw", "muon"))
     learning_rate: float = setting(1e-4, above=0)  # the peak
-    # After the warm-up.
-    schedule: str = setting("linear", known=("linear", "cosine", "rsqrt", "constant"))
+    # After the warm-up. trapezoid: constant, then down over the last decay_steps
+    schedule: str = setting("linear", known=("linear", "cosine", "rsqrt", "constant", "trapezoid"))
     warmup_steps: int = setting(10_000, least=0)
-    final_learning_rate: float = setting(0.0, least=0)  # of linear and cosine
+    decay_steps: int = setting(0, least=0)  # of trapezoid
+    decay_shape: str = setting("linear", known=("linear", "one_minus_sqrt"))  # of trapezoid
+    final_learning_rate: float = setting(0.0, least=0)  # of linear, cosine and trapezoid
     weight_decay: float = setting(0.01, least=0)  # not on LayerNorm and biases
+    # coupled: weights shrink by rate × weight_decay a step; decoupled: by (rate / peak) × weight_decay
+    weight_decay_mode: str = setting("coupled", known=("coupled", "decoupled"))
+    momentum: float = setting(0.95, least=0, below=1)  # of muon; the betas are of its AdamW part
     beta1: float = setting(0.9, least=0, below=1)
     beta2: float = setting(0.999, least=0, below=1)
     epsilon: float = setting(1e-6, above=0)

@@ -16,6 +16,7 @@ from bert_jax.model.partition import AXES, ROWS, path_name, rule_of
 from bert_jax.training.config import MeshConfig
 
 BATCH = P(ROWS)
+CONSTANTS = ("ns_coeffs",)  # arrays of an optimizer's state that belong to no parameter
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -86,14 +87,16 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
 
     Args:
         tree: arrays or ShapeDtypeStructs; an optimizer's subtree shaped like the parameters ends in their
-            paths and so follows their rules. Scalars are replicated.
+            paths and so follows their rules. Scalars and `CONSTANTS` are replicated.
 
     Raises:
         UserError: for an array without a rule, see `rule_of`.
     """
 
     def of_leaf(path, leaf):
-        return NamedSharding(mesh, rule_of(path_name(path)).axes if leaf.ndim else P())
+        name = path_name(path)
+        replicated = leaf.ndim == 0 or name.endswith(CONSTANTS)
+        return NamedSharding(mesh, P() if replicated else rule_of(name).axes)
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 

@@ -15,7 +15,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
     """Returns the function step -> learning rate: linear warm-up from 0, then the decay of `config.schedule`.
 
     `step` counts from 0, skipped steps included. `linear` and `cosine` end at `final_learning_rate` after
-    `num_steps`; `rsqrt` falls with the inverse square root of the step; `constant` stays.
+    `num_steps`; `rsqrt` falls with the inverse square root of the step; `constant` stays; `trapezoid` stays
+    until the last `decay_steps` and ends at `final_learning_rate`, by a line or by one minus a square root
+    (Hägele et al., 2024).
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     decay_steps = max(num_steps - warmup, 1)
@@ -24,7 +26,20 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
         "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_learning_rate / peak),
         "rsqrt": lambda step: peak * jnp.sqrt(max(warmup, 1) / (step + max(warmup, 1))),
         "constant": optax.constant_schedule(peak),
+        "trapezoid": _stable_then_down(config, max(num_steps - warmup, 0)),
     }[config.schedule]
     if warmup == 0:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+def _stable_then_down(config: OptimizerConfig, num_steps: int) -> Schedule:
+    """Returns the rate of a trapezoid by the number of steps after the warm-up, of `num_steps` in all."""
+    peak, drop = config.learning_rate, config.learning_rate - config.final_learning_rate
+    shape = {"linear": lambda done: done, "one_minus_sqrt": jnp.sqrt}[config.decay_shape]
+    stable = num_steps - config.decay_steps
+
+    def rate(step: Any) -> Any:
+        return peak - drop * shape(jnp.clip((step - stable) / max(config.decay_steps, 1), 0.0, 1.0))
+
+    return rate
