@@ -153,7 +153,7 @@ def step(config: Config) -> None:
     mesh = make_mesh(config.mesh)
     program = Program(config, task.objective, mesh)
     with jax.set_mesh(mesh):
-        batch = to_global(mesh, next(iter(task.batches(config.phases()[0], 0, program.rows))))
+        batch = to_global(mesh, next(iter(task.batches(config.phase_list()[0], 0, program.rows))))
         state = program.initial_state(program.random_params())
         compiled = program.train_step.lower(state, batch, program.key).compile()
         tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())

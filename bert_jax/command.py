@@ -264,6 +264,8 @@ def _parse_config(argv: list[str]) -> list[str]:
         _config = _config._replace(typed=typed, path=path)
     elif any(OVERRIDE.match(word) for word in rest):
         resolved_config()  # raises: --config is missing
+    keys = [OVERRIDE.sub("", word).split("=", 1)[0] for word in rest if OVERRIDE.match(word)]
+    config_lib.add_overrides_of_phases(values, keys, _config.kind)
     try:
         config_flags.DEFINE_config_dict("config", values, CONFIG_HELP, sys_argv=rest)
     except (flags.Error, KeyError, AttributeError) as error:

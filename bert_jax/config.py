@@ -10,6 +10,7 @@ import pathlib
 import re
 import runpy
 import traceback
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import ml_collections
@@ -17,16 +18,22 @@ import ml_collections
 from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
 from bert_jax.training.config import RunConfig, TrainConfig, sections
+from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, phase_keys
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunConfig):
-    """A whole config of pretraining, resolved and checked."""
+    """A whole config of pretraining, resolved and checked.
+
+    `phases` holds overrides for stretches of the run, see `bert_jax.training.phases`.
+    """
 
     data: DataConfig = DataConfig()
+    phases: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "train", dataclasses.replace(self.train, num_steps=self._num_steps()))
         if self.data.max_seq_length > self.model.max_position_embeddings:
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than "
@@ -43,8 +50,34 @@ class Config(RunConfig):
                 raise UserError(
                     f"train.{name}={getattr(self.train, name)} is a setting of fine-tuning; use {instead}."
                 )
+        self.phase_list()  # checks them
+
+    def _num_steps(self) -> int:
+        """Returns the steps of the run: `train.num_steps`, or those of all phases if that is 0."""
+        steps = [phase.get("num_steps") for phase in self.phases]
+        total = sum(number for number in steps if type(number) is int)  # others are errors of `phase_list`
+        if self.train.num_steps not in (0, total) and self.phases:
+            raise UserError(
+                f"train.num_steps={self.train.num_steps}, but the phases have "
+                f"{' + '.join(map(str, steps))} = {total} steps; set train.num_steps=0 to take theirs."
+            )
+        if not self.phases and not self.train.num_steps:
+            raise UserError("train.num_steps=0 must be at least 1.")
+        return total or self.train.num_steps
+
+    def phase_list(self) -> tuple[Phase, ...]:
+        return make_phases(self, self.phases, sections(type(self))) or super().phase_list()
+
+    def flat(self) -> dict[str, Any]:
+        own = {
+            f"phases[{index}].{key}": value
+            for index, phase in enumerate(self.phases)
+            for key, value in flat_overrides(phase).items()
+        }
+        return super().flat() | own
 
 
+PHASES = "phases"
 # Settings of `train` for fine-tuning, which counts examples -> what pretraining uses instead.
 FINETUNING_ONLY = {
     "num_epochs": "train.num_steps",
@@ -79,6 +112,8 @@ def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
                 check_key(f"{name}.{field}", kind)
                 _check_type(f"{name}.{field}", entry, types[field])
             built[name] = known[name](**value)
+        elif name == PHASES:
+            built[name] = _checked_phases(value)
         else:
             _check_type(name, value, str)
             built[name] = value
@@ -108,6 +143,43 @@ def from_checkpoint(values: dict[str, Any], kind: type[Kind], origin: Any) -> Ki
         raise UserError(f"{origin}: {error}") from None
 
 
+def _checked_phases(phases: Any) -> tuple[dict[str, Any], ...]:
+    """Returns phases as plain dicts; raises UserError if they are something else."""
+    for index, phase in enumerate(phases if isinstance(phases, list | tuple) else [phases]):
+        if not isinstance(phase, dict) or not isinstance(phases, list | tuple):
+            raise UserError(
+                f"config.phases[{index}]={phase!r} must be a dict like {{'num_steps': 1000, 'data': "
+                "{'max_seq_length': 512}}, and phases a tuple of them."
+            )
+    return tuple(phases)
+
+
+def add_overrides_of_phases(values: ml_collections.ConfigDict, keys: Iterable[str], kind: Any) -> None:
+    """Gives phases the keys that overrides of the command line set, with the run's values, for their types.
+
+    Args:
+        values: a config, which is changed.
+        keys: that are set, e.g. `phases[1].data.mask_rate`. The number after the last phase adds one.
+    """
+    phases = [dict(phase) for phase in _checked_phases(values.get(PHASES, ()))]
+    for key in keys:
+        if not (match := KEY.match(key)):
+            continue
+        check_key(key, kind)
+        if (index := int(match[1])) > len(phases):
+            raise UserError(
+                f"config.{key}: there are {len(phases)} phases; the next is phases[{len(phases)}]."
+            )
+        phases += [{}] * (index == len(phases))
+        section, _, name = match[2].partition(".")
+        if not name:
+            phases[index].setdefault(section, 0)
+        elif name not in (fields := phases[index].setdefault(section, {})):
+            fields[name] = values[section][name]
+    if phases:
+        values[PHASES] = tuple(phases)
+
+
 def _check_type(key: str, value: Any, kind: Any) -> None:
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise UserError(
@@ -118,6 +190,13 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
 def check_key(key: str, kind: Any = Config) -> None:
     """Raises UserError, naming the nearest known keys, unless `key` (e.g. `train.num_steps`) exists."""
     known = known_keys(kind)
+    if PHASES in known and (match := KEY.match(key)):
+        allowed = phase_keys(sections(kind))
+        if match[2] in allowed:
+            return
+        if match[2] in known:
+            raise UserError(f"config.{key} cannot be set by a phase; these can: {', '.join(allowed)}.")
+        key, known = match[2], allowed
     if key not in known:
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.endswith("." + leaf)]
@@ -132,7 +211,7 @@ def known_keys(kind: Any) -> list[str]:
         for section, values in sections(kind).items()
         for field in dataclasses.fields(values)
     ]
-    return ["init_from", *sections(kind), *fields]
+    return [field.name for field in dataclasses.fields(kind)] + fields
 
 
 def config_files() -> dict[str, pathlib.Path]:

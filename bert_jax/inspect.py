@@ -8,22 +8,24 @@ from absl import flags
 
 from bert_jax import command
 from bert_jax.corpus.dataset import prepare
-from bert_jax.data.batches import Batches
+from bert_jax.data.batches import phase_batches
 from bert_jax.data.shown import sequences, summary
 from bert_jax.errors import UserError
 
 
 def main() -> None:
     config, step = command.resolved_config(), flags.FLAGS.step
-    phase = next((phase for phase in config.phases() if phase.first_step <= step < phase.last_step), None)
+    phases = config.phase_list()
+    phase = next((phase for phase in phases if phase.first_step <= step < phase.last_step), None)
     if phase is None:
-        end = config.phases()[-1].last_step
+        end = phases[-1].last_step
         raise UserError(f"--step={step} is not a step of the run, which ends at {end}.")
     dataset = prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
-    data, seed = phase.config.data, phase.config.train.seed
-    batch = Batches(dataset.split("train"), data, dataset.tokenizer, seed)(step - phase.first_step)
-    print(f"step {step}: {summary(batch, dataset.tokenizer)}")
-    rows, all_rows = flags.FLAGS.rows, data.global_batch_size
+    batches = phase_batches(dataset.split("train"), dataset.tokenizer, phase)
+    batch = batches(step - phase.first_step)
+    of = f", step {step - phase.first_step} of phase {phase.index + 1}" if len(phases) > 1 else ""
+    print(f"step {step}{of}: {summary(batch, dataset.tokenizer)}")
+    rows, all_rows = flags.FLAGS.rows, phase.config.data.global_batch_size
     for row in range(min(rows, all_rows)):
         for lines in sequences(batch, row, dataset.tokenizer):
             print(f"\n{lines}")

@@ -26,6 +26,7 @@ def setting(
     below: float | None = None,
     run_time: bool = False,
     prepares: bool = False,
+    by_phase: bool = False,
 ) -> Any:
     """Declares a field of a section.
 
@@ -35,9 +36,10 @@ def setting(
         least, above, most, below: bounds of a number; `above` and `below` are excluded themselves.
         run_time: it may change when a run resumes, since it does not change what is learned.
         prepares: the prepared dataset depends on it.
+        by_phase: a phase of a run may have a value of its own.
     """
     bounds = {"known": known, "least": least, "above": above, "most": most, "below": below}
-    roles = {"run_time": run_time, "prepares": prepares}
+    roles = {"run_time": run_time, "prepares": prepares, "by_phase": by_phase}
     return dataclasses.field(default=default, metadata=bounds | roles)
 
 
@@ -62,7 +64,7 @@ def check(section: str, values: Any) -> None:
 
 
 def names(kind: Any, role: str) -> tuple[str, ...]:
-    """Lists the fields of a section's class that have a role: `run_time` or `prepares`."""
+    """Lists the fields of a section's class that have a role: `run_time`, `prepares` or `by_phase`."""
     return tuple(field.name for field in dataclasses.fields(kind) if field.metadata.get(role))
 
 

@@ -31,13 +31,17 @@ class DataConfig:
     held_out_fraction: float = setting(0.01, least=0, below=1, prepares=True)
 
     # What a batch is.
-    max_seq_length: int = setting(128, least=8)  # T, tokens per row
-    global_batch_size: int = setting(256, least=1)  # B, rows per step over all devices
-    max_sequences_per_row: int = setting(1, least=1)  # S; more than one packs several sequences into a row
+    max_seq_length: int = setting(128, least=8, by_phase=True)  # T, tokens per row
+    global_batch_size: int = setting(256, least=1, by_phase=True)  # B, rows per step over all devices
+    max_sequences_per_row: int = setting(
+        1, least=1, by_phase=True
+    )  # S; more than one packs several sequences into a row
     short_sequence_rate: float = setting(0.1, least=0, most=1)  # chunks that are cut once more, as in BERT
-    second_objective: str = setting("next_sentence", known=("next_sentence", "none"))
-    masking: str = setting("token", known=("token", "whole_word"))
-    mask_rate: float = setting(0.15, above=0, below=1)
+    second_objective: str = setting("next_sentence", known=("next_sentence", "none"), by_phase=True)
+    masking: str = setting("token", known=("token", "whole_word"), by_phase=True)
+    mask_rate: float = setting(0.15, above=0, below=1, by_phase=True)
+    # At the end of the run or phase, reached linearly; 0: mask_rate all the time.
+    final_mask_rate: float = setting(0.0, least=0, below=1, by_phase=True)
     mask_token_rate: float = setting(0.8, least=0, most=1)  # of the chosen: become [MASK]
     random_token_rate: float = setting(0.1, least=0, most=1)  # of the chosen: a random token; the rest stay
 

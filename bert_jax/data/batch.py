@@ -13,11 +13,11 @@ Shape = tuple[int, int, int]  # R rows, T tokens, S sequences per row
 
 
 def max_predictions(data: DataConfig) -> int:
-    """Returns M, the slots for tokens to predict in a row."""
+    """Returns M, the slots for tokens to predict in a row, at the highest rate of masks."""
     chunk = np.arange(1, max_chunk_length(data) + 1)
     lengths = sequence_length(chunk, data.pairs)
     rows = data.max_seq_length, data.max_sequences_per_row
-    return masking.max_predictions(lengths, chunk, *rows, data.mask_rate)
+    return masking.max_predictions(lengths, chunk, *rows, max(data.mask_rate, data.final_mask_rate))
 
 
 def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:

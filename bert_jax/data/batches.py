@@ -34,12 +34,14 @@ class Batches:
         data: sizes and rates.
         tokenizer: special ids and word starts.
         seed: different seeds give different batches. Evaluation uses a fixed one and steps 0, 1, …
+        num_steps: over which the rate of masks goes from `mask_rate` to `final_mask_rate`.
+        first_row: number of the first row of step 0, through all epochs.
 
     Raises:
         UserError: if the split has no text, or no document has the two sentences that pairs need.
     """
 
-    def __init__(self, store, data: DataConfig, tokenizer, seed: int):
+    def __init__(self, store, data: DataConfig, tokenizer, seed: int, num_steps: int = 1, first_row: int = 0):
         index = store.index
         if index.num_tokens == 0:
             raise UserError(
@@ -52,7 +54,8 @@ class Batches:
                 "document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
-        self._planned = index, data, seed
+        self._num_steps, self._first_row = num_steps, first_row
+        self._planned = index, _plan_settings(data), seed
         self._epochs = EpochRows(functools.partial(_epoch_rows, *self._planned))
         self._lock = threading.Lock()
         self._maskable = np.ones(tokenizer.vocab_size, bool)
@@ -75,14 +78,14 @@ class Batches:
             the others int32. A sequence without B has next_sentence_weights 0.
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
-        sequences, row_keys = self._sequences(step * self._data.global_batch_size + rows)
+        sequences, row_keys = self._sequences(self._first_row + step * self._data.global_batch_size + rows)
         shape = len(rows), self._data.max_seq_length, self._data.max_sequences_per_row
         batch = assemble(sequences, self._tokens(sequences), shape, self._tokenizer)
         batch["next_sentence_labels"] = per_sequence(sequences, sequences.not_next, shape, np.int32)
         batch["next_sentence_weights"] = per_sequence(sequences, sequences.length_b > 0, shape, np.float32)
         clean, data = batch["input_ids"], self._data
         chosen = masking.choose(
-            clean, batch["sequence_ids"], row_keys, maskable=self._maskable, mask_rate=data.mask_rate,
+            clean, batch["sequence_ids"], row_keys, maskable=self._maskable, mask_rate=self.mask_rate(step),
             word_starts=self._tokenizer.word_starts if data.masking == "whole_word" else None,
         )  # fmt: skip
         batch["input_ids"] = masking.corrupt(
@@ -90,6 +93,13 @@ class Batches:
             mask_token_rate=data.mask_token_rate, random_token_rate=data.random_token_rate,
         )  # fmt: skip
         return batch | masking.gather_targets(clean, chosen, self.max_predictions)
+
+    def mask_rate(self, step: int) -> float:
+        """Returns the share of tokens to predict in the batch of a step."""
+        data = self._data
+        if not data.final_mask_rate or self._num_steps < 2:
+            return data.mask_rate
+        return data.mask_rate + (data.final_mask_rate - data.mask_rate) * step / (self._num_steps - 1)
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
         """Returns the rows of an epoch; epochs differ a little, because each cuts documents anew."""
@@ -135,6 +145,22 @@ class Batches:
     def _plan(self, epoch: int) -> EpochPlan:
         with self._lock:  # so that no two threads make the same plan
             return _epoch_plan(*self._planned, epoch=epoch)
+
+
+def phase_batches(store, tokenizer, phase) -> Batches:
+    """Returns the batches of a phase of a run (see `bert_jax.training.phases`), by the number of its step."""
+    config = phase.config
+    return Batches(store, config.data, tokenizer, config.train.seed, phase.num_steps, phase.first_row)
+
+
+def _plan_settings(data: DataConfig) -> DataConfig:
+    """Returns the settings that plans of epochs depend on, others as default: phases share their plans."""
+    return DataConfig(
+        max_seq_length=data.max_seq_length,
+        max_sequences_per_row=data.max_sequences_per_row,
+        short_sequence_rate=data.short_sequence_rate,
+        second_objective=data.second_objective,
+    )
 
 
 def iterate(

@@ -27,8 +27,9 @@ class ModelConfig:
     type_vocab_size: int = setting(2, least=1)
     # gelu: with erf, as published in 2018; Google's code changed to gelu_tanh in 2019
     hidden_act: str = setting("gelu", known=ACTIVATIONS)
-    hidden_dropout: float = setting(0.1, least=0, below=1)
-    attention_dropout: float = setting(0.0, least=0, below=1)  # published 0.1; fused kernels have none
+    hidden_dropout: float = setting(0.1, least=0, below=1, by_phase=True)
+    # Published 0.1; fused kernels have none.
+    attention_dropout: float = setting(0.0, least=0, below=1, by_phase=True)
     initializer_range: float = setting(0.02, above=0, below=1)
     # sinusoidal: short runs learn to look at neighbours sooner
     position_initializer: str = setting("normal", known=POSITION_INITIALIZERS)

@@ -1,5 +1,6 @@
 """The charts of a report: which there are, and the lines, points and ticks of each."""
 
+import itertools
 import math
 import operator
 from typing import Any, NamedTuple
@@ -54,8 +55,12 @@ CHARTS = (
 )  # fmt: skip
 
 
-def curves(rows: Rows, resumed: list[int], fine_tuning: bool) -> dict[str, Any]:
+def curves(
+    rows: Rows, resumed: list[int], phases: list[tuple[int, str]], fine_tuning: bool
+) -> dict[str, Any]:
     """Returns the charts that have data, over steps from 0 to the last row's.
+
+    `phases` are pairs (first step, what it changes), for bands behind the curves.
 
     Ticks are pairs (value, label), points pairs (step, value); all numbers are finite.
     """
@@ -65,6 +70,11 @@ def curves(rows: Rows, resumed: list[int], fine_tuning: bool) -> dict[str, Any]:
         "last": last,
         "ticks": [(step, short(step)) for step in ticks(0, last) if step <= last],
         "resumed": resumed,
+        "phases": [
+            (first, end, changes)
+            for (first, changes), (end, _) in itertools.pairwise([*phases, (last, "")])
+            if first < end
+        ],
         "charts": [chart for chart in charts if any(line["measured"] for line in chart["lines"])],
     }
 

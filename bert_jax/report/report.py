@@ -67,12 +67,27 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         "devices": starts[-1]["devices"] if starts else "",
         "skipped": [row for row in rows if "skipped_from" in row],
         "tiles": _tiles(newest),
-        "curves": curves(rows, resumed, fine_tuning="task" in config),
+        "curves": curves(rows, resumed, _phases(config), fine_tuning="task" in config),
         "examples": [_example(example) for example in examples or []],
         "masks": _masks(examples or []),
         "tables": _tables(results) if results else [],
         "settings": _settings(run, newest.get("params_digest", "(when finished)")),
     }
+
+
+def _phases(config: dict[str, Any]) -> list[tuple[int, str]]:
+    """Returns the first step of each phase and what it changes; none for a run without phases."""
+    first, found = 0, []
+    for phase in config.get("phases", ()):
+        values = [
+            f"{field} {value:g}" if isinstance(value, float) else f"{field} {value}"
+            for fields in phase.values()
+            if isinstance(fields, dict)
+            for field, value in fields.items()
+        ]
+        found.append((first, ", ".join(values)))
+        first += phase["num_steps"]
+    return found
 
 
 def _title(workdir: epath.Path) -> str:

@@ -62,7 +62,8 @@ class Compiled(NamedTuple):
     def flops(self) -> float:
         """FLOPs of a step on all devices, where each row is one sequence whose tokens attend to all of it."""
         data = self.config.data
-        attended, predictions = self.tokens * data.max_seq_length, self.tokens * data.mask_rate
+        rate = (data.mask_rate + (data.final_mask_rate or data.mask_rate)) / 2
+        attended, predictions = self.tokens * data.max_seq_length, self.tokens * rate
         return training_flops(self.config.model, self.tokens, attended, predictions)
 
     def step_seconds(self) -> tuple[float, float] | None:

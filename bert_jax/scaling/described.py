@@ -17,12 +17,29 @@ from bert_jax.training.mesh import count_slices
 INDENT = "  "
 
 
-def describe(compiled: Compiled, price: float | None = None) -> str:
-    """Describes the step in words, ending with the verdict and, if it does not fit, with advice.
+def describe(phases: Sequence[Compiled], price: float | None = None) -> str:
+    """Describes the step of every phase of a run in words, and ends with the verdict.
 
     Args:
+        phases: the steps in order; `train.num_steps` of each is that of the phase.
         price: of a device-hour, in any currency; None leaves the cost out.
     """
+    parts = []
+    for number, compiled in enumerate(phases, 1):
+        if len(phases) > 1:
+            steps = compiled.config.train.num_steps
+            parts.append(f"phase {number} of {len(phases)}: {steps:,} steps")
+        parts += _described(compiled, price)
+    if len(phases) > 1:
+        parts += _sum(phases, price)
+    large = [number for number, compiled in enumerate(phases, 1) if not compiled.memory.fits]
+    if not large:
+        return "\n\n".join([*parts, "verdict: fits"])
+    of_phase = f" (phase {', '.join(map(str, large))})" if len(phases) > 1 else ""
+    return "\n\n".join([*parts, f"verdict: does not fit\n{_surplus(phases[large[0] - 1])}{of_phase}"])
+
+
+def _described(compiled: Compiled, price: float | None) -> list[str]:
     config, mesh, memory = compiled.config, compiled.mesh, compiled.memory
     data, shape = config.data, dict(mesh.shape)
     rows = data.global_batch_size // (shape["data"] * shape["fsdp"])
@@ -36,16 +53,41 @@ def describe(compiled: Compiled, price: float | None = None) -> str:
     ]
     parts = [text_table(summary_rows, left=2), f"memory of a device, GiB\n{_memory(memory)}"]
     if not memory.fits:
-        over = (memory.total - memory.capacity) / GIB
-        verdict = f"verdict: does not fit\n{over:.2f} GiB too much on every device. {advice(compiled)}"
-        return "\n\n".join([*parts, verdict])
-    parts += [
+        return parts
+    return [
+        *parts,
         f"sent between devices in a step, MiB of whole arrays\n{_sent(compiled.collectives)}",
         f"attention scores of all pairs of tokens {'are' if compiled.scores else 'are not'} in memory",
         *_times(compiled, price),
-        "verdict: fits",
     ]
-    return "\n\n".join(parts)
+
+
+def _surplus(compiled: Compiled) -> str:
+    """Says how much a step that does not fit is too large, and what makes room."""
+    over = (compiled.memory.total - compiled.memory.capacity) / GIB
+    return f"{over:.2f} GiB too much on every device. {advice(compiled)}"
+
+
+def _sum(phases: Sequence[Compiled], price: float | None) -> list[str]:
+    """Adds up the estimated times of all phases; returns none where the compiler estimates no cycles."""
+    rows, total = [], 0.0
+    for number, compiled in enumerate(phases, 1):
+        if (seconds := compiled.step_seconds()) is None:
+            return []
+        hours = compiled.config.train.num_steps * max(seconds) / 3600
+        data, steps = compiled.config.data, compiled.config.train.num_steps
+        rows.append(
+            (f"phase {number}", f"{steps:,} steps of {data.global_batch_size:,} × {data.max_seq_length}",
+             _hours(hours, compiled.devices, price))
+        )  # fmt: skip
+        total += hours
+    rows.append(("all", "", _hours(total, phases[0].devices, price)))
+    return [f"the run, estimated\n{textwrap.indent(text_table(rows, left=3), INDENT)}"]
+
+
+def _hours(hours: float, devices: int, price: float | None) -> str:
+    cost = f", {price * hours * devices:,.0f} at {price:g} a device-hour" if price else ""
+    return f"{hours:,.1f} h, {hours * devices:,.0f} device-hours{cost}"
 
 
 def _memory(memory: Memory) -> str:
@@ -77,13 +119,12 @@ def _times(compiled: Compiled, price: float | None) -> list[str]:
     computing, sending = seconds
     step, peak = max(seconds), peak_flops(compiled.mesh.devices.ravel().tolist())
     speed, steps = compiled.tokens / step, compiled.config.train.num_steps
-    hours = steps * step / 3600
-    cost = f", {price * hours * compiled.devices:,.0f} at {price:g} a device-hour" if price else ""
+    hours = _hours(steps * step / 3600, compiled.devices, price)
     rows = [
         ("step", f"{1000 * step:.0f} ms (computing {1000 * computing:.0f}, sending {1000 * sending:.0f})"),
         ("tokens/s", f"{speed:,.0f}, {speed / compiled.devices:,.0f} a device"),
         *([("MFU", f"{compiled.flops / step / peak:.0%}")] if peak else []),
-        (f"{steps:,} steps", f"{hours:,.1f} h, {hours * compiled.devices:,.0f} device-hours{cost}"),
+        (f"{steps:,} steps", hours),
     ]
     title = "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap"
     if any(found.axes == SLICES for found in compiled.collectives):
@@ -141,13 +182,14 @@ def summary(compiled: Compiled) -> dict[str, Any]:
     }
 
 
-def write_summary(compiled: Compiled, path: str) -> None:
-    """Writes the summary as JSON.
+def write_summary(phases: Sequence[Compiled], path: str) -> None:
+    """Writes the summary as JSON; a list of them for several phases.
 
     Raises:
         UserError: if the file cannot be written.
     """
     try:
-        files.write(path, json.dumps(summary(compiled), indent=1) + "\n")
+        found = [summary(compiled) for compiled in phases]
+        files.write(path, json.dumps(found if len(found) > 1 else found[0], indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output={path} cannot be written: {reason(error)}; give another.") from None

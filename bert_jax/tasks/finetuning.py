@@ -17,10 +17,10 @@ from bert_jax.tasks.config import FinetuneConfig, TaskData
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.packed import HostBatch, PackedExamples, TrainingBatches
 from bert_jax.tasks.registry import make_task
-from bert_jax.training.config import Phase
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.fingerprints import combined_digest
 from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
+from bert_jax.training.phases import Phase
 
 TOKENIZER, TASK = "tokenizer", "task.json"  # in a checkpoint: its vocabulary, and the task's label_info
 log = logging.getLogger("bert_jax")
@@ -165,6 +165,12 @@ class Finetuning:
         data, seed = phase.config.data, phase.config.train.seed
         batches = TrainingBatches(self._experiment.train.rows, data.global_batch_size, seed)
         return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
+
+    def batch_shapes(self, phase: Phase) -> dict[str, Any]:
+        """Returns shape and dtype of every array of the batches."""
+        rows, size = self._experiment.train.rows, phase.config.data.global_batch_size
+        one = rows.batch(np.arange(1), phase.config.train.seed, 0)
+        return {name: ((size, *values.shape[1:]), values.dtype) for name, values in one.items()}
 
     def _scores(self, outputs: list[HostBatch]) -> dict[str, float]:
         held_out = self._experiment.eval

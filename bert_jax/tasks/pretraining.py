@@ -16,15 +16,16 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import TOKENIZER, PreparedDataset
 from bert_jax.corpus.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
-from bert_jax.data.batches import Batches, iterate
+from bert_jax.data.batch import batch_shapes
+from bert_jax.data.batches import Batches, iterate, phase_batches
 from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.shown import example
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import Batch, PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
-from bert_jax.training.config import Phase
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.opening import open_checkpoint
+from bert_jax.training.phases import Phase
 
 log = logging.getLogger("bert_jax")
 HELD_OUT_SEED = 0  # the held-out pairs and masks are the same for every run and at every evaluation
@@ -100,9 +101,13 @@ class Pretraining:
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""
-        data, seed = phase.config.data, phase.config.train.seed
-        batches = Batches(self._train, data, self._dataset.tokenizer, seed)
+        data = phase.config.data
+        batches = phase_batches(self._train, self._dataset.tokenizer, phase)
         return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
+
+    def batch_shapes(self, phase: Phase) -> dict[str, Any]:
+        """Returns shape and dtype of every array of a phase's batches."""
+        return batch_shapes(phase.config.data)
 
     def _evaluators(self) -> tuple[HeldOut, ...]:
         """Evaluates held-out batches as `eval`, and after the last step with shuffled visible tokens.

@@ -7,6 +7,7 @@ from typing import Any
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.settings import check, names, setting
+from bert_jax.training.phases import Phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +19,16 @@ class OptimizerConfig:
     """
 
     name: str = setting("adamw", known=("adamw", "lamb", "stable_adamw", "muon"))
-    learning_rate: float = setting(1e-4, above=0)  # the peak
+    learning_rate: float = setting(1e-4, above=0, by_phase=True)  # the peak
     # After the warm-up. trapezoid: constant, then down over the last decay_steps
-    schedule: str = setting("linear", known=("linear", "cosine", "rsqrt", "constant", "trapezoid"))
-    warmup_steps: int = setting(10_000, least=0)
-    decay_steps: int = setting(0, least=0)  # of trapezoid
-    decay_shape: str = setting("linear", known=("linear", "one_minus_sqrt"))  # of trapezoid
-    final_learning_rate: float = setting(0.0, least=0)  # of linear, cosine and trapezoid
-    weight_decay: float = setting(0.01, least=0)  # not on LayerNorm and biases
+    schedule: str = setting(
+        "linear", known=("linear", "cosine", "rsqrt", "constant", "trapezoid"), by_phase=True
+    )
+    warmup_steps: int = setting(10_000, least=0, by_phase=True)
+    decay_steps: int = setting(0, least=0, by_phase=True)  # of trapezoid
+    decay_shape: str = setting("linear", known=("linear", "one_minus_sqrt"), by_phase=True)  # of trapezoid
+    final_learning_rate: float = setting(0.0, least=0, by_phase=True)  # of linear, cosine and trapezoid
+    weight_decay: float = setting(0.01, least=0, by_phase=True)  # not on LayerNorm and biases
     # coupled: weights shrink by rate × weight_decay a step; decoupled: by (rate / peak) × weight_decay
     weight_decay_mode: str = setting("coupled", known=("coupled", "decoupled"))
     momentum: float = setting(0.95, least=0, below=1)  # of muon; the betas are of its AdamW part
@@ -47,7 +50,7 @@ class TrainConfig:
         UserError: if a number is out of range.
     """
 
-    num_steps: int = setting(1_000_000, least=1)
+    num_steps: int = setting(1_000_000, least=0)  # 0: that of all phases
     # Of fine-tuning, where the examples are counted first: they decide num_steps, warmup_steps (of the
     # optimizer), eval_every and checkpoint_every. 0 leaves those as they are.
     num_epochs: float = setting(0.0, least=0, run_time=True)  # num_steps is part of the identity instead
@@ -117,8 +120,8 @@ class RunConfig:
                 "change one of them."
             )
 
-    def phases(self) -> tuple["Phase", ...]:
-        """Returns the phases of the run in order; there is one for now."""
+    def phase_list(self) -> tuple[Phase, ...]:
+        """Returns the phases of the run in order; without `phases` in the config the run is one."""
         return (Phase(self, 0, self.train.num_steps),)
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,15 +146,6 @@ class RunConfig:
             values = dataclasses.asdict(getattr(self, section))
             flat |= {f"{section}.{name}": value for name, value in values.items()}
         return flat
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """Steps `first_step` to `last_step` (exclusive) of a run, trained with one config."""
-
-    config: RunConfig
-    first_step: int
-    last_step: int
 
 
 def sections(kind: Any) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bert_jax.model.objectives import Objective
 from bert_jax.training.checkpoint import Checkpoints
-from bert_jax.training.config import Phase, RunConfig
+from bert_jax.training.config import RunConfig
 from bert_jax.training.evaluate import Evaluator, due
+from bert_jax.training.executables import Executables, Shapes, Step
 from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.hosts import RESTART, StopRequest, fail_fast
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.metrics import Console, MetricsFile, Recorder
+from bert_jax.training.phases import Phase
 from bert_jax.training.profiler import Profiler
 from bert_jax.training.program import Program
 from bert_jax.training.recovery import BadSteps, Recovery
@@ -59,6 +61,10 @@ class Task(Protocol):
         """Returns the parameters of a new run, sharded as `abstract`, and logs their origin."""
         ...
 
+    def batch_shapes(self, phase: Phase) -> Shapes:
+        """Returns shape and dtype of every array of a phase's global batches."""
+        ...
+
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""
         ...
@@ -85,12 +91,11 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
         run.resume()
         try:
             with fail_fast():
-                for phase in config.phases():
-                    while run.step < phase.last_step and not run.ended:
-                        try:
-                            run.train(phase)
-                        except BadSteps as bad:
-                            run.roll_back(phase, bad)
+                while run.step < run.last_step and not run.ended:
+                    try:
+                        run.train(phase := run.phase)
+                    except BadSteps as bad:
+                        run.roll_back(phase, bad)
                 if run.stopped:
                     run.save()
                     log.info(
@@ -117,19 +122,26 @@ class Run:
     def __init__(self, program: Program, task: Task, workdir: epath.Path, stop: StopRequest):
         train = program.config.train
         self.program, self.task, self.workdir, self.stop = program, task, workdir, stop
-        self.last_step = program.config.phases()[-1].last_step
+        self.phases = program.config.phase_list()
+        self.last_step = self.phases[-1].last_step
+        self.programs = [program.of_phase(phase, task.objective) for phase in self.phases]
+        self.executables = Executables()
         folder = workdir / "checkpoints"
         self.checkpoints = Checkpoints(folder, task.files, train.keep_last, train.keep_every)
         self.recovery = Recovery(train)
         self.selection = Selection(task.metric, task.patience)
         self.profiler = Profiler(train.profile_steps, workdir)
         self.stopped = False
-        self._compiled: Any = None
 
     @property
     def step(self) -> int:
         """Steps done so far."""
         return int(self.state.step)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the next step."""
+        return next(phase for phase in self.phases if self.step < phase.last_step)
 
     @property
     def ended(self) -> bool:
@@ -156,7 +168,7 @@ class Run:
         starts = record_start(self.workdir, self.step, devices)
         self.recorder = Recorder(
             self.file, Console(self.step, self.last_step), self.program.config.train.log_every,
-            self.program.schedule, starts, meta.get("window"), self.program.ideal_seconds,
+            self.program.schedule, starts, meta.get("window"), self.program.ideal_seconds, self.phases,
         )  # fmt: skip
         data = self.program.config.data
         log.info(
@@ -175,35 +187,41 @@ class Run:
             self.skip(*skip)
             return
         step, end = self.step, self.recovery.next_skip(self.step, phase.last_step)
-        batches = self.task.batches(phase, step - phase.first_step, self.program.rows)
+        if phase.index and step == phase.first_step:
+            self.recovery.start_phase()
+        if len(self.phases) > 1:
+            log.info(
+                "phase %d of %d: steps %d to %d", phase.index + 1, len(self.phases), step, phase.last_step
+            )
+        program = self.programs[phase.index]
+        batches = self.task.batches(phase, step - phase.first_step, program.rows)
+        update = self.compiled(phase)
         self.recorder.start_clock()
         while step < end and not self.ended:
-            batch = self.next_batch(batches)
-            if self._compiled is None:
-                self._compiled = self.compile(batch)
+            batch = self.next_batch(program, batches)
             self.profiler.before(step, self.state)
-            self.state, metrics = self._compiled(self.state, batch, self.program.key)
+            self.state, metrics = update(self.state, batch, program.key)
             step += 1
             self.check(self.recorder.add(step, metrics))
             self.checkpoints.raise_if_failed()
             self.evaluate_and_save(step)
         self.check(self.recorder.flush())
 
-    def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    def next_batch(self, program: Program, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """Returns the next global batch; `stop_requested` of a row is 1 if its process was asked to stop."""
         start = time.perf_counter()
-        asked = np.full(len(self.program.rows), self.stop.requested is not None, np.float32)
-        batch = to_global(self.program.mesh, {**next(batches), "stop_requested": asked})
+        asked = np.full(len(program.rows), self.stop.requested is not None, np.float32)
+        batch = to_global(program.mesh, {**next(batches), "stop_requested": asked})
         self.recorder.add_wait(time.perf_counter() - start)
         return batch
 
-    def compile(self, batch: dict[str, jax.Array]) -> Any:
-        """Compiles the step once, ahead of time, so that it can never be compiled again."""
-        start = time.perf_counter()
-        compiled = self.program.train_step.lower(self.state, batch, self.program.key).compile()
-        log.info("compiled the training step in %.1f s", time.perf_counter() - start)
-        self.recorder.start_clock()
-        return compiled
+    def compiled(self, phase: Phase) -> Step:
+        """Returns the compiled step of a phase; that of the next phase is made while this one trains."""
+        started = [
+            self.executables.start(self.programs[one.index], self.task.batch_shapes(one))
+            for one in self.phases[phase.index : phase.index + 2]
+        ]
+        return started[0].result()
 
     def check(self, done: dict[str, Any] | None) -> None:
         """Checks metrics for bad values and a request to stop; all processes have the same metrics.
@@ -281,7 +299,7 @@ class Run:
         Raises:
             UserError: if the run was already rolled back `train.max_rollbacks` times.
         """
-        self._keep_batches(phase, range(bad.first, bad.last + 1))
+        self._keep_batches(phase, range(max(bad.first, phase.first_step), bad.last + 1))
         self.recorder.close()
         first = self.recovery.add_skip(bad)
         log.warning("%s: rolling back to a checkpoint of step %d or before", bad, first)
@@ -290,7 +308,7 @@ class Run:
 
     def _keep_batches(self, phase: Phase, steps: range) -> None:
         """Writes this process's rows of the batches of bad steps into `bad_batches/`, for inspection."""
-        rows, folder = self.program.rows, self.workdir / "bad_batches"
+        rows, folder = self.programs[phase.index].rows, self.workdir / "bad_batches"
         batches = self.task.batches(phase, steps.start - phase.first_step, rows)
         for step, batch in zip(steps, batches, strict=False):
             arrays: dict[str, Any] = {"rows": rows, **batch}
@@ -317,6 +335,7 @@ class Run:
 
     def close(self) -> None:
         """Completes all files, also when the run ends with an error."""
+        self.executables.close()
         self.profiler.close(self.state)
         self.recorder.close()
         self.checkpoints.close()

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from bert_jax.files import read_rows, write, write_rows
+from bert_jax.training.phases import Phase
 
 log = logging.getLogger("bert_jax")
 COUNTS = {"tokens", "attended", "predictions", "stop_requested"}  # of a step: sums, no metrics of a row
@@ -136,6 +137,7 @@ class Recorder:
         schedule: step -> learning rate.
         starts: rows of `starts.jsonl`: when and how often the run was started.
         window: of the checkpoint that the run resumes from.
+        phases: of the run; if there are several, a row has the number of its phase, from 1.
         ideal_seconds: seconds that steps with so many tokens, attended tokens and predictions would take at
             the devices' peak rate; None where that is not known.
 
@@ -152,7 +154,9 @@ class Recorder:
         starts: list[dict[str, Any]],
         window: dict[str, Any] | None = None,
         ideal_seconds: Callable[..., float] | None = None,
+        phases: Sequence[Phase] = (),
     ):
+        self._phases = phases
         self._file, self._console, self._log_every, self._schedule = file, console, log_every, schedule
         self._restarts, self._ideal_seconds = len(starts) - 1, ideal_seconds
         empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
@@ -220,6 +224,8 @@ class Recorder:
         row |= {name: total / self.window["steps"] for name, total in self.window["sums"].items()}
         if self.window["bad_steps"]:
             row["bad_steps"] = self.window["bad_steps"]
+        if len(self._phases) > 1:
+            row["phase"] = 1 + next(phase.index for phase in self._phases if step <= phase.last_step)
         busy = max(self._busy, 1e-9)
         if self._ideal_seconds:
             row["mfu"] = round(self._ideal_seconds(**self._timed) / busy, 4)

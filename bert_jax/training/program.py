@@ -1,5 +1,6 @@
 """Builds what the steps of a run are compiled from, for training, planning and benchmarks."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,16 @@ from bert_jax.training.config import RunConfig
 from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import BATCH, check_batch, check_model, process_rows
 from bert_jax.training.optimizer import make_optimizer
-from bert_jax.training.schedules import make_schedule
+from bert_jax.training.phases import SCHEDULE, Phase
+from bert_jax.training.schedules import Schedule, schedule_of_run
 
 PRNGS = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 
 class Program:
     """Network, optimizer, schedule and steps of a run on a mesh. Construction computes nothing.
+
+    A phase has a program of its own, see `of_phase`.
 
     Args:
         config: sizes, optimizer and how to compute.
@@ -41,13 +45,13 @@ class Program:
         UserError: for a mesh that cannot share out the network or the batch.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, mesh: Mesh):
+    def __init__(self, config: RunConfig, objective: Objective, mesh: Mesh, schedule: Schedule | None = None):
         check_model(mesh.shape, config.model)
         check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
         self.config, self.objective, self.mesh = config, objective, mesh
         self._compute = step_lib.compute_of(config.train, mesh)
         self.optimizer = make_optimizer(config.optimizer)
-        self.schedule = make_schedule(config.optimizer, config.phases()[-1].last_step)
+        self.schedule = schedule or schedule_of_run(config.optimizer, config.phase_list())
         self.structure, abstract_params = step_lib.abstract_model(self.build)
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)
         self.train_step = step_lib.make_train_step(
@@ -59,6 +63,21 @@ class Program:
             config.train.gradient_accumulation_steps,
         )
         self.evaluation_step = step_lib.make_evaluation_step(self.structure, objective)
+
+    def of_phase(self, phase: Phase, objective: Objective) -> "Program":
+        """Returns the program of a phase: other batches, dropout and decay for the same state."""
+        if phase.config is self.config and objective is self.objective:
+            return self
+        return Program(phase.config, objective, self.mesh, self.schedule)
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """What the training step is compiled from beside the shapes of its arguments."""
+        rate = dict.fromkeys(SCHEDULE, None)
+        optimizer = dataclasses.asdict(self.config.optimizer) | rate
+        if self.config.optimizer.weight_decay_mode == "decoupled":
+            optimizer["peak"] = self.config.optimizer.learning_rate
+        return self.config.model, tuple(optimizer.items()), self.objective
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the network with random parameters."""

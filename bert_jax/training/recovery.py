@@ -94,6 +94,10 @@ class Recovery:
         """Starts to count bad steps anew: those before and after skipped steps are not in a row."""
         self._bad_steps = 0
 
+    def start_phase(self) -> None:
+        """Forgets the losses so far: those of other batches are no measure for a new phase's."""
+        self._losses.clear()
+
     def skip_at(self, step: int) -> list[Any] | None:
         """Returns the skipped range that `step` is in, as [first, end, reason], or None."""
         return next((skip for skip in reversed(self.skips) if skip[0] <= step < skip[1]), None)

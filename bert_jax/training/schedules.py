@@ -1,14 +1,36 @@
 """Learning rates by step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from bert_jax.training.config import OptimizerConfig
+from bert_jax.training.phases import Phase
 
 Schedule = Callable[[Any], Any]
+
+
+def schedule_of_run(config: OptimizerConfig, phases: Sequence[Phase]) -> Schedule:
+    """Returns the function step -> learning rate of a run.
+
+    A schedule spans the whole run; a phase that brings its own has that, over its own steps.
+    """
+    whole = make_schedule(config, phases[-1].last_step)
+    if not any(phase.own_schedule for phase in phases):
+        return whole
+    own = {
+        phase.index: make_schedule(phase.config.optimizer, phase.num_steps)
+        for phase in phases
+        if phase.own_schedule
+    }
+
+    def rate(step: Any) -> Any:
+        rates = [own[p.index](step - p.first_step) if p.index in own else whole(step) for p in phases]
+        return jnp.select([step < phase.last_step for phase in phases[:-1]], rates[:-1], rates[-1])
+
+    return rate
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:

@@ -14,10 +14,16 @@ from etils import epath
 from bert_jax import files, version
 from bert_jax.errors import UserError, reason
 from bert_jax.report import report
+from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.config import RunConfig
+from bert_jax.training.phases import unlearned
 
 log = logging.getLogger("bert_jax")
 ONCE_UNRECORDED = ("train.evaluations_per_epoch",)  # older versions had it and did not record it
+PHASES_CHANGE = (
+    " Only phases that have not begun may change, and the number of all steps only where the rate so far "
+    "does not depend on it (optimizer.schedule=constant or rsqrt, or a schedule of the phases)."
+)
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -34,8 +40,9 @@ def open_workdir(path: epath.PathLike, config: RunConfig, data_digest: str) -> e
     """
     workdir = check_workdir(path, config, data_digest)
     file = workdir / "config.json"
-    if not file.exists() and jax.process_index() == 0:
-        identity = config.identity() | {"data_digest": data_digest}
+    identity = config.identity() | {"data_digest": data_digest}
+    # Phases that had not begun may have changed.
+    if jax.process_index() == 0 and not (file.exists() and _phases(identity) == _phases(_identity(file))):
         content = {"config": config.to_dict(), "identity": identity, "versions": versions()}
         try:
             files.write(file, json.dumps(content, indent=1))
@@ -56,7 +63,7 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        known = dict(json.loads(file.read_bytes())["identity"]) if file.exists() else None
+        known = _identity(file) if file.exists() else None
     except OSError as error:
         raise _unwritable(workdir, error) from None
     except (ValueError, KeyError, TypeError):
@@ -67,7 +74,8 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
         asked = json.loads(json.dumps(config.identity()))
         # A version without a key used its default, except for those that it had but did not record.
         known = type(config)().identity() | {key: asked[key] for key in ONCE_UNRECORDED} | known
-        _check_identity(workdir, known, asked | {"data_digest": data_digest or known.get("data_digest")})
+        asked |= {"data_digest": data_digest or known.get("data_digest")}
+        _check_identity(workdir, known, asked, _changeable(config, workdir))
     return workdir
 
 
@@ -143,14 +151,33 @@ def _unwritable(workdir: epath.Path, error: OSError) -> UserError:
     return UserError(f"--workdir={workdir} cannot be written: {reason(error)}; give another.")
 
 
-def _check_identity(workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
+def _identity(file: epath.Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_bytes())["identity"])
+
+
+def _phases(identity: dict[str, Any]) -> dict[str, Any]:
+    return {key: x for key, x in identity.items() if key.startswith("phases[") or key == "train.num_steps"}
+
+
+def _changeable(config: RunConfig, workdir: epath.Path) -> Callable[[str], bool]:
+    """Returns which keys may differ from those that the run was started with."""
+    phases, steps = config.phase_list(), committed_steps(workdir / "checkpoints")
+    if len(phases) == 1:
+        return lambda _: False
+    return unlearned(phases, config.optimizer.schedule, steps[-1] if steps else 0)
+
+
+def _check_identity(
+    workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any], free: Callable[[str], bool]
+) -> None:
     differing = [
         f"{key} is {known.get(key)!r} there and {asked.get(key)!r} here"
         for key in sorted(known.keys() | asked.keys())
-        if known.get(key) != asked.get(key)
+        if known.get(key) != asked.get(key) and not free(key)
     ]
     if differing:
+        hint = PHASES_CHANGE if any(key.startswith("phases[") for key in known) else ""
         raise UserError(
             f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for "
-            "a new run, or the old values to resume that one."
+            f"a new run, or the old values to resume that one.{hint}"
         )

@@ -39,7 +39,7 @@ def test_shipped_names():
 
 def test_default_config_holds_every_field_once():
     assert from_dict(default_config().to_dict(), Config) == Config()
-    assert set(default_config()) == {*sections(Config), "init_from"}
+    assert set(default_config()) == {*sections(Config), "init_from", "phases"}
 
 
 def test_through_json_and_back():
@@ -195,7 +195,7 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
 
 def test_one_phase_for_now():
     config = from_dict({"train": {"num_steps": 30}}, Config)
-    (phase,) = config.phases()
+    (phase,) = config.phase_list()
     assert (phase.config, phase.first_step, phase.last_step) == (config, 0, 30)
 
 

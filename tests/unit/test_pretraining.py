@@ -169,7 +169,7 @@ def test_held_out_text_without_pairs_is_told_at_once():
 def test_training_batches_follow_the_seed_and_go_on_from_any_step():
     def batches(seed, first_step, count):
         task = task_of(random_documents(20), [], seed=seed, num_steps=50)
-        (phase,) = task._config.phases()
+        (phase,) = task._config.phase_list()
         iterator = task.batches(phase, first_step, np.arange(4))
         try:
             return [batch["input_ids"] for batch in itertools.islice(iterator, count)]
@@ -184,7 +184,7 @@ def test_training_batches_follow_the_seed_and_go_on_from_any_step():
 def test_going_back_does_not_plan_the_epoch_again():
     """As after a bad step, when the same batches are asked for once more, from an earlier step on."""
     task = task_of(random_documents(20), [], num_steps=50)
-    (phase,) = task._config.phases()
+    (phase,) = task._config.phase_list()
     before = batches_lib._epoch_plan.cache_info().misses
     for first_step in (3, 1, 2):
         iterator = task.batches(phase, first_step, np.arange(4))

@@ -206,7 +206,7 @@ def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
 
 
 def test_description_of_a_step_that_fits():
-    text = described.describe(compiled_of())
+    text = described.describe([compiled_of()])
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
     assert "parameters  1,234,567" in text
@@ -217,13 +217,13 @@ def test_description_of_a_step_that_fits():
 
 
 def test_description_of_a_step_that_does_not_fit_has_the_excess_and_advice():
-    *_, verdict, advice = described.describe(compiled_of(total=20)).splitlines()
+    *_, verdict, advice = described.describe([compiled_of(total=20)]).splitlines()
     assert verdict == "verdict: does not fit"
     assert advice.startswith("4.00 GiB too much on every device. Try --config.train.remat=dots")
     assert "--config.train.gradient_accumulation_steps=2" in advice
     assert "--config.mesh.fsdp=N" in advice
     split = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=8))
-    assert "--config.mesh.fsdp=N" not in described.describe(compiled_of(total=20, config=split))
+    assert "--config.mesh.fsdp=N" not in described.describe([compiled_of(total=20, config=split)])
 
 
 def test_the_step_of_this_machine_is_planned_too():
