@@ -21,6 +21,7 @@ MODEL = ModelConfig(
     num_hidden_layers=2, hidden_size=16, num_attention_heads=4, intermediate_size=32, vocab_size=64,
     max_position_embeddings=32, hidden_dropout=0.0,
 )  # fmt: skip
+ADAMW = OptimizerConfig()
 CLS, SEP, MASK, FIRST_WORD = 2, 3, 4, 5
 
 
@@ -93,10 +94,11 @@ class Training:
     """What the loop puts together for `MODEL`, with changes, on a mesh."""
 
     def __init__(
-        self, mesh, *, dtype=np.float32, remat="none", accumulation_steps=1, learning_rate=1e-2, **model
-    ):
+        self, mesh, *, dtype=np.float32, remat="none", accumulation_steps=1, learning_rate=1e-2,
+        optimizer=ADAMW, **model
+    ):  # fmt: skip
         self.config, self.mesh = dataclasses.replace(MODEL, **model), mesh
-        self.optimizer = make_optimizer(OptimizerConfig())
+        self.optimizer = make_optimizer(optimizer)
 
         def build(rngs: nnx.Rngs) -> nnx.Module:
             return BertForPreTraining(self.config, rngs, Compute(dtype, remat))

@@ -1,4 +1,4 @@
-"""Writes optimizer.npz: AdamW and LAMB steps on given gradients, in float64 and plain numpy.
+"""Writes optimizer.npz: steps of every optimizer on given gradients, in float64 and plain numpy.
 
 Written from the papers and Google's code, not from optax, with one array per layer, so that it can judge an
 implementation that stacks layers:
@@ -7,6 +7,11 @@ implementation that stacks layers:
   which Google's code leaves out and optax does not.
 - LAMB: You et al. (2020), algorithm 2; as in Google's code, LayerNorm and biases get neither decay nor trust
   ratio.
+- StableAdamW: Wortsman et al. (2023), algorithm 2, with the moments of AdamW above (debiased decay rates in
+  the paper come to the same as bias correction); the rate that is divided by max(1, rms) scales decay, too.
+- Muon: Jordan et al. (2024): five Newton-Schulz steps on the Nesterov momentum of each matrix of the layers,
+  here with the bias correction of Dozat (2016), scaled by 0.2 √max(in, out) (Liu et al., 2025); AdamW for the
+  rest; decay for all.
 
     python tests/parity/make_optimizer.py
 
@@ -14,7 +19,7 @@ Keys, with NAME as in Hugging Face's BertForPreTraining (3 layers, hidden 8; the
     hyperparameters         JSON: learning_rate (constant), beta1, beta2, epsilon, weight_decay, clip_norm
     weights/NAME            float32, before the first step
     gradients/NAME          float32 [steps, …], before clipping; one step's global norm is below clip_norm
-    adamw/NAME, lamb/NAME   float64 [steps, …], weights after every step
+    OPTIMIZER/NAME          float64 [steps, …], weights after every step of adamw, lamb, stable_adamw, muon
 """
 
 import json
@@ -29,7 +34,9 @@ HYPERPARAMETERS = {
     "epsilon": 1e-6,
     "weight_decay": 0.01,
     "clip_norm": 1.0,
+    "momentum": 0.95,
 }
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 GRADIENT_NORMS = (3.0, 0.5, 20.0, 1.5, 1.001)  # one entry per step
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY, POSITIONS = 3, 8, 16, 12, 10
 
@@ -69,27 +76,63 @@ def clipped(gradients: Arrays, limit: float) -> Arrays:
     return {name: g * limit / max(norm, limit) for name, g in gradients.items()}
 
 
-def steps(weights: Arrays, gradients: list[Arrays], layerwise: bool) -> list[Arrays]:
-    """Weights after each step of AdamW, or of LAMB if `layerwise`."""
+def is_matrix_of_layers(name: str) -> bool:
+    return ".layer." in name and decays(name)
+
+
+def adam(g: np.ndarray, m: np.ndarray, v: np.ndarray, t: int) -> tuple[np.ndarray, ...]:
+    """Adam's update, and the moments after it."""
+    beta1, beta2 = HYPERPARAMETERS["beta1"], HYPERPARAMETERS["beta2"]
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    return (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + HYPERPARAMETERS["epsilon"]), m, v
+
+
+def trust_ratio(w: np.ndarray, update: np.ndarray) -> float:
+    w_norm, update_norm = np.linalg.norm(w), np.linalg.norm(update)
+    return w_norm / update_norm if w_norm > 0 and update_norm > 0 else 1.0
+
+
+def stability(g: np.ndarray, v: np.ndarray, t: int) -> float:
+    """What StableAdamW divides the rate by."""
+    v = v / (1 - HYPERPARAMETERS["beta2"] ** t)
+    return max(1.0, np.sqrt(np.mean(g**2 / np.maximum(v, HYPERPARAMETERS["epsilon"] ** 2))))
+
+
+def orthogonalised(x: np.ndarray) -> np.ndarray:
+    a, b, c = NEWTON_SCHULZ
+    if x.shape[0] > x.shape[1]:
+        return orthogonalised(x.T).T
+    x = x / (np.linalg.norm(x) + 1e-8)
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+def steps(weights: Arrays, gradients: list[Arrays], optimizer: str) -> list[Arrays]:
+    """Weights after each step of an optimizer."""
     h = HYPERPARAMETERS
-    beta1, beta2 = h["beta1"], h["beta2"]
     m = {name: np.zeros_like(w) for name, w in weights.items()}
     v = {name: np.zeros_like(w) for name, w in weights.items()}
     history = []
     for t, raw in enumerate(gradients, start=1):
         after = {}
         for name, g in clipped(raw, h["clip_norm"]).items():
-            w = weights[name]
-            m[name] = beta1 * m[name] + (1 - beta1) * g
-            v[name] = beta2 * v[name] + (1 - beta2) * g**2
-            update = (m[name] / (1 - beta1**t)) / (np.sqrt(v[name] / (1 - beta2**t)) + h["epsilon"])
-            ratio = 1.0
+            w, scale = weights[name], 1.0
+            if optimizer == "muon" and is_matrix_of_layers(name):
+                beta = h["momentum"]
+                m[name] = beta * m[name] + (1 - beta) * g
+                nesterov = beta * m[name] / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+                update = 0.2 * np.sqrt(max(w.shape)) * orthogonalised(nesterov)
+            else:
+                update, m[name], v[name] = adam(g, m[name], v[name], t)
             if decays(name):
                 update = update + h["weight_decay"] * w
-                w_norm, update_norm = np.linalg.norm(w), np.linalg.norm(update)
-                if layerwise and w_norm > 0 and update_norm > 0:
-                    ratio = w_norm / update_norm
-            after[name] = w - h["learning_rate"] * ratio * update
+                scale = trust_ratio(w, update) if optimizer == "lamb" else 1.0
+            if optimizer == "stable_adamw":
+                scale = 1 / stability(g, v[name], t)
+            after[name] = w - h["learning_rate"] * scale * update
         weights = after
         history.append(weights)
     return history
@@ -117,11 +160,8 @@ def make() -> Arrays:
 
     wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (weights, *gradients)]
     arrays = {"hyperparameters": np.array(json.dumps(HYPERPARAMETERS))}
-    for kind, history in (
-        ("gradients", gradients),
-        ("adamw", steps(wide[0], wide[1:], layerwise=False)),
-        ("lamb", steps(wide[0], wide[1:], layerwise=True)),
-    ):
+    steps_of = {name: steps(wide[0], wide[1:], name) for name in ("adamw", "lamb", "stable_adamw", "muon")}
+    for kind, history in {"gradients": gradients, **steps_of}.items():
         arrays |= {f"{kind}/{name}": np.stack([step[name] for step in history]) for name in weights}
     return arrays | {f"weights/{name}": value for name, value in weights.items()}
 

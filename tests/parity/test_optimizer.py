@@ -1,4 +1,4 @@
-"""AdamW and LAMB against plain numpy, on given gradients (see make_optimizer.py)."""
+"""Every optimizer against plain numpy, on given gradients (see make_optimizer.py)."""
 
 import json
 
@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from bert_jax.training.config import OptimizerConfig
-from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.optimizer import RULES, make_optimizer
 from tests.parity.names import to_params
 
 LAYERS = 3
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", RULES)
 def test_steps_on_given_gradients(optimizer_reference, name):
     reference = optimizer_reference
 
