@@ -38,7 +38,8 @@ class DataConfig:
     )  # S; more than one packs several sequences into a row
     short_sequence_rate: float = setting(0.1, least=0, most=1)  # chunks that are cut once more, as in BERT
     second_objective: str = setting("next_sentence", known=("next_sentence", "none"), by_phase=True)
-    masking: str = setting("token", known=("token", "whole_word"), by_phase=True)
+    # What is masked at a time: tokens, words, or spans of 3.8 words on average
+    masking: str = setting("token", known=("token", "whole_word", "span"), by_phase=True)
     mask_rate: float = setting(0.15, above=0, below=1, by_phase=True)
     # At the end of the run or phase, reached linearly; 0: mask_rate all the time.
     final_mask_rate: float = setting(0.0, least=0, below=1, by_phase=True)

@@ -15,6 +15,7 @@ from bert_jax.data.batch import assemble, max_predictions, per_sequence
 from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows
 from bert_jax.data.hashing import bits, key
 from bert_jax.data.mixture import EpochRows
+from bert_jax.data.spans import choose_spans
 from bert_jax.errors import UserError
 
 # Shared by all Batches of a split, so that each epoch is planned once. A batch may straddle two epochs.
@@ -83,16 +84,26 @@ class Batches:
         batch = assemble(sequences, self._tokens(sequences), shape, self._tokenizer)
         batch["next_sentence_labels"] = per_sequence(sequences, sequences.not_next, shape, np.int32)
         batch["next_sentence_weights"] = per_sequence(sequences, sequences.length_b > 0, shape, np.float32)
-        clean, data = batch["input_ids"], self._data
-        chosen = masking.choose(
-            clean, batch["sequence_ids"], row_keys, maskable=self._maskable, mask_rate=self.mask_rate(step),
-            word_starts=self._tokenizer.word_starts if data.masking == "whole_word" else None,
-        )  # fmt: skip
-        batch["input_ids"] = masking.corrupt(
-            clean, chosen, row_keys, mask_id=self._tokenizer.mask_id, replacements=self._replacements,
+        return batch | self._masked(batch["input_ids"], batch["sequence_ids"], row_keys, self.mask_rate(step))
+
+    def _masked(
+        self, input_ids: np.ndarray, sequence_ids: np.ndarray, row_keys: np.ndarray, mask_rate: float
+    ) -> dict[str, np.ndarray]:
+        """Returns the `input_ids` with masks, and the targets."""
+        data, rows = self._data, (input_ids, sequence_ids, row_keys)
+        words = {"maskable": self._maskable, "word_starts": self._tokenizer.word_starts}
+        fate_columns = None
+        if data.masking == "span":
+            chosen, fate_columns = choose_spans(*rows, **words, mask_rate=mask_rate)
+        else:
+            words |= {"word_starts": None} if data.masking == "token" else {}
+            chosen = masking.choose(*rows, **words, mask_rate=mask_rate)
+        corrupted = masking.corrupt(
+            input_ids, chosen, row_keys, mask_id=self._tokenizer.mask_id, replacements=self._replacements,
             mask_token_rate=data.mask_token_rate, random_token_rate=data.random_token_rate,
+            fate_columns=fate_columns,
         )  # fmt: skip
-        return batch | masking.gather_targets(clean, chosen, self.max_predictions)
+        return {"input_ids": corrupted} | masking.gather_targets(input_ids, chosen, self.max_predictions)
 
     def mask_rate(self, step: int) -> float:
         """Returns the share of tokens to predict in the batch of a step."""

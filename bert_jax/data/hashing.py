@@ -42,6 +42,11 @@ def below(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
     return (((bits >> np.uint64(32)) * n) >> np.uint64(32)).astype(np.int64)
 
 
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """Turns uint64 bits into random float64 from 0 to 1, 1 excluded."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def permute(
     key: np.ndarray | np.uint64, x: np.ndarray, n: np.ndarray | int, *, inverse: bool = False
 ) -> np.ndarray:

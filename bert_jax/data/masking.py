@@ -1,18 +1,21 @@
 """Masks a batch: `choose` draws the tokens to predict, `corrupt` replaces them.
 
 Both are pure functions: the masks of a row depend on the row and its key, not on the rest of the batch.
+Masks of spans are drawn in `bert_jax.data.spans`.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from bert_jax.data.hashing import below, bits, key
+from bert_jax.data.hashing import below, bits, key, uniform
 
 # Keys to sort words by, from the low bits up: position in the row (20), hash (32), sequence in the row (12).
 _POSITION_BITS, _HASH_BITS = 20, 32
 _NO_WORD = np.uint64(2**64 - 1)
-_ORDER, _FATE = 0, 1 << _POSITION_BITS  # uses of the hashes of a row: disjoint counters under its key
+# Uses of the hashes of a row: disjoint counters under its key.
+_ORDER, _FATE, SPAN_LENGTH = 0, 1 << _POSITION_BITS, 2 << _POSITION_BITS
 
 
 def num_to_predict(maskable: np.ndarray, mask_rate: float) -> np.ndarray:
@@ -84,6 +87,38 @@ def choose(
     >>> choose(input_ids, **rows, **rates, word_starts=whole_words).astype(int)
     array([[0, 0, 0, 0, 0, 1, 1, 0, 0]])
     """
+    words = find_words(input_ids, sequence_ids, row_keys, maskable, word_starts)
+    taken = np.zeros(len(words.number) + 1, bool)  # the last entry is for tokens before the first word
+    taken[words.number] = take_what_fits(words.sequence, words.sizes, words.budgets(mask_rate))
+    return words.can & taken[words.of_token].reshape(words.can.shape)
+
+
+class Words(NamedTuple):
+    """The words of a batch, sorted by row and sequence, and in hashed order inside a sequence.
+
+    A word has a number: its rank in the order of the text of all rows.
+    """
+
+    can: np.ndarray  # bool [B, T], the tokens that may be predicted
+    of_token: np.ndarray  # int64 [B * T], the number of a token's word; -1 before the first
+    number: np.ndarray  # int64 [words]
+    first_token: np.ndarray  # int64 [words], where it starts in the flattened batch
+    sequence: np.ndarray  # int64 [words], its sequence, numbered through the batch
+    sizes: np.ndarray  # int64 [words], its tokens
+
+    def budgets(self, mask_rate: float) -> np.ndarray:
+        """Returns how many tokens of each sequence are to be predicted: int64 [sequences]."""
+        return num_to_predict(np.bincount(self.sequence, weights=self.sizes), mask_rate)
+
+
+def find_words(
+    input_ids: np.ndarray,
+    sequence_ids: np.ndarray,
+    row_keys: np.ndarray,
+    maskable: np.ndarray,
+    word_starts: np.ndarray | None,
+) -> Words:
+    """Finds the words of a batch; arguments as in `choose`."""
     can = maskable[input_ids] & (sequence_ids > 0)
     starts = can
     if word_starts is not None:
@@ -91,13 +126,10 @@ def choose(
         starts[:, 0] |= can[:, 0]
         starts[:, 1:] |= can[:, 1:] & ~can[:, :-1]
     first_token, sequence = _in_random_order(starts, sequence_ids, row_keys)
-    word_of_token = np.cumsum(starts) - 1  # words numbered in the order of the text
-    word = word_of_token[first_token]
-    sizes = np.bincount(word_of_token[can.ravel()], minlength=len(word))[word]
-    budgets = num_to_predict(np.bincount(sequence, weights=sizes), mask_rate)
-    taken = np.zeros(len(word) + 1, bool)  # the last entry is for tokens before the first word
-    taken[word] = _take_what_fits(sequence, sizes, budgets)
-    return can & taken[word_of_token].reshape(can.shape)
+    of_token = np.cumsum(starts) - 1
+    number = of_token[first_token]
+    sizes = np.bincount(of_token[can.ravel()], minlength=len(number))[number]
+    return Words(can, of_token, number, first_token, sequence, sizes)
 
 
 def _in_random_order(
@@ -123,7 +155,7 @@ def _in_random_order(
     return first_token, np.cumsum(np.diff(sequence, prepend=-1) != 0) - 1
 
 
-def _take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+def take_what_fits(group: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -> np.ndarray:
     """Takes, in each group and in order, every item that fits into the rest of the group's budget.
 
     A round takes the items before the first that does not fit, and drops those that no longer fit: the same
@@ -156,6 +188,7 @@ def corrupt(
     replacements: np.ndarray,
     mask_token_rate: float,
     random_token_rate: float,
+    fate_columns: np.ndarray | None = None,
 ) -> np.ndarray:
     """Replaces chosen tokens by [MASK] or a random token, or keeps them: 80, 10 and 10% in BERT.
 
@@ -166,11 +199,14 @@ def corrupt(
         mask_id: id of [MASK].
         replacements: ints [n], the ids from which random tokens are drawn.
         mask_token_rate, random_token_rate: shares of the chosen.
+        fate_columns: ints [B, T], the column of the token whose fate a token shares; default: its own.
+            Random tokens differ all the same.
     """
     row, column = np.nonzero(chosen)
-    fate = bits(row_keys[row], column + _FATE)
-    share = (fate >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    random = replacements[below(bits(fate, np.zeros_like(column)), len(replacements))]
+    own = bits(row_keys[row], column + _FATE)
+    fate = own if fate_columns is None else bits(row_keys[row], fate_columns[row, column] + _FATE)
+    share = uniform(fate)
+    random = replacements[below(bits(own, np.zeros_like(column)), len(replacements))]
     replaced = np.where(share < mask_token_rate + random_token_rate, random, input_ids[row, column])
     result = input_ids.copy()
     result[row, column] = np.where(share < mask_token_rate, mask_id, replaced)

@@ -99,7 +99,7 @@ NAN = float("nan")
         ("data.global_batch_size", 0),
         ("data.max_sequences_per_row", 0),
         ("data.second_objective", "sentence_order"),
-        ("data.masking", "span"),
+        ("data.masking", "sentence"),
         ("data.mask_rate", NAN),
         ("data.mask_rate", 0.0),
         ("data.held_out_fraction", 1.0),

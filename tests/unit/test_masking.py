@@ -88,7 +88,7 @@ def test_taking_in_rounds_is_taking_one_by_one(groups):
         for size in sizes:
             expected.append(size <= budget)
             budget -= size if size <= budget else 0
-    taken = masking._take_what_fits(
+    taken = masking.take_what_fits(
         np.repeat(np.arange(len(groups)), [len(sizes) for sizes, _ in groups]),
         np.array(list(itertools.chain.from_iterable(sizes for sizes, _ in groups))),
         np.array([budget for _, budget in groups]),
