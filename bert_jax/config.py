@@ -40,7 +40,7 @@ class Config(RunConfig):
                 f"model.max_position_embeddings={self.model.max_position_embeddings}; "
                 "lower one or raise the other."
             )
-        if self.data.second_objective == "next_sentence" and self.model.type_vocab_size < 2:
+        if self.data.pairs and self.model.type_vocab_size < 2:
             raise UserError(
                 "model.type_vocab_size=1 has no segment for the second sentence; "
                 "use 2 or data.second_objective=none."
@@ -67,6 +67,12 @@ class Config(RunConfig):
 
     def phase_list(self) -> tuple[Phase, ...]:
         return make_phases(self, self.phases, sections(type(self))) or super().phase_list()
+
+    @property
+    def second_objective(self) -> str:
+        """The second objective of the last phase that has one, which the head judges by; or `none`."""
+        of_phases = [phase.config.data.second_objective for phase in reversed(self.phase_list())]
+        return next((objective for objective in of_phases if objective != "none"), "none")
 
     def flat(self) -> dict[str, Any]:
         own = {

@@ -20,14 +20,15 @@ def main() -> None:
     if phase is None:
         end = phases[-1].last_step
         raise UserError(f"--step={step} is not a step of the run, which ends at {end}.")
+    data = phase.config.data
     dataset = prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
     batches = phase_batches(dataset.split("train"), dataset.tokenizer, phase)
     batch = batches(step - phase.first_step)
     of = f", step {step - phase.first_step} of phase {phase.index + 1}" if len(phases) > 1 else ""
-    print(f"step {step}{of}: {summary(batch, dataset.tokenizer)}")
-    rows, all_rows = flags.FLAGS.rows, phase.config.data.global_batch_size
+    print(f"step {step}{of}: {summary(batch, dataset.tokenizer, data)}")
+    rows, all_rows = flags.FLAGS.rows, data.global_batch_size
     for row in range(min(rows, all_rows)):
-        for lines in sequences(batch, row, dataset.tokenizer):
+        for lines in sequences(batch, row, dataset.tokenizer, data):
             print(f"\n{lines}")
     if rows < all_rows:
         print(f"\n… and {all_rows - rows} more rows; --rows={all_rows} prints all.")

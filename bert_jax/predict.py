@@ -65,10 +65,12 @@ def fill_mask() -> None:
 
 
 def next_sentence() -> None:
+    """Prints what the head has learned to judge: whether the second text follows, or the two are in order."""
     pairs = _pairs()
-    probabilities = _for_each(pairs, load(_checkpoint()).next_sentence)
-    for pair, probability in zip(pairs, probabilities, strict=True):
-        print("" if pair is None else f"follows: {probability:.1%}  {pair[0]} | {pair[1]}")
+    bert = load(_checkpoint())
+    judged = "in order" if bert.judges_order else "follows"
+    for pair, probability in zip(pairs, _for_each(pairs, bert.next_sentence), strict=True):
+        print("" if pair is None else f"{judged}: {probability:.1%}  {pair[0]} | {pair[1]}")
 
 
 def features() -> None:

@@ -35,7 +35,7 @@ SCORES = {
     "eval_shuffled_mask_token_loss": "… with the visible tokens shuffled",
     "eval_unigram_loss": "… by frequency alone",
     "eval_mlm_accuracy": "masked-LM accuracy",
-    "eval_nsp_accuracy": "next-sentence accuracy",
+    "eval_nsp_accuracy": "accuracy on sentence pairs",
 }
 
 

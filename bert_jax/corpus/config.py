@@ -37,7 +37,10 @@ class DataConfig:
         1, least=1, by_phase=True
     )  # S; more than one packs several sequences into a row
     short_sequence_rate: float = setting(0.1, least=0, most=1)  # chunks that are cut once more, as in BERT
-    second_objective: str = setting("next_sentence", known=("next_sentence", "none"), by_phase=True)
+    # On A and B: whether B follows A or is from elsewhere; whether it follows or precedes A; or there is no B
+    second_objective: str = setting(
+        "next_sentence", known=("next_sentence", "sentence_order", "none"), by_phase=True
+    )
     # What is masked at a time: tokens, words, or spans of 3.8 words on average
     masking: str = setting("token", known=("token", "whole_word", "span"), by_phase=True)
     mask_rate: float = setting(0.15, above=0, below=1, by_phase=True)
@@ -53,7 +56,7 @@ class DataConfig:
     @property
     def pairs(self) -> bool:
         """Whether a sequence has a B."""
-        return self.second_objective == "next_sentence"
+        return self.second_objective != "none"
 
     def __post_init__(self):
         check("data", self)

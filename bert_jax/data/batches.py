@@ -51,8 +51,8 @@ class Batches:
             )
         if data.pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
             raise UserError(
-                "data.second_objective='next_sentence' needs documents of several sentences, but every "
-                "document has one; set data.second_objective=none."
+                f"data.second_objective={data.second_objective!r} needs documents of several sentences, but "
+                "every document has one; set data.second_objective=none."
             )
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
         self._num_steps, self._first_row = num_steps, first_row
@@ -75,7 +75,7 @@ class Batches:
             With T = max_seq_length, M = max_predictions and S = max_sequences_per_row: `input_ids`,
             `token_type_ids`, `sequence_ids` (0 padding, from 1 the sequence of the row) and `position_ids`
             [R, T]; `masked_lm_positions`, `masked_lm_ids` and `masked_lm_weights` [R, M]; `cls_positions`,
-            `next_sentence_labels` (1 NotNext) and `next_sentence_weights` [R, S]. Weights are float32,
+            `next_sentence_labels` (0 if B follows A) and `next_sentence_weights` [R, S]. Weights are float32,
             the others int32. A sequence without B has next_sentence_weights 0.
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
@@ -117,7 +117,7 @@ class Batches:
         return self._plan(epoch).num_rows
 
     def describe(self) -> dict[str, float]:
-        """Returns size and fill of the first epoch, the share of NotNext in a sample, and M, for the log."""
+        """Returns size and fill of the first epoch, the share of label 1 in a sample, and M, for the log."""
         plan = self._plan(0)
         sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
         return {

@@ -4,6 +4,9 @@ A plan is a pure function of (index, data, seed, epoch) and reads no text. It ke
 sequences and no list of rows: it computes a row when somebody asks for it.
 
     documents -> chunks -> A and B -> groups of equal len(B) -> B kept or swapped -> packed rows
+
+Next sentence prediction swaps the Bs of two sequences. Sentence-order prediction (Lan et al., "ALBERT", 2020,
+section 3.1) swaps A and B of one sequence by a coin; it needs no groups.
 """
 
 from typing import NamedTuple
@@ -32,7 +35,7 @@ class Sequences(NamedTuple):
     document_b: np.ndarray
     start_b: np.ndarray
     length_b: np.ndarray
-    not_next: np.ndarray  # B comes from another document
+    not_next: np.ndarray  # B does not follow A: it comes from another document, or precedes A
 
 
 class EpochPlan:
@@ -71,6 +74,7 @@ class EpochPlan:
     """
 
     def __init__(self, index: Index, data: DataConfig, seed: int, epoch: int):
+        self._sentence_order = data.second_objective == "sentence_order"
         self._chunks = Chunks(index, data, seed, epoch)
         self._pair_keys = {word: key(seed, epoch, word) for word in ("centre", "order", "coin")}
         lengths, lengths_b = _lengths(index, data, self._chunks, key(seed, epoch, "split"))
@@ -90,6 +94,14 @@ class EpochPlan:
         """Returns the sequences of rows, ints [R] from 0 to num_rows - 1 in any order."""
         row, slot, rank = self._packed(rows)
         document, start, length, length_b = self._locate(rank)
+        if self._sentence_order:
+            swap = (below(bits(self._pair_keys["coin"], rank), 2) == 1) & (length_b > 0)
+            length_a = np.where(swap, length_b, length - length_b)
+            start_a = start + np.where(swap, length - length_b, 0)
+            start_b = start + np.where(swap, 0, length - length_b)
+            return Sequences(
+                row, slot, document, start_a, length_a, document, start_b, length - length_a, swap
+            )
         partner, swap = partners(rank, length_b, self._group_starts, self._group_sizes, self._pair_keys)
         other_document, other_start, other_length, _ = self._locate(partner)
         not_next = swap & (other_document != document)

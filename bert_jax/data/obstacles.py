@@ -37,7 +37,9 @@ def obstacles(dataset: PreparedDataset, data: DataConfig, seed: int) -> Iterator
         except UserError as error:
             yield Obstacle(str(error) if split == "train" else f"held-out text: {error}", hopeless=True)
             continue
-        yield from _obstacles_of_pairs(split, store.index, not_next_share(store.index, data, seed), data)
+        if data.second_objective == "next_sentence":
+            share = not_next_share(store.index, data, seed)
+            yield from _obstacles_of_next_sentence(split, store.index, share, data)
     train = dataset.split("train")
     tokens, batch_tokens = train.index.num_tokens, data.global_batch_size * data.max_seq_length
     unknown = int(train.unigram_counts[dataset.tokenizer.unk_id]) / tokens
@@ -53,7 +55,9 @@ def obstacles(dataset: PreparedDataset, data: DataConfig, seed: int) -> Iterator
         )
 
 
-def _obstacles_of_pairs(split: str, index: Index, share: float, data: DataConfig) -> Iterator[Obstacle]:
+def _obstacles_of_next_sentence(
+    split: str, index: Index, share: float, data: DataConfig
+) -> Iterator[Obstacle]:
     count = "1 document" if index.num_documents == 1 else f"{index.num_documents:,} documents"
     if split == "train" and share < FEW_NOT_NEXT:
         yield Obstacle(

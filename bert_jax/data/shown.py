@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.tokenizer import WORD_START
 
 FATES = ("masked", "replaced", "kept")  # of a token to predict
+# Names of labels 0 and 1 by second objective.
+LABELS = {"next_sentence": ("IsNext", "NotNext"), "sentence_order": ("InOrder", "Swapped")}
 
 
 class Target(NamedTuple):
@@ -47,8 +50,8 @@ def piece_text(tokenizer, token: int, *, spaces: bool = False) -> str:
     return text if starts or not text[:1].isalnum() else f"##{text}"
 
 
-def summary(batch: Mapping[str, np.ndarray], tokenizer) -> str:
-    """Returns two lines: shapes and fill; sequences, NotNext and the share of the text to predict by fate."""
+def summary(batch: Mapping[str, np.ndarray], tokenizer, data: DataConfig) -> str:
+    """Returns two lines: shapes and fill; sequences, label 1 and the share of the text to predict by fate."""
     rows, tokens = batch["input_ids"].shape
     real = batch["sequence_ids"] > 0
     not_next = batch["next_sentence_labels"][batch["next_sentence_weights"] > 0]
@@ -60,12 +63,12 @@ def summary(batch: Mapping[str, np.ndarray], tokenizer) -> str:
         f"{rows} rows of {tokens} tokens, {real.mean():.1%} filled, "
         f"{batch['masked_lm_ids'].shape[1]} slots for predictions in each\n"
         f"{batch['sequence_ids'].max(axis=1).sum()} sequences, "
-        f"{not_next.sum() / max(len(not_next), 1):.1%} of the pairs NotNext, "
+        f"{not_next.sum() / max(len(not_next), 1):.1%} of the pairs {_labels(data)[1]}, "
         f"{len(fates) / max(text, 1):.1%} of the text to be predicted ({', '.join(shares)})"
     )
 
 
-def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> Iterator[str]:
+def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer, data: DataConfig) -> Iterator[str]:
     """Yields each sequence of a row as lines: label and length, A, B, and the tokens to predict by fate.
 
     A token to predict appears as its position in the sequence and its piece, then in brackets the piece that
@@ -80,7 +83,7 @@ def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> Iterator[
         inside = batch["sequence_ids"][row] == number
         label = "no B"
         if batch["next_sentence_weights"][row, number - 1]:
-            label = ("IsNext", "NotNext")[batch["next_sentence_labels"][row, number - 1]]
+            label = _labels(data)[batch["next_sentence_labels"][row, number - 1]]
         lines = [f"row {row}, sequence {number}: {label}, {np.count_nonzero(inside)} tokens"]
         for segment, name in enumerate("AB"):
             ids = batch["input_ids"][row, inside & (batch["token_type_ids"][row] == segment)]
@@ -96,6 +99,10 @@ def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer) -> Iterator[
             if words:
                 lines.append(f"  {fate:<10}{', '.join(words)}")
         yield "\n".join(lines)
+
+
+def _labels(data: DataConfig) -> tuple[str, str]:
+    return LABELS.get(data.second_objective, LABELS["next_sentence"])
 
 
 def example(

@@ -108,12 +108,19 @@ class Pretrained:
         def follows(params, batch):
             model = nnx.merge(structure, params)
             pooled = model.encoder.pool(model.encoder(batch), batch["cls_positions"])
-            return jax.nn.softmax(model.next_sentence(pooled).astype(jnp.float32))[:, 0, 0]  # label 0: IsNext
+            return jax.nn.softmax(model.next_sentence(pooled).astype(jnp.float32))[
+                :, 0, 0
+            ]  # label 0: B follows A
 
         self._states = jax.jit(states, static_argnums=2)
         self._features = jax.jit(features, static_argnums=(2, 3))
         self._guesses = jax.jit(guesses, static_argnums=4)
         self._follows = jax.jit(follows)
+
+    @property
+    def judges_order(self) -> bool:
+        """Whether the last second objective was `sentence_order`, and not `next_sentence`."""
+        return isinstance(self.config, Config) and self.config.second_objective == "sentence_order"
 
     def fill_mask(self, texts: Sequence[Text], top_k: int = 5) -> list[list[list[Guess]]]:
         """Finds the `top_k` most probable pieces for every `[MASK]` of every text, each mask by itself.
@@ -150,7 +157,8 @@ class Pretrained:
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Computes the probability that the second text of each pair follows the first: float32 [pairs].
 
-        A second text without tokens counts as none, as in training.
+        A second text without tokens counts as none, as in training. A network that `judges_order` has learned
+        to tell a second text that follows from one that precedes, not from one that is from elsewhere.
 
         Raises:
             UserError: for a text that is not a pair or has too many tokens, for a network that was trained
@@ -211,7 +219,7 @@ class Pretrained:
         """Returns the setting by which the network was trained without pairs, or an empty string."""
         if isinstance(self.config, FinetuneConfig):
             return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
-        return "data.second_objective=none" if self.config.data.second_objective == "none" else ""
+        return "data.second_objective=none" if self.config.second_objective == "none" else ""
 
     def _rows(self, texts: Sequence[Text]) -> list["Row"]:
         """Encodes all texts in one go."""

@@ -28,6 +28,11 @@ TILES = (
     ("Spearman", "eval_spearman", "held-out"),
     ("Tokens per second", "tokens_per_second", "padding not counted"),
 )
+# Names of second objectives: long, short, and for a B that does not follow A.
+SECOND = {
+    "next_sentence": ("Next-sentence", "NSP", "B is from elsewhere"),
+    "sentence_order": ("Sentence-order", "SOP", "B precedes A"),
+}
 PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -52,11 +57,16 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         for name in ("examples", "results")
     )
     config = run["config"]
-    if config["data"].get("second_objective") == "none":  # its metrics are zeros
+    second = config["data"].get("second_objective")
+    if second == "none":  # its metrics are zeros
         rows = [{key: value for key, value in row.items() if "nsp" not in key} for row in rows]
+    long, short, elsewhere = SECOND.get(second, SECOND["next_sentence"])
     newest = {"step": 0} | {key: value for row in rows for key, value in row.items()}  # of every metric
     total = config["train"]["num_steps"]
     resumed = sorted({start["step"] for start in starts if 0 < start["step"] < total})
+    shown = curves(rows, resumed, _phases(config), fine_tuning="task" in config)
+    for chart in shown["charts"]:
+        chart["title"] = chart["title"].replace("Next-sentence", long)
     return {
         "title": _title(workdir),
         "config": config,
@@ -66,9 +76,9 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         "time": time.strftime("%d %b %Y, %H:%M UTC", time.gmtime(newest["time"])) if "time" in newest else "",
         "devices": starts[-1]["devices"] if starts else "",
         "skipped": [row for row in rows if "skipped_from" in row],
-        "tiles": _tiles(newest),
-        "curves": curves(rows, resumed, _phases(config), fine_tuning="task" in config),
-        "examples": [_example(example) for example in examples or []],
+        "tiles": [tile | {"name": tile["name"].replace("NSP", short)} for tile in _tiles(newest)],
+        "curves": shown,
+        "examples": [_example(example, elsewhere) for example in examples or []],
         "masks": _masks(examples or []),
         "tables": _tables(results) if results else [],
         "settings": _settings(run, newest.get("params_digest", "(when finished)")),
@@ -116,17 +126,18 @@ def _masks(examples: list[dict[str, Any]]) -> tuple[int, int]:
     return sum(token["guess"] == token["truth"] for token in masked), len(masked)
 
 
-def _example(example: dict[str, Any]) -> dict[str, list[Any]]:
+def _example(example: dict[str, Any], elsewhere: str) -> dict[str, list[Any]]:
     """Paragraphs by name: sentences A and B, then the prediction for the pair.
 
-    A paragraph is a list of texts and predictions; a prediction that is right has no `truth`.
+    A paragraph is a list of texts and predictions; a prediction that is right has no `truth`. `elsewhere`
+    says where B is if it does not follow A.
     """
     paragraphs = {
         name: [part for token in sentence for part in _token(token)]
         for name, sentence in zip("AB", example["sentences"], strict=False)
     }
     if (follows := example["next_sentence"]) is not None:
-        probability, names = follows["probability"], ("B is from elsewhere", "B follows A")
+        probability, names = follows["probability"], (elsewhere, "B follows A")
         guess = probability > 0.5
         truth = None if guess == follows["truth"] else names[follows["truth"]]
         pair = {"guess": names[guess], "probability": max(probability, 1 - probability), "truth": truth}

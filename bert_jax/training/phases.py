@@ -143,4 +143,4 @@ def _changed(config: Any, changes: Overrides, kinds: Mapping[str, Any]) -> Any:
 
 def _plan(data: Any) -> tuple[Any, ...]:
     """Returns what decides how text is cut and packed into rows, as in `bert_jax.data.batches`."""
-    return data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, data.second_objective
+    return data.max_seq_length, data.max_sequences_per_row, data.short_sequence_rate, data.pairs

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pathlib
 
@@ -30,8 +31,9 @@ def loaded_once(monkeypatch, bert):
 
     class Counting:
         def __getattr__(self, name):
-            calls.append(name)
-            return getattr(bert, name)
+            if callable(found := getattr(bert, name)):
+                calls.append(name)
+            return found
 
     monkeypatch.setattr(pretrained, "load", lambda _: Counting())
     return calls
@@ -67,6 +69,16 @@ def test_next_sentence(predict, loaded_once, bert, tmp_path):
     (tmp_path / "pairs").write_text("".join(f"{first}\t{second}\n" for first, second in pairs))
     assert predict("next-sentence", "--checkpoint=x", "--input=pairs") == (0, "".join(expected), "")
     assert loaded_once == ["next_sentence"] * 2
+
+
+def test_order_of_sentences(predict, loaded_once, bert, monkeypatch):
+    data = dataclasses.replace(bert.config.data, second_objective="sentence_order")
+    monkeypatch.setattr(bert, "config", dataclasses.replace(bert.config, data=data))
+    pair = ("so it was", "we are free")
+    (probability,) = bert.next_sentence([pair])
+    words = "next-sentence", "--checkpoint=x", "--text=so it was", "--next=we are free"
+    assert predict(*words) == (0, f"in order: {probability:.1%}  {pair[0]} | {pair[1]}\n", "")
+    assert loaded_once == ["next_sentence"]
 
 
 def test_features_row_n_is_line_n(predict, loaded_once, bert, tmp_path):

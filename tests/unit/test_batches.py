@@ -25,6 +25,13 @@ CONFIGS = {
     "no pairs": DataConfig(
         max_seq_length=64, global_batch_size=8, max_sequences_per_row=2, second_objective="none"
     ),
+    "ordered": DataConfig(
+        max_seq_length=64,
+        global_batch_size=8,
+        max_sequences_per_row=3,
+        second_objective="sentence_order",
+        masking="span",
+    ),
     "short": DataConfig(max_seq_length=8, global_batch_size=64, max_sequences_per_row=2, mask_rate=0.4),
 }
 
@@ -132,7 +139,12 @@ def test_sequences_are_what_the_documents_say(data):
                 starts = batches._store.index.token_starts
                 document_a, document_b = np.searchsorted(starts, [a[1] - 5, b[0] - 5], "right")
                 is_next = batch["next_sentence_labels"][row, slot] == 0
-                assert b[0] == a[-2] + 1 if is_next else document_a != document_b
+                if is_next:
+                    assert b[0] == a[-2] + 1
+                elif data.second_objective == "sentence_order":
+                    assert a[1] == b[-2] + 1
+                else:
+                    assert document_a != document_b
                 labels.add(is_next)
     assert labels == (set() if data.second_objective == "none" else {True, False})
 

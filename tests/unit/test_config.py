@@ -98,7 +98,7 @@ NAN = float("nan")
         ("data.max_seq_length", 7),
         ("data.global_batch_size", 0),
         ("data.max_sequences_per_row", 0),
-        ("data.second_objective", "sentence_order"),
+        ("data.second_objective", "same_document"),
         ("data.masking", "sentence"),
         ("data.mask_rate", NAN),
         ("data.mask_rate", 0.0),
@@ -154,6 +154,10 @@ def test_values_out_of_range_are_named(key, value):
             ["data.max_seq_length=1024", "model.max_position_embeddings=512"],
         ),
         ({"model": {"type_vocab_size": 1}}, ["model.type_vocab_size=1", "data.second_objective=none"]),
+        (
+            {"model": {"type_vocab_size": 1}, "data": {"second_objective": "sentence_order"}},
+            ["model.type_vocab_size=1", "data.second_objective=none"],
+        ),
         (
             {"train": {"gradient_accumulation_steps": 3}},
             ["data.global_batch_size=256", "train.gradient_accumulation_steps=3"],
@@ -281,3 +285,28 @@ def test_the_argument_of_a_config_is_behind_its_name(tmp_path, monkeypatch, type
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.py:1.py").touch()
     assert split_argument(typed) == parts
+
+
+@pytest.mark.parametrize(
+    ("of_run", "of_phases", "expected"),
+    [
+        ("next_sentence", [], "next_sentence"),
+        ("none", [], "none"),
+        ("next_sentence", ["sentence_order", "none"], "sentence_order"),
+        ("none", ["next_sentence", "none"], "next_sentence"),
+        ("next_sentence", ["none", "none"], "none"),
+    ],
+)
+def test_the_head_judges_by_the_second_objective_of_the_last_phase_that_has_one(of_run, of_phases, expected):
+    phases = [{"num_steps": 5, "data": {"second_objective": objective}} for objective in of_phases]
+    steps = 5 * max(1, len(phases))
+    values = {"data": {"second_objective": of_run}, "phases": phases, "train": {"num_steps": steps}}
+    assert from_dict(values, Config).second_objective == expected
+
+
+def test_pairs_of_either_kind_are_cut_alike():
+    """So that a phase goes on behind the rows of the other kind; rows without pairs are others."""
+    objectives = "next_sentence", "none", "sentence_order", "none"
+    phases = [{"num_steps": 5, "data": {"second_objective": objective}} for objective in objectives]
+    config = from_dict({"train": {"num_steps": 20}, "phases": phases}, Config)
+    assert [phase.first_row for phase in config.phase_list()] == [0, 0, 5 * 256, 5 * 256]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,6 +107,42 @@ def test_one_document_has_no_other_to_take_b_from():
     index = MemoryStore([[20] * 400]).index
     _, sequences = whole_epoch(index, config())
     assert not sequences.not_next.any()
+
+
+@pytest.mark.parametrize(("max_seq_length", "max_sequences_per_row"), [(128, 1), (64, 8)])
+def test_half_of_the_chunks_are_swapped(max_seq_length, max_sequences_per_row):
+    """Sentence order: the sequences are those of next sentences before Bs are exchanged, A and B swapped."""
+    index = MemoryStore(random_documents(300)).index
+    of_pairs = config(max_seq_length, max_sequences_per_row)
+    by_order = dataclasses.replace(of_pairs, second_objective="sentence_order")
+    plan, plain = whole_epoch(index, of_pairs)
+    other, ordered = whole_epoch(index, by_order)
+    assert (times_used(index, ordered) == 1).all()
+    assert (other.num_rows, other.fill) == (plan.num_rows, plan.fill)
+    assert count_rows(index, by_order, 0, 0) == plan.num_rows
+    swapped = ordered.not_next
+    assert 0.48 < swapped[ordered.length_b > 0].mean() < 0.52
+    np.testing.assert_array_equal(ordered.document_a, ordered.document_b)
+    np.testing.assert_array_equal(ordered.document_a, plain.document_a)
+    first = np.where(swapped, ordered.start_b, ordered.start_a)
+    second = np.where(swapped, ordered.start_a, ordered.start_b)
+    lengths = np.where(swapped, [ordered.length_b, ordered.length_a], [ordered.length_a, ordered.length_b])
+    np.testing.assert_array_equal(first, plain.start_a)
+    np.testing.assert_array_equal(lengths, [plain.length_a, plain.length_b])
+    np.testing.assert_array_equal(second, first + lengths[0])
+    again = whole_epoch(index, by_order)[1]
+    np.testing.assert_array_equal(again.not_next, swapped)
+    assert (whole_epoch(index, by_order, epoch=1)[1].not_next[:100] != swapped[:100]).any()
+
+
+def test_a_chunk_of_one_token_has_no_order():
+    index = MemoryStore([[1]] * 50 + [[1, 1]] * 50).index
+    by_order = dataclasses.replace(config(8, 1, 0.0), second_objective="sentence_order")
+    _, sequences = whole_epoch(index, by_order)
+    alone = sequences.length_b == 0
+    assert alone.sum() == 50
+    assert not sequences.not_next[alone].any()
+    assert 10 < sequences.not_next.sum() < 40
 
 
 @pytest.mark.parametrize(("sentence", "least", "most"), [(7, 0.95, 1.0), (40, 0.85, 0.99), (1000, 0.0, 0.1)])

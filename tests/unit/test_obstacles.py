@@ -59,6 +59,13 @@ def test_without_pairs_one_document_is_enough():
     assert found([document(4000)], [document(400)], second_objective="none") == []
 
 
+def test_one_document_has_an_order():
+    assert found([document(4000)], [document(400)], second_objective="sentence_order") == []
+    ((message, hopeless),) = found([[1]] * 500, second_objective="sentence_order")
+    assert hopeless
+    assert message.startswith("data.second_objective='sentence_order' needs documents of several sentences")
+
+
 def test_documents_of_one_sentence():
     assert found([[1]] * 500)[0] == (
         "data.second_objective='next_sentence' needs documents of several sentences, but every document has "

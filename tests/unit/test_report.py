@@ -267,6 +267,17 @@ def test_without_next_sentences_they_are_not_shown(workdir):
     assert not re.search("Next-sentence|NSP", text)
 
 
+def test_sentence_order_has_names_of_its_own(workdir):
+    file = workdir / "config.json"
+    file.write_text(file.read_text().replace('"next_sentence"', '"sentence_order"'))
+    write_examples(workdir, [EXAMPLE])
+    text = text_of(page_of(workdir, TRAINING, HELD_OUT))
+    assert "SOP accuracy64.8%" in text
+    assert "Sentence-order loss" in text
+    assert "B follows A 70% B precedes A" in text
+    assert not re.search("Next-sentence|NSP|elsewhere", text)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

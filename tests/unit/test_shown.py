@@ -3,6 +3,7 @@ import types
 import numpy as np
 import pytest
 
+from bert_jax.corpus.config import DataConfig
 from bert_jax.data import shown
 from tests.fakes import FakeTokenizer
 
@@ -32,7 +33,7 @@ def batch():
 
 
 def test_sequences_as_a_person_reads_them(batch):
-    assert list(shown.sequences(batch, 0, TOKENIZER)) == [
+    assert list(shown.sequences(batch, 0, TOKENIZER, DataConfig())) == [
         "row 0, sequence 1: IsNext, 7 tokens\n"
         "  A         [CLS] w5 [MASK] [SEP]\n"
         "  B         ##60 w8 [SEP]\n"
@@ -42,7 +43,7 @@ def test_sequences_as_a_person_reads_them(batch):
         "  A         [CLS] w9 [SEP]\n"
         "  kept      1 w9",
     ]  # fmt: skip
-    assert list(shown.sequences(batch, 1, TOKENIZER)) == [
+    assert list(shown.sequences(batch, 1, TOKENIZER, DataConfig())) == [
         "row 1, sequence 1: NotNext, 8 tokens\n"
         "  A         [CLS] w10 [UNK] ##51 [SEP]\n"
         "  B         [MASK] [MASK] [SEP]\n"
@@ -50,8 +51,18 @@ def test_sequences_as_a_person_reads_them(batch):
     ]
 
 
+def test_sentence_order(batch):
+    order = DataConfig(second_objective="sentence_order")
+    first, alone = shown.sequences(batch, 0, TOKENIZER, order)
+    assert first.startswith("row 0, sequence 1: InOrder, 7 tokens\n")
+    assert alone.startswith("row 0, sequence 2: no B, 3 tokens\n")
+    (second,) = shown.sequences(batch, 1, TOKENIZER, order)
+    assert second.startswith("row 1, sequence 1: Swapped, 8 tokens\n")
+    assert "3 sequences, 50.0% of the pairs Swapped, " in shown.summary(batch, TOKENIZER, order)
+
+
 def test_summary(batch):
-    assert shown.summary(batch, TOKENIZER) == (
+    assert shown.summary(batch, TOKENIZER, DataConfig()) == (
         "2 rows of 11 tokens, 81.8% filled, 4 slots for predictions in each\n"
         "3 sequences, 50.0% of the pairs NotNext, "
         "55.6% of the text to be predicted (60.0% masked, 20.0% replaced, 20.0% kept)"
@@ -62,7 +73,7 @@ def test_summary_without_pairs(batch):
     batch["next_sentence_weights"][:] = 0
     batch["masked_lm_weights"][:] = 0
     batch["input_ids"][batch["input_ids"] == MASK] = 7
-    assert shown.summary(batch, TOKENIZER).endswith(
+    assert shown.summary(batch, TOKENIZER, DataConfig()).endswith(
         "0.0% of the pairs NotNext, 0.0% of the text to be predicted (0.0% masked, 0.0% replaced, 0.0% kept)"
     )
 
