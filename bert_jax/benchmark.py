@@ -151,9 +151,10 @@ def step(config: Config) -> None:
     dataset = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
     task = Pretraining(config, dataset)
     mesh = make_mesh(config.mesh)
-    program = Program(config, task.objective, mesh)
+    phase = config.phase_list()[0]
+    program = Program(config, task.objective, mesh).of_phase(phase, task.objective_of(phase))
     with jax.set_mesh(mesh):
-        batch = to_global(mesh, next(iter(task.batches(config.phase_list()[0], 0, program.rows))))
+        batch = to_global(mesh, next(iter(task.batches(phase, 0, program.rows))))
         state = program.initial_state(program.random_params())
         compiled = program.train_step.lower(state, batch, program.key).compile()
         tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())

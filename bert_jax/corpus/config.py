@@ -37,6 +37,8 @@ class DataConfig:
         1, least=1, by_phase=True
     )  # S; more than one packs several sequences into a row
     short_sequence_rate: float = setting(0.1, least=0, most=1)  # chunks that are cut once more, as in BERT
+    # masked: tokens from both sides; causal: the next token from those before it
+    objective: str = setting("masked", known=("masked", "causal"), by_phase=True)
     # On A and B: whether B follows A or is from elsewhere; whether it follows or precedes A; or there is no B
     second_objective: str = setting(
         "next_sentence", known=("next_sentence", "sentence_order", "none"), by_phase=True
@@ -64,6 +66,11 @@ class DataConfig:
             raise UserError(
                 f"data.tokenizer={self.tokenizer!r} is unknown; use unigram, bpe, wordpiece:VOCAB.txt or "
                 "sentencepiece:FILE.model."
+            )
+        if self.objective == "causal" and self.pairs:
+            raise UserError(
+                "data.objective=causal has no second objective, and data.second_objective="
+                f"{self.second_objective}; set data.second_objective=none."
             )
         if self.mask_token_rate + self.random_token_rate > 1.0:
             raise UserError(

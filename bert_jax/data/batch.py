@@ -14,6 +14,8 @@ Shape = tuple[int, int, int]  # R rows, T tokens, S sequences per row
 
 def max_predictions(data: DataConfig) -> int:
     """Returns M, the slots for tokens to predict in a row, at the highest rate of masks."""
+    if data.objective == "causal":
+        return data.max_seq_length - 1  # all but the first token of one sequence
     chunk = np.arange(1, max_chunk_length(data) + 1)
     lengths = sequence_length(chunk, data.pairs)
     rows = data.max_seq_length, data.max_sequences_per_row

@@ -76,7 +76,8 @@ class Batches:
             `token_type_ids`, `sequence_ids` (0 padding, from 1 the sequence of the row) and `position_ids`
             [R, T]; `masked_lm_positions`, `masked_lm_ids` and `masked_lm_weights` [R, M]; `cls_positions`,
             `next_sentence_labels` (0 if B follows A) and `next_sentence_weights` [R, S]. Weights are float32,
-            the others int32. A sequence without B has next_sentence_weights 0.
+            the others int32. A sequence without B has next_sentence_weights 0. With `data.objective=causal`
+            a target is the token behind its position.
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
         sequences, row_keys = self._sequences(self._first_row + step * self._data.global_batch_size + rows)
@@ -84,6 +85,9 @@ class Batches:
         batch = assemble(sequences, self._tokens(sequences), shape, self._tokenizer)
         batch["next_sentence_labels"] = per_sequence(sequences, sequences.not_next, shape, np.int32)
         batch["next_sentence_weights"] = per_sequence(sequences, sequences.length_b > 0, shape, np.float32)
+        if self._data.objective == "causal":
+            ids, sequence_ids = batch["input_ids"], batch["sequence_ids"]
+            return batch | masking.gather_next(ids, sequence_ids, self.max_predictions)
         return batch | self._masked(batch["input_ids"], batch["sequence_ids"], row_keys, self.mask_rate(step))
 
     def _masked(

@@ -233,6 +233,32 @@ def gather_targets(input_ids: np.ndarray, chosen: np.ndarray, size: int) -> dict
     return {"masked_lm_positions": positions, "masked_lm_ids": ids, "masked_lm_weights": weights}
 
 
+def gather_next(input_ids: np.ndarray, sequence_ids: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """Collects the targets of a causal language model: every token of a sequence but the first.
+
+    [SEP] is one too: it says that the text ends.
+
+    Args:
+        input_ids, sequence_ids: ints [B, T].
+        size: M.
+
+    Returns:
+        As `gather_targets`; the positions are those of the tokens before the targets.
+
+    Two sequences and padding:
+
+    >>> ids, sequence_ids = np.array([[2, 11, 12, 3, 2, 21, 3, 0]]), np.array([[1, 1, 1, 1, 2, 2, 2, 0]])
+    >>> for name, values in gather_next(ids, sequence_ids, 7).items():
+    ...     print(f"{name:<20}{values.astype(int)}")
+    masked_lm_positions [[0 1 2 4 5 0 0]]
+    masked_lm_ids       [[11 12  3 21  3  0  0]]
+    masked_lm_weights   [[1 1 1 1 1 0 0]]
+    """
+    followed = np.zeros(input_ids.shape, bool)
+    followed[:, :-1] = (sequence_ids[:, :-1] == sequence_ids[:, 1:]) & (sequence_ids[:, 1:] > 0)
+    return gather_targets(np.roll(input_ids, -1, axis=1), followed, size)
+
+
 def shuffle_visible_tokens(batch: Mapping[str, np.ndarray], tokenizer, seed: int) -> dict[str, np.ndarray]:
     """Shuffles the visible tokens of every sequence, which hurts a model that uses context.
 

@@ -54,16 +54,20 @@ def summary(batch: Mapping[str, np.ndarray], tokenizer, data: DataConfig) -> str
     """Returns two lines: shapes and fill; sequences, label 1 and the share of the text to predict by fate."""
     rows, tokens = batch["input_ids"].shape
     real = batch["sequence_ids"] > 0
+    size = (
+        f"{rows} rows of {tokens} tokens, {real.mean():.1%} filled, "
+        f"{batch['masked_lm_ids'].shape[1]} slots for predictions in each\n"
+        f"{batch['sequence_ids'].max(axis=1).sum()} sequences, "
+    )
+    if data.objective == "causal":
+        return f"{size}{batch['masked_lm_weights'].sum():.0f} tokens to be predicted from those before them"
     not_next = batch["next_sentence_labels"][batch["next_sentence_weights"] > 0]
     fates = [target.fate for row in range(rows) for target in targets(batch, row, tokenizer)]
     visible = int(np.count_nonzero(real & ~np.isin(batch["input_ids"], tokenizer.special_ids)))
     text = visible + fates.count("masked")
     shares = [f"{fates.count(fate) / max(len(fates), 1):.1%} {fate}" for fate in FATES]
     return (
-        f"{rows} rows of {tokens} tokens, {real.mean():.1%} filled, "
-        f"{batch['masked_lm_ids'].shape[1]} slots for predictions in each\n"
-        f"{batch['sequence_ids'].max(axis=1).sum()} sequences, "
-        f"{not_next.sum() / max(len(not_next), 1):.1%} of the pairs {_labels(data)[1]}, "
+        f"{size}{not_next.sum() / max(len(not_next), 1):.1%} of the pairs {_labels(data)[1]}, "
         f"{len(fates) / max(text, 1):.1%} of the text to be predicted ({', '.join(shares)})"
     )
 
@@ -72,13 +76,13 @@ def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer, data: DataCo
     """Yields each sequence of a row as lines: label and length, A, B, and the tokens to predict by fate.
 
     A token to predict appears as its position in the sequence and its piece, then in brackets the piece that
-    replaces it.
+    replaces it. With `data.objective=causal` all but the first are to be predicted, and none is listed.
     """
 
     def text(token: int) -> str:
         return piece_text(tokenizer, token)
 
-    of_row = targets(batch, row, tokenizer)
+    of_row = [] if data.objective == "causal" else targets(batch, row, tokenizer)
     for number in range(1, int(batch["sequence_ids"][row].max()) + 1):
         inside = batch["sequence_ids"][row] == number
         label = "no B"

@@ -17,6 +17,7 @@ def attention(
     dropout_keys: jax.Array | None = None,
     dropout_rate: float = 0.0,
     kind: str = "plain",
+    causal: bool = False,
 ) -> jax.Array:
     """Computes scaled dot-product attention (Vaswani et al., 2017) that stays inside each sequence.
 
@@ -28,6 +29,7 @@ def attention(
         dropout_rate: probability of a zero.
         kind: `plain` runs on every platform; `splash` takes the kernel of TPU where T is a multiple of 128
             and no probability is dropped.
+        causal: a token sees itself and those before it only.
 
     Returns:
         [B, T, N, H] in the dtype of `value`. Scores and softmax are computed in float32 or wider: a masked
@@ -38,18 +40,20 @@ def attention(
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     drops = dropout_keys is not None and dropout_rate > 0.0
     if kind == "splash" and not drops and splash_fits(query.shape[2]):
-        context = splash(query, key, value, sequence_ids, saved_as=PRODUCT)
+        context = splash(query, key, value, sequence_ids, causal, saved_as=PRODUCT)
     else:
-        context = _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate)
+        context = _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal)
     return context.swapaxes(1, 2)
 
 
-def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate):
+def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=False):
     """[B, N, T, H] each -> [B, N, T, H]; the reference of all kernels."""
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     products = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=accumulate)
     scores = checkpoint_name(products, PRODUCT) * (query.shape[-1] ** -0.5)
-    same_sequence = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
-    scores = jnp.where(same_sequence, scores, jnp.finfo(accumulate).min)
+    visible = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    if causal:
+        visible &= jnp.tri(sequence_ids.shape[1], dtype=bool)
+    scores = jnp.where(visible, scores, jnp.finfo(accumulate).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_keys, dropout_rate)
     return checkpoint_name(jnp.matmul(probabilities.astype(value.dtype), value), PRODUCT)

@@ -82,14 +82,16 @@ class SelfAttention(nnx.Module):
         self.value = Dense(size, size, stddev, rngs)
         self.output = Dense(size, size, stddev, rngs)
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None, causal: bool = False
+    ) -> jax.Array:
         heads = (*x.shape[:2], self.config.num_attention_heads, self.config.head_size)
         query, key, value = (
             constrain(project(x).reshape(heads), ROWS, None, TENSOR)
             for project in (self.query, self.key, self.value)
         )
         rate, kind = self.config.attention_dropout, self.compute.attention
-        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind)
+        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind, causal)
         return constrain(self.output(context.reshape(x.shape)), ROWS)
 
 
@@ -106,11 +108,13 @@ class EncoderLayer(nnx.Module):
         self.output = Dense(config.intermediate_size, config.hidden_size, config.initializer_range, rngs)
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None, causal: bool = False
+    ) -> jax.Array:
         """[B, T, D] -> [B, T, D]; `sequence_ids` int [B, T]; `dropout_keys` [B] or None."""
         rate = self.config.hidden_dropout
         attention_keys, first_keys, second_keys = (fold_in_each(dropout_keys, use) for use in range(3))
-        attended = self.attention(x, sequence_ids, attention_keys)
+        attended = self.attention(x, sequence_ids, attention_keys, causal)
         x = self.attention_norm(x + dropout(attended, first_keys, rate))
         expanded = constrain(self.intermediate(x), ROWS, None, TENSOR)
         contracted = constrain(self.output(ACTIVATIONS[self.config.hidden_act](expanded)), ROWS)
@@ -137,6 +141,7 @@ class Encoder(nnx.Module):
         batch: dict[str, jax.Array],
         dropout_keys: jax.Array | None = None,
         all_hidden_states: bool = False,
+        causal: bool = False,
     ) -> jax.Array:
         """Encodes a batch.
 
@@ -144,6 +149,7 @@ class Encoder(nnx.Module):
             batch: `input_ids`, `token_type_ids`, `sequence_ids`, `position_ids`, int [B, T] each.
             dropout_keys: one PRNG key per row [B]; None switches dropout off.
             all_hidden_states: return the embeddings' output and every layer's.
+            causal: a token attends to itself and to those before it in its sequence only.
 
         Returns:
             Last hidden states [B, T, D], or all of them [L + 1, B, T, D].
@@ -157,7 +163,7 @@ class Encoder(nnx.Module):
         def apply_layer(x, layer):
             number, layer_weights = layer
             y = nnx.merge(structure, layer_weights)(
-                x, batch["sequence_ids"], fold_in_each(layer_keys, number)
+                x, batch["sequence_ids"], fold_in_each(layer_keys, number), causal
             )
             return y, y if all_hidden_states else None
 

@@ -43,13 +43,14 @@ class BertForPreTraining(nnx.Module):
         self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs)
 
     def __call__(
-        self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None
+        self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None, causal: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """A batch (see `bert_jax.data.batch`) -> masked_lm_logits [B, M, V], NSP logits [B, S, 2].
 
-        Vocabulary logits exist only at `masked_lm_positions`. Both are in the parameters' dtype.
+        Vocabulary logits exist only at `masked_lm_positions`. Both are in the parameters' dtype. `causal`: as
+        in `Encoder`.
         """
-        hidden = self.encoder(batch, dropout_keys)
+        hidden = self.encoder(batch, dropout_keys, causal=causal)
         chosen = gather_positions(hidden, batch["masked_lm_positions"])
         masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token_table())
         pooled = self.encoder.pool(hidden, batch["cls_positions"])

@@ -29,6 +29,7 @@ def splash(
     key: jax.Array,
     value: jax.Array,
     sequence_ids: jax.Array,
+    causal: bool = False,
     interpret: bool = False,
     saved_as: str | None = None,
 ) -> jax.Array:
@@ -37,6 +38,7 @@ def splash(
     Args:
         query, key, value: [B, N, T, H].
         sequence_ids: int [B, T].
+        causal: a token sees itself and those before it only; blocks behind it are left out.
         interpret: run the kernel's program on any platform, slowly.
         saved_as: the name by which a remat policy may keep what the backward pass needs of the kernel.
 
@@ -46,7 +48,7 @@ def splash(
     Source: Dao et al., "FlashAttention", 2022, as jax.experimental.pallas.ops.tpu.splash_attention has it.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    local = functools.partial(_splash_of_device, interpret=interpret, saved_as=saved_as)
+    local = functools.partial(_splash_of_device, causal=causal, interpret=interpret, saved_as=saved_as)
     if mesh.empty:
         return local(query, key, value, sequence_ids)
     heads, rows = P(ROWS, TENSOR), P(ROWS)
@@ -56,12 +58,13 @@ def splash(
     )(query, key, value, sequence_ids)
 
 
-def _splash_of_device(query, key, value, sequence_ids, interpret, saved_as):
+def _splash_of_device(query, key, value, sequence_ids, causal, interpret, saved_as):
     from jax.experimental.pallas.ops.tpu import splash_attention  # here, since importing it takes a second
 
     heads, tokens, size = query.shape[1:]
     block = next(size for size in (BLOCK, 384, 256, LANES) if tokens % size == 0)
-    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((tokens, tokens))] * heads)
+    visible = (splash_attention.CausalMask if causal else splash_attention.FullMask)((tokens, tokens))
+    mask = splash_attention.MultiHeadMask([visible] * heads)
     kernel = splash_attention.make_splash_mha_single_device(
         mask,
         block_sizes=splash_attention.BlockSizes(

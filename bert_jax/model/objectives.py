@@ -31,9 +31,11 @@ class Objective(abc.ABC):
     Attributes:
         losses: the terms that are minimised -> the array of the batch with their weights, so that the total
             weight of a batch is known before anything is computed.
+        causal: whether tokens attend to themselves and those before them only, in training.
     """
 
     losses: ClassVar[Mapping[str, str]]
+    causal: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
@@ -93,6 +95,31 @@ class PretrainingObjective(Objective):
             "mlm_accuracy": accuracy(*masked_lm),
             "nsp_accuracy": accuracy(*next_sentence),
         }
+
+
+class CausalObjective(Objective):
+    """The next token of each sequence from those before it, with the weights and head of masked tokens.
+
+    Source: Radford et al., "Improving language understanding by generative pre-training", 2018, section 3.1;
+    before masked tokens: Gisserot-Boukhlef et al., "Should we still pretrain encoders with masked language
+    modeling?", 2025.
+    """
+
+    losses: ClassVar = {"clm_loss": "masked_lm_weights"}
+    causal: ClassVar = True
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
+        return BertForPreTraining(config, rngs, compute)
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
+        return self._terms(model(batch, dropout_keys, causal=True), batch)
+
+    def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
+        return self.terms(model, batch, None), {}
+
+    def _terms(self, logits: tuple[jax.Array, jax.Array], batch: Batch) -> Terms:
+        next_token = logits[0], batch["masked_lm_ids"], batch["masked_lm_weights"]
+        return {"clm_loss": cross_entropy(*next_token), "clm_accuracy": accuracy(*next_token)}
 
 
 class TaskObjective(Objective):

@@ -28,6 +28,8 @@ CHARTS = (
         "held-out, [MASK] only": "eval_mask_token_loss", "unigram, [MASK] only": "eval_unigram_loss",
     }, from_zero=False),
     Chart("Masked-LM accuracy", {"training": "mlm_accuracy", "held-out": "eval_mlm_accuracy"}, percent=True),
+    Chart("Causal-LM loss, nats per token", {"training": "clm_loss"}, from_zero=False),
+    Chart("Causal-LM accuracy", {"training": "clm_accuracy"}, percent=True),
     Chart("Next-sentence loss, nats per pair", {
         "training": "nsp_loss", "held-out": "eval_nsp_loss", "coin toss": math.log(2),
     }, from_zero=False),

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config
 from bert_jax.data.batch import batch_shapes
-from bert_jax.model.objectives import PretrainingObjective
+from bert_jax.model.objectives import CausalObjective, PretrainingObjective
 from bert_jax.model.partition import path_name
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
@@ -60,11 +60,20 @@ class Compiled(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """FLOPs of a step on all devices, where each row is one sequence whose tokens attend to all of it."""
+        """FLOPs of a step on all devices, where each row is one sequence.
+
+        Its tokens attend to all of it, or with `data.objective=causal` to half of it.
+        """
         data = self.config.data
         rate = (data.mask_rate + (data.final_mask_rate or data.mask_rate)) / 2
-        attended, predictions = self.tokens * data.max_seq_length, self.tokens * rate
-        return training_flops(self.config.model, self.tokens, attended, predictions)
+        predictions = self.tokens if data.objective == "causal" else self.tokens * rate
+        return training_flops(self.config.model, self.tokens, self.attended, predictions)
+
+    @property
+    def attended(self) -> float:
+        """Tokens that each token attends to, summed over a step with full rows."""
+        share = 0.5 if self.config.data.objective == "causal" else 1.0
+        return self.tokens * self.config.data.max_seq_length * share
 
     def step_seconds(self) -> tuple[float, float] | None:
         """Estimates a step's seconds of computing, and of sending inside a slice; None without a TPU.
@@ -77,7 +86,7 @@ class Compiled(NamedTuple):
         peak = peak_flops(self.mesh.devices.ravel().tolist()) or 1.0
         model = self.config.model
         kernel = 0.0 if self.scores else 3.5 / 3 * (
-            training_flops(model, 0, self.tokens * self.config.data.max_seq_length, 0) / peak / KERNEL_RATE
+            training_flops(model, 0, self.attended, 0) / peak / KERNEL_RATE
         )  # the kernel's backward pass computes the scores again  # fmt: skip
         inside = [found for found in self.collectives if found.axes != SLICES]
         # An all-reduce is a reduction and a gather.
@@ -87,7 +96,8 @@ class Compiled(NamedTuple):
 
 def program_without_data(config: Config, mesh: Mesh) -> Program:
     """Makes the program of `pretrain` without a dataset: its objective needs one for evaluation only."""
-    return Program(config, PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32)), mesh)
+    masked = PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32))
+    return Program(config, CausalObjective() if config.data.objective == "causal" else masked, mesh)
 
 
 def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:

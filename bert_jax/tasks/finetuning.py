@@ -12,6 +12,7 @@ from flax import nnx
 
 from bert_jax.data.batches import iterate
 from bert_jax.errors import UserError
+from bert_jax.model.objectives import Objective
 from bert_jax.tasks import records
 from bert_jax.tasks.config import FinetuneConfig, TaskData
 from bert_jax.tasks.downstream import Downstream
@@ -150,6 +151,10 @@ class Finetuning:
         self.objective = task.objective()
         batches = functools.partial(experiment.eval.batches, run.data.global_batch_size)
         self.evaluators = (HeldOut("eval", run.train.eval_every, batches, self._scores),)
+
+    def objective_of(self, phase: Phase) -> Objective:  # noqa: ARG002
+        """Returns the objective of the task."""
+        return self.objective
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """Returns the encoder of `init_from` with a random head; all random with `task.random_weights`."""

@@ -1,5 +1,6 @@
 """The task of pretraining: masked language model and next sentence prediction on a prepared dataset."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -21,7 +22,7 @@ from bert_jax.data.batches import Batches, iterate, phase_batches
 from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.shown import example
 from bert_jax.errors import UserError
-from bert_jax.model.objectives import Batch, PretrainingObjective
+from bert_jax.model.objectives import Batch, CausalObjective, Objective, PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.opening import open_checkpoint
@@ -41,16 +42,20 @@ class Pretraining:
         counts = self._train.unigram_counts + 1.0  # plus one: a token of the held-out text may be absent here
         self._unigram_loss = -np.log(counts / counts.sum()).astype(np.float32)
         self.objective = PretrainingObjective(dataset.tokenizer.mask_id, self._unigram_loss)
+        self._causal_objective = CausalObjective()
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
         # Opened here, so that errors of the held-out text are raised before training.
         held_out = dataset.split("heldout")
+        masked = dataclasses.replace(config.data, objective="masked")
         self._held_out = (
-            Batches(held_out, config.data, dataset.tokenizer, HELD_OUT_SEED)
-            if held_out.index.num_tokens
-            else None
+            Batches(held_out, masked, dataset.tokenizer, HELD_OUT_SEED) if held_out.index.num_tokens else None
         )
         self.evaluators = self._evaluators() if self._held_out else ()
+
+    def objective_of(self, phase: Phase) -> Objective:
+        """Returns what the steps of a phase minimise; held-out text is evaluated with masks in any case."""
+        return self._causal_objective if phase.config.data.objective == "causal" else self.objective
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
         """Returns the weights of `init_from`, or random ones.

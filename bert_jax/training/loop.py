@@ -34,7 +34,7 @@ log = logging.getLogger("bert_jax")
 
 
 class Task(Protocol):
-    """An objective with its data.
+    """Objectives with their data.
 
     Attributes:
         data_digest: of the dataset's content; part of the run's identity.
@@ -44,7 +44,14 @@ class Task(Protocol):
 
     @property
     def objective(self) -> Objective:
-        """What a step minimises."""
+        """What is evaluated."""
+        ...
+
+    def objective_of(self, phase: Phase) -> Objective:
+        """Returns what the steps of a phase minimise, with the network of `objective`.
+
+        It is the same object for phases that minimise the same: they may share a compiled step.
+        """
         ...
 
     @property
@@ -124,7 +131,7 @@ class Run:
         self.program, self.task, self.workdir, self.stop = program, task, workdir, stop
         self.phases = program.config.phase_list()
         self.last_step = self.phases[-1].last_step
-        self.programs = [program.of_phase(phase, task.objective) for phase in self.phases]
+        self.programs = [program.of_phase(phase, task.objective_of(phase)) for phase in self.phases]
         self.executables = Executables()
         folder = workdir / "checkpoints"
         self.checkpoints = Checkpoints(folder, task.files, train.keep_last, train.keep_every)

@@ -137,7 +137,8 @@ class Recorder:
         schedule: step -> learning rate.
         starts: rows of `starts.jsonl`: when and how often the run was started.
         window: of the checkpoint that the run resumes from.
-        phases: of the run; if there are several, a row has the number of its phase, from 1.
+        phases: of the run; if there are several, a row has the number of its phase, from 1. A window ends
+            where its phase does.
         ideal_seconds: seconds that steps with so many tokens, attended tokens and predictions would take at
             the devices' peak rate; None where that is not known.
 
@@ -203,7 +204,8 @@ class Recorder:
         self._busy += now - self._mark
         self.window["useful_seconds"] += now - self._mark
         self._mark = now
-        if entry is not None and (step % self._log_every == 0 or step == self._console.last_step):
+        ends = {self._console.last_step, *(phase.last_step for phase in self._phases)}
+        if entry is not None and (step % self._log_every == 0 or step in ends):
             self._write_row(step)
         return None if values is None else {"step": step, **values}
 

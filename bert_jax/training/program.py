@@ -65,7 +65,7 @@ class Program:
         self.evaluation_step = step_lib.make_evaluation_step(self.structure, objective)
 
     def of_phase(self, phase: Phase, objective: Objective) -> "Program":
-        """Returns the program of a phase: other batches, dropout and decay for the same state."""
+        """Returns the program of a phase: other batches, objective, dropout and decay for the same state."""
         if phase.config is self.config and objective is self.objective:
             return self
         return Program(phase.config, objective, self.mesh, self.schedule)

@@ -151,7 +151,8 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        metrics = {"loss": loss, **means(terms), "grad_norm": grad_norm, **_counts(batch)}
+        counts = _counts(batch, objective.causal)
+        metrics = {"loss": loss, **means(terms), "grad_norm": grad_norm, **counts}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
@@ -164,14 +165,15 @@ def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
     )
 
 
-def _counts(batch: Batch) -> Metrics:
+def _counts(batch: Batch, causal: bool) -> Metrics:
     """Computes counts of the batch, in float32 like the losses, so that one collective sums both."""
     lengths = sequence_lengths(batch)
+    attended = lengths * (lengths + 1) / 2 if causal else jnp.square(lengths)
     tokens, none = jnp.sum(lengths), jnp.zeros(len(lengths), jnp.float32)
     return {
         "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
         "tokens": tokens,
-        "attended": jnp.sum(jnp.square(lengths)),
+        "attended": jnp.sum(attended),
         "predictions": jnp.sum(batch.get("masked_lm_weights", none)),
         "stop_requested": jnp.sum(batch.get("stop_requested", none)),
     }

@@ -20,22 +20,24 @@ def random_inputs(seed=0, dtype=np.float32):
     return [jnp.asarray(rng.standard_normal((3, 10, 2, 4)), dtype) for _ in range(3)]
 
 
-def naive(query, key, value, sequence_ids):
+def naive(query, key, value, sequence_ids, causal=False):
     """One token of one head after the other."""
     output = np.zeros(value.shape)
     for row, token, head in np.ndindex(value.shape[:3]):
         seen = np.flatnonzero(sequence_ids[row] == sequence_ids[row, token])
+        seen = seen[seen <= token] if causal else seen
         scores = np.array([query[row, token, head] @ key[row, other, head] for other in seen]) / np.sqrt(4)
         exponentials = np.exp(scores - scores.max())
         output[row, token, head] = exponentials / exponentials.sum() @ value[row, seen, head]
     return output
 
 
-def test_equal_to_a_naive_loop():
+@pytest.mark.parametrize("causal", [False, True])
+def test_equal_to_a_naive_loop(causal):
     inputs = random_inputs()
     with jax.default_matmul_precision("highest"):
-        output = attention(*inputs, jnp.asarray(SEQUENCE_IDS))
-    expected = naive(*(np.asarray(x, np.float64) for x in inputs), SEQUENCE_IDS)
+        output = attention(*inputs, jnp.asarray(SEQUENCE_IDS), causal=causal)
+    expected = naive(*(np.asarray(x, np.float64) for x in inputs), SEQUENCE_IDS, causal)
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
@@ -61,6 +63,17 @@ def test_changing_one_sequence_leaves_the_others_bit_identical(changed, dtype):
     outputs = [np.asarray(run(*x, jnp.asarray(SEQUENCE_IDS))) for x in (before, after)]
     assert outputs[0][~mine].tobytes() == outputs[1][~mine].tobytes()
     assert not np.array_equal(outputs[0][mine], outputs[1][mine])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_with_causal_attention_tokens_are_blind_to_what_comes_later(dtype):
+    before, others = random_inputs(0, dtype), random_inputs(1, dtype)
+    later = np.arange(10) >= 6
+    after = [jnp.where(later[:, None, None], 100 * y, x) for x, y in zip(before, others, strict=True)]
+    run = jax.jit(functools.partial(attention, causal=True))
+    outputs = [np.asarray(run(*x, jnp.asarray(SEQUENCE_IDS))) for x in (before, after)]
+    assert outputs[0][:, ~later].tobytes() == outputs[1][:, ~later].tobytes()
+    assert not np.array_equal(outputs[0][:, later], outputs[1][:, later])
 
 
 def test_rows_of_padding_are_finite_and_have_finite_gradients():
@@ -97,8 +110,9 @@ def long_inputs(seed, tokens=256):
     )
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
-def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
+def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes, causal):
     """The kernel of TPU, interpreted; over several devices each computes its rows and heads."""
     (*inputs, weights), ids = long_inputs(0)
 
@@ -109,8 +123,8 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
 
-    plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0)
-    splash = functools.partial(splash_lib, interpret=True)
+    plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0, causal=causal)
+    splash = functools.partial(splash_lib, interpret=True, causal=causal)
     mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
     with mesh, jax.default_matmul_precision("highest"):
         (ours, our_gradients), (theirs, their_gradients) = weighted_sum(splash), weighted_sum(plain)
@@ -119,6 +133,7 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "rate", "kind", "fused"),
     [
@@ -129,11 +144,11 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes):
     ],
     ids=str,
 )
-def test_on_tpu_the_kernel_is_taken_where_it_can_be(tokens, rate, kind, fused):
+def test_on_tpu_the_kernel_is_taken_where_it_can_be(tokens, rate, kind, fused, causal):
     """Of the program that a TPU would get; T × T scores are there exactly where the kernel is not."""
     (*inputs, _), ids = long_inputs(0, tokens)
     keys = jax.random.split(jax.random.key(0), 2)
-    run = jax.jit(functools.partial(attention, dropout_rate=rate, kind=kind))
+    run = jax.jit(functools.partial(attention, dropout_rate=rate, kind=kind, causal=causal))
     text = run.trace(*inputs, ids, keys).lower(lowering_platforms=("tpu",)).as_text()
     assert ("tpu_custom_call" in text) == fused
     assert (f"{tokens}x{tokens}xf32" in text) == (not fused)

@@ -98,6 +98,7 @@ NAN = float("nan")
         ("data.max_seq_length", 7),
         ("data.global_batch_size", 0),
         ("data.max_sequences_per_row", 0),
+        ("data.objective", "prefix"),
         ("data.second_objective", "same_document"),
         ("data.masking", "sentence"),
         ("data.mask_rate", NAN),
@@ -157,6 +158,10 @@ def test_values_out_of_range_are_named(key, value):
         (
             {"model": {"type_vocab_size": 1}, "data": {"second_objective": "sentence_order"}},
             ["model.type_vocab_size=1", "data.second_objective=none"],
+        ),
+        (
+            {"data": {"objective": "causal"}},
+            ["data.objective=causal", "data.second_objective=next_sentence", "data.second_objective=none."],
         ),
         (
             {"train": {"gradient_accumulation_steps": 3}},

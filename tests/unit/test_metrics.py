@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from bert_jax.training.metrics import Console, MetricsFile, Recorder, _duration
+from bert_jax.training.phases import Phase
 
 TIMINGS = {"tokens_per_second", "data_wait_fraction", "time", "goodput", "lost_seconds", "restarts"}
 STARTS = [{"step": 0, "time": 0.0}, {"step": 3, "time": 50.0}]
@@ -111,6 +112,19 @@ def test_a_window_goes_on_after_resuming(path, stopped_after):
         recorder.add(step, metrics(loss=step))
     recorder.flush()
     assert without_timings(rows_of(path)) == [pytest.approx(row) for row in EXPECTED]
+
+
+def test_a_window_ends_with_its_phase(path):
+    """Steps 1 to 4 and 5 to 8 have losses of different names."""
+    phases = Phase(None, 0, 4), Phase(None, 4, 8, index=1)
+    file = MetricsFile(path.parent, 0)
+    recorder = Recorder(file, Console(0, 8), 3, lambda _: 0.0, STARTS, phases=phases)
+    for step in range(1, 9):
+        name = "clm_loss" if step < 5 else "mlm_loss"
+        recorder.add(step, metrics(loss=step) | {name: jnp.float32(step)})
+    recorder.flush()
+    found = [(row["step"], row["phase"], row.get("clm_loss"), row.get("mlm_loss")) for row in rows_of(path)]
+    assert found == [(3, 1, 2.0, None), (4, 1, 4.0, None), (6, 2, None, 5.5), (8, 2, None, 7.5)]
 
 
 def test_mfu_is_the_time_at_peak_over_the_time_taken(path):

@@ -19,10 +19,10 @@ from tests.saved import save, sentencepiece, wordpiece
 VOCABULARY = 100
 
 
-def task_of(train_documents, held_out_documents, **train):
+def task_of(train_documents, held_out_documents, data=(), **train):
     config = from_dict(
         {
-            "data": {"max_seq_length": 32, "global_batch_size": 4},
+            "data": {"max_seq_length": 32, "global_batch_size": 4} | dict(data),
             "model": {"vocab_size": VOCABULARY},
             "train": train,
         },
@@ -154,6 +154,22 @@ def test_after_the_last_step_visible_tokens_are_shuffled_too():
         np.testing.assert_array_equal(np.sort(plain["input_ids"]), np.sort(shuffled["input_ids"]))
         for name in plain.keys() - {"input_ids"}:
             np.testing.assert_array_equal(plain[name], shuffled[name])
+
+
+def test_causal_phases_share_an_objective_and_are_evaluated_with_masks():
+    documents = random_documents(20), random_documents(40, seed=1)
+    causal = task_of(*documents, eval_batches=2, data={"objective": "causal", "second_objective": "none"})
+    masked = task_of(*documents, eval_batches=2, data={"second_objective": "none"})
+    jax.tree.map(np.testing.assert_array_equal, held_out_batches(causal), held_out_batches(masked))
+    for task, own in ((causal, False), (masked, True)):
+        (phase,) = task._config.phase_list()
+        assert (task.objective_of(phase) is task.objective) == own
+        assert task.objective_of(phase) is task.objective_of(phase)
+        assert set(task.objective.losses) == {"mlm_loss", "nsp_loss"}
+        shapes = task.batch_shapes(phase)
+        batch = next(task.batches(phase, 0, np.arange(4)))
+        assert {name: (values.shape, values.dtype) for name, values in batch.items()} == shapes
+    assert set(causal.objective_of(causal._config.phase_list()[0]).losses) == {"clm_loss"}
 
 
 def test_no_more_evaluation_than_there_is_text():

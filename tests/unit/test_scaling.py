@@ -162,11 +162,14 @@ def test_peak_of_devices():
 
 
 @pytest.mark.parametrize("packed", [1, 4])
-@pytest.mark.parametrize("pairs", ["next_sentence", "none"])
-def test_shapes_of_a_batch_without_data(packed, pairs):
+@pytest.mark.parametrize(
+    ("pairs", "objective"), [("next_sentence", "masked"), ("none", "masked"), ("none", "causal")]
+)
+def test_shapes_of_a_batch_without_data(packed, pairs, objective):
     data = DataConfig(
-        max_seq_length=64, global_batch_size=4, max_sequences_per_row=packed, second_objective=pairs
-    )
+        max_seq_length=64, global_batch_size=4, max_sequences_per_row=packed, second_objective=pairs,
+        objective=objective,
+    )  # fmt: skip
     batch = Batches(MemoryStore(random_documents(50)), data, FakeTokenizer(), seed=0)(0)
     assert {name: (array.shape, array.dtype.type) for name, array in batch.items()} == batch_shapes(data)
 
@@ -224,6 +227,15 @@ def test_description_of_a_step_that_does_not_fit_has_the_excess_and_advice():
     assert "--config.mesh.fsdp=N" in advice
     split = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=8))
     assert "--config.mesh.fsdp=N" not in described.describe([compiled_of(total=20, config=split)])
+
+
+def test_flops_of_a_causal_step():
+    """Half of the pairs of tokens, and logits for every token."""
+    data = dataclasses.replace(CONFIG.data, second_objective="none", objective="causal")
+    compiled = compiled_of(config=dataclasses.replace(CONFIG, data=data))
+    tokens = 16 * 128
+    assert compiled.flops == training_flops(CONFIG.model, tokens, tokens * 64, tokens)
+    assert compiled_of().flops == training_flops(CONFIG.model, tokens, tokens * 128, tokens * 0.15)
 
 
 def test_the_step_of_this_machine_is_planned_too():

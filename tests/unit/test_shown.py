@@ -61,6 +61,21 @@ def test_sentence_order(batch):
     assert "3 sequences, 50.0% of the pairs Swapped, " in shown.summary(batch, TOKENIZER, order)
 
 
+def test_causal(batch):
+    causal = DataConfig(second_objective="none", objective="causal")
+    batch["next_sentence_weights"][:] = 0
+    assert list(shown.sequences(batch, 0, TOKENIZER, causal)) == [
+        "row 0, sequence 1: no B, 7 tokens\n"
+        "  A         [CLS] w5 [MASK] [SEP]\n"
+        "  B         ##60 w8 [SEP]",
+        "row 0, sequence 2: no B, 3 tokens\n"
+        "  A         [CLS] w9 [SEP]",
+    ]  # fmt: skip
+    assert shown.summary(batch, TOKENIZER, causal).endswith(
+        "\n3 sequences, 5 tokens to be predicted from those before them"
+    )
+
+
 def test_summary(batch):
     assert shown.summary(batch, TOKENIZER, DataConfig()) == (
         "2 rows of 11 tokens, 81.8% filled, 4 slots for predictions in each\n"
