@@ -120,15 +120,7 @@ class Classification(_Sequences):
             )
 
     def _label(self, value: Any, place: str) -> str:
-        """Returns the name of a class: a text without the white space around it, a number, or True or False.
-
-        JSON has NaN where pandas missed a value; CSV has an empty cell.
-        """
-        is_known = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-        if not (is_known and (label := str(value).strip())):
-            found = "" if value in (None, "") else f", but {repr(value)[:60]}"
-            raise UserError(f"{place} has no label in column data.label={self._data.label!r}{found}.")
-        return label
+        return class_label(value, place, f"data.label={self._data.label!r}")
 
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         number = self.label_numbers
@@ -194,16 +186,7 @@ class Regression(_Sequences):
         """Accepts every example: `read` refuses what is not a number."""
 
     def _label(self, value: Any, place: str) -> float:
-        number = np.nan
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            # Python would read true as 1, and 2020_01 as 202001.
-            number = np.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-        if not np.isfinite(number):
-            raise UserError(
-                f"{place} has {repr(value)[:60]} in column data.label={self._data.label!r}, which is not a "
-                "number."
-            )
-        return number
+        return number_label(value, place, f"data.label={self._data.label!r}")
 
     def _targets(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         labels = np.array([example.label or 0.0 for example in examples])
@@ -230,6 +213,29 @@ class Regression(_Sequences):
         errors = np.abs(np.subtract(*_labels(predictions, examples)))
         rows = [["mean absolute error", f"{errors.mean():.4g}"], ["largest", f"{errors.max():.4g}"]]
         return [{"title": "Errors", "columns": ["", "in the units of the data"], "rows": rows}]
+
+
+def class_label(value: Any, place: str, column: str) -> str:
+    """Returns the name of a class: a text without the white space around it, a number, or True or False.
+
+    JSON has NaN where pandas missed a value; CSV has an empty cell. Raises UserError if there is no label.
+    """
+    is_known = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    if not (is_known and (label := str(value).strip())):
+        found = "" if value in (None, "") else f", but {repr(value)[:60]}"
+        raise UserError(f"{place} has no label in column {column}{found}.")
+    return label
+
+
+def number_label(value: Any, place: str, column: str) -> float:
+    """Returns the number that a value of a `column` is; raises UserError if it is none."""
+    number = np.nan
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        # Python would read true as 1, and 2020_01 as 202001.
+        number = np.nan if isinstance(value, bool) or "_" in str(value) else float(value)
+    if not np.isfinite(number):
+        raise UserError(f"{place} has {repr(value)[:60]} in column {column}, which is not a number.")
+    return number
 
 
 def _labels(predictions: Sequence[Any], examples: Sequence[Example]) -> tuple[list[Any], list[Any]]:

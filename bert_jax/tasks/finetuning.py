@@ -84,7 +84,7 @@ def read_splits(task: Downstream, data: TaskData) -> Splits:
     to_test = to_eval + (0.0 if data.test else data.test_share)
     turned = max(data.fold, 0) / data.num_folds
     for example in found["train"]:
-        share = (_share(example.split_key) - turned) % 1.0
+        share = (hash_share(example.split_key) - turned) % 1.0
         parts["eval" if share < to_eval else "test" if share < to_test else "train"].append(example)
     needed = {"train": "train on", "eval": "hold out"} | ({"test": "test"} if data.num_folds > 1 else {})
     for name, what in needed.items():
@@ -97,7 +97,7 @@ def read_splits(task: Downstream, data: TaskData) -> Splits:
     return Splits(parts["train"], parts["eval"], parts["test"], digest.hexdigest())
 
 
-def _share(text: str) -> float:
+def hash_share(text: str) -> float:
     """Returns a number from 0 to 1 that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
@@ -143,7 +143,7 @@ class Finetuning:
     def __init__(self, experiment: Experiment, seed: int):
         self._experiment, self._run = experiment, experiment.run(seed)
         run, task, init_from = self._run, experiment.task, experiment.init_from
-        self.metric, self.patience = run.task.metric or task.metrics[0], run.task.patience
+        self.metric, self.patience = f"eval_{run.task.metric or task.metrics[0]}", run.task.patience
         self.data_digest = experiment.splits.digest
         content = task.label_info | {"base": provenance(init_from)}
         self.files = {f"{TOKENIZER}/{name}": file for name, file in init_from.tokenizer.files().items()}

@@ -68,7 +68,7 @@ def require_same(values: dict[str, str], problem: str | None = None) -> None:
     Raises:
         UserError: on every process, for the problem of one, or values that differ from process 0.
     """
-    everyone = _gather(json.dumps([problem, values]))
+    everyone = gather(json.dumps([problem, values]))
     for process, (their_problem, _) in enumerate(everyone):
         if their_problem:
             raise _refusal(f"process {process}: {their_problem}" if len(everyone) > 1 else their_problem)
@@ -152,8 +152,8 @@ class StopRequest:
         self.requested = number
 
 
-def _gather(text: str) -> list:
-    """Returns the JSON texts of all processes, parsed."""
+def gather(text: str) -> list:
+    """Returns the JSON texts of all processes, parsed; every process must call it."""
     if jax.process_count() == 1:
         return [json.loads(text)]
     content = np.frombuffer(text.encode(), np.uint8)

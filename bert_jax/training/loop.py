@@ -39,7 +39,8 @@ class Task(Protocol):
     Attributes:
         data_digest: of the dataset's content; part of the run's identity.
         files: name -> content; a checkpoint carries them, so that it can be used alone.
-        metric, patience: select the best checkpoint and end the run, see `Selection`.
+        metric, patience: select the best checkpoint and end the run, see `Selection`; the name of a
+            metric begins with that of its evaluator.
     """
 
     @property
@@ -248,7 +249,8 @@ class Run:
         last = step == self.last_step
         evaluators = due(self.task.evaluators, step, last)
         save = last or step % self.program.config.train.checkpoint_every == 0
-        save = save or bool(evaluators and self.task.metric)  # this step may be the best
+        # This step may be the best.
+        save = save or any(self.task.metric.startswith(f"{each.name}_") for each in evaluators)
         if evaluators or save:
             self.check(self.recorder.flush())
             self.evaluate(step, evaluators)
@@ -259,12 +261,12 @@ class Run:
 
     def evaluate(self, step: int, evaluators: Sequence[Evaluator]) -> None:
         """Runs these evaluators and writes one row with all their metrics."""
-        if not evaluators:
-            return
         row: dict[str, Any] = {"step": step}
         for evaluator in evaluators:
             found = evaluator.run(self.program, self.state.params)
             row |= {f"{evaluator.name}_{name}": value for name, value in found.items()}
+        if len(row) == 1:
+            return
         self.file.write(row)
         self.selection.update(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
@@ -332,7 +334,7 @@ class Run:
         digest = params_digest(self.state.params)
         self.file.write({"step": self.step, "params_digest": digest})
         if (best := self.selection.best_step) is not None:
-            log.info("best held-out %s at step %d", self.task.metric, best)
+            log.info("best held-out %s at step %d", self.task.metric.removeprefix("eval_"), best)
         log.info(
             "finished step %d; checkpoint in %s/checkpoints; params_digest %s",
             self.step,

@@ -8,7 +8,7 @@ from bert_jax.training import hosts
 
 def everyone_says(monkeypatch, *others):
     """Stands in for the other processes: what each of them has to say."""
-    monkeypatch.setattr(hosts, "_gather", lambda text: [json.loads(text), *others])
+    monkeypatch.setattr(hosts, "gather", lambda text: [json.loads(text), *others])
 
 
 def test_alone_there_is_nobody_to_disagree_with():
