@@ -266,6 +266,7 @@ def _parse_config(argv: list[str]) -> list[str]:
         resolved_config()  # raises: --config is missing
     keys = [OVERRIDE.sub("", word).split("=", 1)[0] for word in rest if OVERRIDE.match(word)]
     config_lib.add_overrides_of_phases(values, keys, _config.kind)
+    config_lib.add_overrides_of_probes(values, keys)
     try:
         config_flags.DEFINE_config_dict("config", values, CONFIG_HELP, sys_argv=rest)
     except (flags.Error, KeyError, AttributeError) as error:
@@ -275,7 +276,7 @@ def _parse_config(argv: list[str]) -> list[str]:
 
 def _bad_flag(error: Exception) -> UserError:
     message = " ".join(str(error).split())
-    if wrong := re.fullmatch(r"flag (--([\w.]+)=.*?): (.*)", message):
+    if wrong := re.fullmatch(r"flag (--([\w.\[\]]+)=.*?): (.*)", message):
         kind = flags.FLAGS[wrong[2]].flag_type()
         remedy = f"; give a value of type {kind}" if kind in ("int", "float", "bool") else ""
         message = f"{wrong[1]} is not valid: {wrong[3].rstrip('.')}{remedy}."

@@ -17,7 +17,7 @@ import ml_collections
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
-from bert_jax.training.config import RunConfig, TrainConfig, sections
+from bert_jax.training.config import ProbeConfig, RunConfig, TrainConfig, probe_key, sections
 from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, phase_keys
 
 
@@ -84,6 +84,7 @@ class Config(RunConfig):
 
 
 PHASES = "phases"
+PROBE_KEY = re.compile(r"train\.probes\[(\d+)\]\.(\w+)")
 # Settings of `train` for fine-tuning, which counts examples -> what pretraining uses instead.
 FINETUNING_ONLY = {
     "num_epochs": "train.num_steps",
@@ -114,10 +115,11 @@ def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
         if name in known:
             _check_type(name, value, dict)
             types = {field.name: field.type for field in dataclasses.fields(known[name])}
-            for field, entry in value.items():
+            fields = {field: tuple(x) if isinstance(x, list) else x for field, x in value.items()}  # of JSON
+            for field, entry in fields.items():
                 check_key(f"{name}.{field}", kind)
                 _check_type(f"{name}.{field}", entry, types[field])
-            built[name] = known[name](**value)
+            built[name] = known[name](**fields)
         elif name == PHASES:
             built[name] = _checked_phases(value)
         else:
@@ -186,6 +188,25 @@ def add_overrides_of_phases(values: ml_collections.ConfigDict, keys: Iterable[st
         values[PHASES] = tuple(phases)
 
 
+def add_overrides_of_probes(values: ml_collections.ConfigDict, keys: Iterable[str]) -> None:
+    """Gives `train.probes` the keys that overrides of the command line set, with their defaults.
+
+    Args:
+        values: a config, which is changed.
+        keys: that are set, e.g. `train.probes[0].file`. The number after the last probe adds one.
+    """
+    for match in filter(None, map(PROBE_KEY.fullmatch, keys)):
+        probes, index, name = list(values["train"].probes), int(match[1]), match[2]
+        if index > len(probes):
+            raise UserError(
+                f"config.{match[0]}: there are {len(probes)} probes; the next is train.probes[{len(probes)}]."
+            )
+        probes += [{}] * (index == len(probes))
+        if isinstance(probes[index], dict):
+            probes[index] = {name: getattr(ProbeConfig, name)} | probes[index]
+        values["train"].probes = tuple(probes)
+
+
 def _check_type(key: str, value: Any, kind: Any) -> None:
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise UserError(
@@ -196,6 +217,8 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
 def check_key(key: str, kind: Any = Config) -> None:
     """Raises UserError, naming the nearest known keys, unless `key` (e.g. `train.num_steps`) exists."""
     known = known_keys(kind)
+    if match := PROBE_KEY.fullmatch(key):
+        known = [probe_key(int(match[1]), field.name) for field in dataclasses.fields(ProbeConfig)]
     if PHASES in known and (match := KEY.match(key)):
         allowed = phase_keys(sections(kind))
         if match[2] in allowed:

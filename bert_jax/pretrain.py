@@ -21,8 +21,10 @@ from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.data.obstacles import obstacles
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
+from bert_jax.report.charts import probe_metrics
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.tasks.probes import Probe, read_probes
 from bert_jax.training import hosts, loop
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
@@ -48,6 +50,7 @@ def set_up() -> command.Training:
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     resumes = check(config, workdir)
+    probes = read_probes(config.train, config.model)
     if jax.process_index() == 0:
         lock(workdir)
     use_compilation_cache(workdir)
@@ -56,9 +59,12 @@ def set_up() -> command.Training:
         check_text(config, dataset, resumes)
     must_match = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
     must_match["dataset_sha256"] = dataset.sha256
+    must_match |= {f"content of probe {examples.config.name}": examples.digest for examples in probes}
 
     def work() -> int:
-        code = loop.train(config, Pretraining(config, dataset), workdir)
+        every, length = config.train.probe_every or config.train.eval_every, config.data.max_seq_length
+        evaluators = [Probe(examples, dataset.tokenizer, every, length) for examples in probes]
+        code = loop.train(config, Pretraining(config, dataset, evaluators), workdir)
         if code == loop.FINISHED and jax.process_index() == 0:
             print(summary(workdir))
         return code
@@ -109,13 +115,17 @@ def open_dataset(config: Config) -> PreparedDataset:
 def summary(workdir: epath.Path) -> str:
     """Formats the scores of a finished run, and commands to run next."""
     rows = read_rows(workdir / "metrics.jsonl")
-    scores: dict = next((row for row in reversed(rows) if "eval_loss" in row), {})
+    evaluated = (row for row in reversed(rows) if any(name.startswith(("eval_", "probe_")) for name in row))
+    scores: dict = next(evaluated, {})
     unigram = scores.get("eval_unigram_loss")
     table = []
     for name, title in SCORES.items():
         if name in scores:
             gain = f"{scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
             table.append([title, f"{scores[name]:.4f}", gain])
+    for key, title, majority in probe_metrics(scores):
+        gain = f"{scores[key] - scores[majority]:+.3f}" if majority in scores else ""
+        table.append([f"probe {title}", f"{scores[key]:.4f}", gain])
     run = shlex.quote(str(workdir))
     lines = ["", text_table(table, ["held-out text", "score", "against frequency"])] if table else []
     return "\n".join(

@@ -3,6 +3,7 @@
 import itertools
 import math
 import operator
+import re
 from typing import Any, NamedTuple
 
 Rows = list[dict[str, Any]]  # of metrics.jsonl
@@ -10,6 +11,8 @@ Rows = list[dict[str, Any]]  # of metrics.jsonl
 MAX_POINTS = 400  # of a line; more would not be visible
 MAX_DOTS = 40  # of a line whose points are marked as well
 REFERENCE = 3  # the colour of lines that others are compared with
+REFERENCES = ("unigram_loss", "_majority")  # ends of their keys
+PROBE = re.compile(r"probe_(\w+)_(accuracy|spearman)")
 
 
 class Chart(NamedTuple):
@@ -36,6 +39,7 @@ CHARTS = (
     Chart("Next-sentence accuracy", {
         "training": "nsp_accuracy", "held-out": "eval_nsp_accuracy", "coin toss": 0.5,
     }, percent=True, from_zero=False),
+    Chart("Probes", {}),  # `curves` adds their lines
     Chart("Loss", {"training": "loss", "held-out": "eval_loss"}, fine_tuning=True),
     Chart("Accuracy", {
         "training": "accuracy", "held-out": "eval_accuracy", "held-out, Matthews": "eval_matthews",
@@ -67,7 +71,14 @@ def curves(
     Ticks are pairs (value, label), points pairs (step, value); all numbers are finite.
     """
     last = max([1, *(row["step"] for row in rows)])
-    charts = [_chart(chart, rows, last) for chart in CHARTS if fine_tuning or not chart.fine_tuning]
+    probes = probe_metrics({key: value for row in rows for key, value in row.items()})
+    lines: dict[str, str | float] = {title: key for key, title, _ in probes}
+    lines |= {f"{title} of the largest class": majority for _, title, majority in probes if majority}
+    charts = [
+        _chart(chart if chart.lines else chart._replace(lines=lines), rows, last)
+        for chart in CHARTS
+        if fine_tuning or not chart.fine_tuning
+    ]
     return {
         "last": last,
         "ticks": [(step, short(step)) for step in ticks(0, last) if step <= last],
@@ -86,11 +97,12 @@ def _chart(chart: Chart, rows: Rows, last: int) -> dict[str, Any]:
     for place, (name, what) in enumerate(chart.lines.items()):
         if found := points(what, rows, last):
             measured = isinstance(what, str)
-            single, held_out = len(found) == 1, str(what).startswith("eval_")
+            reference = not measured or str(what).endswith(REFERENCES)
+            single, held_out = len(found) == 1, str(what).startswith(("eval_", "probe_"))
             lines.append({
                 "name": name,
                 "measured": measured,
-                "style": f"s{place}" if measured and place != REFERENCE else f"s{REFERENCE} dashed",
+                "style": f"s{REFERENCE} dashed" if reference else f"s{place % REFERENCE}",
                 "dots": single or (held_out and len(found) <= MAX_DOTS),
                 "latest": number(found[-1][1], chart.percent),
                 "points": found,
@@ -103,6 +115,20 @@ def _chart(chart: Chart, rows: Rows, last: int) -> dict[str, Any]:
         "ticks": [(value, short(value, chart.percent)) for value in scale],
         "lines": lines,
     }
+
+
+def probe_metrics(row: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Finds the metrics of probes in a row.
+
+    Returns:
+        For each its key, its title ("reviews, accuracy"), and the key of what to compare it with, or "".
+    """
+    found = []
+    for key in row:
+        if match := PROBE.fullmatch(key):
+            majority = f"probe_{match[1]}_majority"
+            found.append((key, f"{match[1]}, {match[2]}", majority if majority in row else ""))
+    return found
 
 
 def points(what: str | float, rows: Rows, last: int) -> list[tuple[int, float]]:

@@ -10,7 +10,7 @@ import jinja2
 from etils import epath
 
 from bert_jax.files import read_rows
-from bert_jax.report.charts import curves, number
+from bert_jax.report.charts import curves, number, probe_metrics
 
 REFRESH = 60  # seconds between reloads of an open page while the run continues
 PART = re.compile(r"(fold|seed)_\d+")  # the folder of one of several runs
@@ -116,6 +116,9 @@ def _tiles(newest: dict[str, Any]) -> list[dict[str, str]]:
             if training != key and training in newest:
                 note += f"; training {number(newest[training], percent)}"
             tiles.append({"name": name, "value": number(newest[key], percent), "note": note})
+    for key, title, majority in probe_metrics(newest):
+        note = f"held-out; largest class {number(newest[majority])}" if majority else "held-out"
+        tiles.append({"name": f"Probe {title}", "value": number(newest[key]), "note": note})
     return tiles
 
 

@@ -16,6 +16,10 @@ NOT_FOR_FINETUNING = {
     "num_steps": "set train.num_epochs",
     "eval_batches": "leave it out: every evaluation reads all held-out examples",
     "unigram_bias": "leave it out: it is for the heads of pretraining",
+    "probes": "leave it out: probes are for pretraining",
+    "probe_every": "leave it out: probes are for pretraining",
+    "probe_examples": "leave it out: probes are for pretraining",
+    "selection": "set task.metric",
 }
 EVERY = "set train.evaluations_per_epoch, to 0 if eval_every and checkpoint_every are to decide"
 CLASSIFIERS = ("logistic_regression", "naive_bayes", "neural_network")  # of scikit-learn

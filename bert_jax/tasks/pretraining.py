@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,11 @@ from bert_jax.data.batches import Batches, iterate, phase_batches
 from bert_jax.data.masking import shuffle_visible_tokens
 from bert_jax.data.shown import example
 from bert_jax.errors import UserError
+from bert_jax.model.encoder import DEFAULT_COMPUTE
 from bert_jax.model.objectives import Batch, CausalObjective, Objective, PretrainingObjective
 from bert_jax.model.partition import DATA, FSDP, axis_size
-from bert_jax.training.evaluate import HeldOut
+from bert_jax.tasks.probes import Probe
+from bert_jax.training.evaluate import Evaluator, HeldOut
 from bert_jax.training.opening import open_checkpoint
 from bert_jax.training.phases import Phase
 
@@ -35,9 +37,9 @@ HELD_OUT_SEED = 0  # the held-out pairs and masks are the same for every run and
 class Pretraining:
     """Implements the loop's protocol `Task` for pretraining."""
 
-    metric, patience = "", 0  # the newest checkpoint is the best
+    patience = 0  # training goes on to the last step
 
-    def __init__(self, config: Config, dataset: PreparedDataset):
+    def __init__(self, config: Config, dataset: PreparedDataset, probes: Sequence[Probe] = ()):
         self._config, self._dataset, self._train = config, dataset, dataset.split("train")
         counts = self._train.unigram_counts + 1.0  # plus one: a token of the held-out text may be absent here
         self._unigram_loss = -np.log(counts / counts.sum()).astype(np.float32)
@@ -51,7 +53,11 @@ class Pretraining:
         self._held_out = (
             Batches(held_out, masked, dataset.tokenizer, HELD_OUT_SEED) if held_out.index.num_tokens else None
         )
-        self.evaluators = self._evaluators() if self._held_out else ()
+        losses = self._evaluators() if self._held_out else ()
+        self.evaluators: tuple[Evaluator, ...] = (*losses, *probes)
+        self.metric = config.train.selection
+        if self.metric:
+            self._check_selection(losses, probes)
 
     def objective_of(self, phase: Phase) -> Objective:
         """Returns what the steps of a phase minimise; held-out text is evaluated with masks in any case."""
@@ -131,6 +137,24 @@ class Pretraining:
             return (shuffle_visible_tokens(batch, tokenizer, HELD_OUT_SEED) for batch in plain(rows))
 
         return HeldOut("eval", train.eval_every, plain), HeldOut("eval_shuffled", 0, shuffled)
+
+    def _check_selection(self, losses: Sequence[HeldOut], probes: Sequence[Probe]) -> None:
+        """Raises UserError if `train.selection` is no metric of the evaluations."""
+        config, objective = self._config, self.objective
+        batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in batch_shapes(config.data).items()}
+        terms, _ = jax.eval_shape(
+            lambda batch: objective.evaluate(
+                objective.build(config.model, nnx.Rngs(0), DEFAULT_COMPUTE), batch
+            ),
+            batch,
+        )
+        known = [f"{each.name}_{term}" for each in losses if each.every for term in ("loss", *terms)]
+        known += [f"{probe.name}_{probe.metric}" for probe in probes]
+        if self.metric not in known:
+            raise UserError(
+                f"train.selection={self.metric!r} is no metric of this run's evaluations; use one of "
+                f"{', '.join(known)}."
+            )
 
     def examples(self, structure: nnx.GraphDef, params: Any, count: int = 8) -> list[dict[str, Any]]:
         """Predicts on the first held-out sequences, for the report; all processes must call it.

@@ -1,6 +1,8 @@
 """How weights are updated, and for how long: `optimizer`, `train`, `mesh`, and what all configs share."""
 
+import collections
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -43,6 +45,70 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A probe of pretraining: labelled texts that the features of the network are tried on.
+
+    Config files write it as a dict in `train.probes`.
+    """
+
+    kind: str = setting("classification", known=("classification", "similarity"))
+    file: str = ""  # FILE.tsv | FILE.csv | FILE.jsonl | tfds:NAME[:SPLIT]
+    eval: str = ""  # of classification: held-out examples; "": a fifth of `file`, by a hash of the text
+    # Columns.
+    text: str = "text"
+    text_pair: str = ""  # of similarity, and of pairs to classify
+    label: str = "label"  # a class; of similarity a number, higher for pairs that are more alike
+    pooling: str = setting("mean", known=("mean", "cls"))
+    layer: int = -1  # 0 is the embeddings, -1 the last layer
+    name: str = ""  # in the names of its metrics; "": that of the file
+
+
+def probe_key(index: int, field: str) -> str:
+    """Returns the config key of a probe's field, for errors."""
+    return f"train.probes[{index}].{field}"
+
+
+def _probe(index: int, values: Any) -> ProbeConfig:
+    """Makes a probe of its dict in a config, with its name; raises UserError for what is wrong with it."""
+    if isinstance(values, ProbeConfig):
+        return values
+    if not isinstance(values, dict):
+        raise UserError(
+            f"train.probes[{index}]={values!r} must be a dict like {{'file': 'FILE.tsv'}}, and train.probes "
+            "a tuple of them."
+        )
+    defaults = dataclasses.asdict(ProbeConfig())
+    for name, value in values.items():
+        if name not in defaults:
+            raise UserError(
+                f"{probe_key(index, name)} does not exist; the keys of a probe are {', '.join(defaults)}."
+            )
+        if type(value) is not (kind := type(defaults[name])):
+            raise UserError(
+                f"{probe_key(index, name)}={value!r} is of type {type(value).__name__}; it must be "
+                f"{kind.__name__}."
+            )
+    probe = ProbeConfig(**values)
+    check(f"train.probes[{index}]", probe)
+    if not probe.file:
+        raise UserError(f"{probe_key(index, 'file')} is missing: a file of labelled texts, or tfds:NAME.")
+    if probe.kind == "similarity" and not probe.text_pair:
+        raise UserError(
+            f"{probe_key(index, 'text_pair')} is missing: the column with the second text of each pair."
+        )
+    if probe.kind == "similarity" and probe.eval:
+        raise UserError(
+            f"{probe_key(index, 'eval')}={probe.eval}: a probe of similarity trains nothing and reads `file` "
+            "alone; leave it empty."
+        )
+    stem = pathlib.PurePath(probe.file.removeprefix("tfds:")).name.split(".")[0]
+    name = probe.name or re.sub(r"\W+", "_", stem)
+    if not re.fullmatch(r"\w+", name):
+        raise UserError(f"{probe_key(index, 'name')}={name!r} must be letters, digits and underscores.")
+    return dataclasses.replace(probe, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The run: its length, its seed, and what it does on the way.
 
@@ -72,6 +138,12 @@ class TrainConfig:
     log_every: int = setting(100, least=1, run_time=True)
     eval_every: int = setting(10_000, least=1, run_time=True)
     eval_batches: int = setting(32, least=1, run_time=True)
+    # Of pretraining; each a `ProbeConfig`, in config files a dict: {"file": "reviews.tsv"}
+    probes: tuple = setting((), run_time=True)
+    probe_every: int = setting(0, least=0, run_time=True)  # 0: at every evaluation
+    probe_examples: int = setting(2000, least=20, run_time=True)  # at most so many of each probe
+    # Metric that selects the best checkpoint, e.g. eval_mask_token_loss; "": the newest is the best
+    selection: str = setting("", run_time=True)
     checkpoint_every: int = setting(10_000, least=1, run_time=True)
     profile_steps: str = setting("", run_time=True)  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
     keep_last: int = setting(3, least=1, run_time=True)  # checkpoints
@@ -83,6 +155,13 @@ class TrainConfig:
 
     def __post_init__(self):
         check("train", self)
+        probes = tuple(_probe(index, values) for index, values in enumerate(self.probes))
+        object.__setattr__(self, "probes", probes)
+        for name, count in collections.Counter(probe.name for probe in probes).items():
+            if count > 1:
+                raise UserError(
+                    f"train.probes: {count} probes have the name {name!r}; give each a `name` of its own."
+                )
         if self.profile_steps and not re.fullmatch(r"\d+:\d+", self.profile_steps):
             raise UserError(f"train.profile_steps={self.profile_steps!r} is not FIRST:LAST, e.g. 10:15.")
         if self.profile_steps and int.__ge__(*map(int, self.profile_steps.split(":"))):

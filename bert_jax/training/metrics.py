@@ -19,6 +19,7 @@ from bert_jax.files import read_rows, write, write_rows
 from bert_jax.training.phases import Phase
 
 log = logging.getLogger("bert_jax")
+GROUPS = {"eval": "held-out", "probe": "probes"}  # of TensorBoard, by the first word of a metric
 COUNTS = {"tokens", "attended", "predictions", "stop_requested"}  # of a step: sums, no metrics of a row
 
 
@@ -76,8 +77,9 @@ class _Events:
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if isinstance(value, float) and name != "time":
-                group = "held-out" if name.startswith("eval_") else "training"
-                summary = scalar(f"{group}/{name.removeprefix('eval_')}", value)
+                prefix, _, rest = name.partition("_")
+                group = GROUPS.get(prefix, "training")
+                summary = scalar(f"{group}/{rest if prefix in GROUPS else name}", value)
                 self._put(Event(step=row["step"], wall_time=time.time(), summary=summary))
 
     def _put(self, event: Event) -> None:

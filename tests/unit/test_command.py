@@ -48,6 +48,38 @@ def test_shipped_name_with_overrides(run, words):
     assert config.model.hidden_size == 128
 
 
+def test_probes_are_added_and_changed(run, tmp_path):
+    code, _, err, config = run(
+        "--config=bert_tiny", "--config.train.probes[0].file=a.tsv", "--config.train.probes[0].layer=1",
+        "--config.train.probes[1].file=b.csv",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert [(probe.file, probe.layer) for probe in config.train.probes] == [("a.tsv", 1), ("b.csv", -1)]
+    (tmp_path / "mine.py").write_text(
+        "from bert_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
+        "    config.train.probes = ({'file': 'a.tsv'},)\n    return config\n"
+    )
+    _, _, _, config = run(f"--config={tmp_path}/mine.py", "--config.train.probes[0].pooling=cls")
+    assert [(probe.file, probe.pooling) for probe in config.train.probes] == [("a.tsv", "cls")]
+    _, _, _, config = run("--config=bert_tiny", "--config.train.probes=({'file': 'c.tsv'},)")
+    assert [probe.file for probe in config.train.probes] == ["c.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("probes[1].file=a", "config.train.probes[1].file: there are 0 probes; the next is train.probes[0]."),
+        ("probes[0].fil=a", "config.train.probes[0].fil does not exist; did you mean train.probes[0].file"),
+        ("probes[0].layer=x", "--config.train.probes[0].layer=x is not valid: invalid literal for int() with "
+                              "base 10: 'x'; give a value of type int."),
+    ],
+)  # fmt: skip
+def test_overrides_of_probes_that_are_wrong(run, flag, message):
+    code, _, err, _ = run("--config=bert_tiny", f"--config.train.{flag}")
+    assert code == 2
+    assert err.startswith(f"error: {message}")
+
+
 def test_overrides_may_stand_before_the_config(run):
     code, _, err, config = run(
         "--config.train.num_steps=7", "--noconfig.data.lowercase", "--config=bert_tiny"

@@ -238,11 +238,12 @@ def test_a_wall_clock_that_is_set_back_leaves_shares_and_durations_right(
 
 def test_rows_are_tensorboard_events_too(path):
     file = MetricsFile(path.parent, resumed_at=0)
-    file.write({"step": 3, "loss": 0.5, "eval_loss": 0.25, "params_digest": "ab"})
+    file.write({"step": 3, "loss": 0.5, "eval_loss": 0.25, "probe_a_accuracy": 0.5, "params_digest": "ab"})
     (events,) = (path.parent / "tensorboard").iterdir()
     content = events.read_bytes()
     assert b"training/loss" in content
     assert b"held-out/loss" in content
+    assert b"probes/a_accuracy" in content
     assert b"params_digest" not in content
 
 

@@ -19,7 +19,7 @@ from tests.saved import save, sentencepiece, wordpiece
 VOCABULARY = 100
 
 
-def task_of(train_documents, held_out_documents, data=(), **train):
+def task_of(train_documents, held_out_documents, data=(), probes=(), **train):
     config = from_dict(
         {
             "data": {"max_seq_length": 32, "global_batch_size": 4} | dict(data),
@@ -36,7 +36,7 @@ def task_of(train_documents, held_out_documents, data=(), **train):
     dataset = types.SimpleNamespace(
         split=stores.get, tokenizer=FakeTokenizer(VOCABULARY), sha256="d1", tokenizer_files=dict
     )
-    return Pretraining(config, dataset)
+    return Pretraining(config, dataset, probes)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,23 @@ def test_causal_phases_share_an_objective_and_are_evaluated_with_masks():
 def test_no_more_evaluation_than_there_is_text():
     assert len(held_out_batches(task_of(random_documents(20), [[9, 9]] * 3, eval_batches=8))["eval"]) == 1
     assert held_out_batches(task_of(random_documents(20), [])) == {}
+
+
+def test_the_best_checkpoint_is_selected_by_any_metric_of_the_evaluations():
+    probe = types.SimpleNamespace(name="probe_topics", metric="accuracy", every=5)
+    documents = random_documents(20), random_documents(40, seed=1)
+    for metric in ("", "eval_loss", "eval_mask_token_loss", "eval_nsp_accuracy", "probe_topics_accuracy"):
+        task = task_of(*documents, probes=[probe], selection=metric)
+        assert (task.metric, task.patience) == (metric, 0)
+        assert task.evaluators[-1] is probe
+    for metric in ("mask_token_loss", "eval_shuffled_loss", "probe_topics_majority"):
+        with pytest.raises(UserError) as error:
+            task_of(*documents, probes=[probe], selection=metric)
+        assert str(error.value) == (
+            f"train.selection={metric!r} is no metric of this run's evaluations; use one of eval_loss, "
+            "eval_mask_token_loss, eval_mlm_accuracy, eval_mlm_loss, eval_nsp_accuracy, eval_nsp_loss, "
+            "eval_unigram_loss, probe_topics_accuracy."
+        )
 
 
 def test_held_out_text_without_pairs_is_told_at_once():
