@@ -18,7 +18,6 @@ A chunk, a run of whole documents, has
                     UserError, with the place, if the content is not of the source's kind
 """
 
-import re
 from collections.abc import Iterable, Iterator
 
 from bert_jax.corpus.config import DataConfig
@@ -32,11 +31,10 @@ from bert_jax.corpus.sources.files import (
     TextBlock,
 )
 from bert_jax.corpus.sources.tfds import Records, TfdsSource
+from bert_jax.corpus.specs import KINDS, specs
 from bert_jax.errors import UserError
 
 __all__ = ["Chunk", "Digests", "MissingInput", "Source", "chunks_of", "open_sources", "read_text"]
-
-KINDS = ("corpus", "text", "jsonl", "tfds")
 
 
 Chunk = Block | Records
@@ -44,14 +42,13 @@ Source = FileSource | TfdsSource
 
 
 def open_sources(data: DataConfig) -> list[Source]:
-    """Opens the sources of `data.source`. A comma separates two SPECs only if a kind follows it.
+    """Opens the sources of `data.source`, whatever their weights.
 
     Raises:
         UserError: if the kind of a SPEC is unknown.
         MissingInput: if its files or its dataset are not on this machine.
     """
-    specs = re.split(rf",\s*(?=(?:{'|'.join(KINDS)}):)", data.source.strip())
-    return [_open_source(spec.strip(), data) for spec in specs]
+    return [_open_source(spec, data) for spec in specs(data.source)]
 
 
 def _open_source(spec: str, data: DataConfig) -> Source:
