@@ -5,7 +5,8 @@ import dataclasses
 from bert_jax.errors import UserError
 from bert_jax.settings import check, setting
 
-TOKENIZERS = ("unigram", "bpe", "wordpiece", "sentencepiece")
+TRAINED = ("unigram", "bpe")  # tokenizers that `prepare` trains on the text
+TOKENIZERS = (*TRAINED, "wordpiece", "sentencepiece")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,8 @@ class DataConfig:
 
     # What `prepare` builds.
     # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | tfds:NAME[:SPLIT[:FEATURE]]
-    source: str = setting("corpus:", prepares=True)
+    # SPEC@WEIGHT,… is a mixture: a dataset for each source, and the weights decide its share of the rows.
+    source: str = setting("corpus:", prepares=True, by_phase=True)  # a phase may change the weights only
     text_field: str = setting("text", prepares=True)  # of JSONL records
     # skip: leaves out the broken line or record, and counts it in the log
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)

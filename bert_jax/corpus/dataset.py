@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -200,25 +200,22 @@ def prepare(
     start = time.perf_counter()
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
-    count = workers or min(_num_cores(), 1 + int(megabytes))
-    with _building(directory) as building, Workers(count) as pool:
+    with building(directory, MANIFEST) as new, Workers(workers or default_workers(sources)) as pool:
         if tokenizer_file(data):
             tokenizer = read_tokenizer(data, vocab_size)
         else:
-            tokenizer = train_tokenizer(sources, data, vocab_size, pool)
+            tokenizer = train_tokenizer([sources], data, vocab_size, pool)
         tokenizer_seconds = time.perf_counter() - start
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
-        tokenizer.save(building / TOKENIZER)
-        counts = writer.write_documents(building, sources, data, tokenizer, pool)
-        digests = Digests(data_dir / DIGESTS)
-        if [source.fingerprint(digests) for source in sources] != fingerprints:
-            raise UserError(f"data.source={data.source!r} changed while it was read; run the command again.")
+        tokenizer.save(new / TOKENIZER)
+        counts = writer.write_documents(new, sources, data, tokenizer, pool)
+        check_unchanged(data, sources, fingerprints, data_dir)
         seconds = time.perf_counter() - start - tokenizer_seconds
         log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
         manifest = {
             "format": FORMAT,
             **counts,
-            "settings": _settings(data, vocab_size),
+            "settings": _settings(data, vocab_size, data_dir),
             "sources": [
                 {"spec": source.spec, "paths": source.paths, "fingerprint": fingerprint}
                 for source, fingerprint in zip(sources, fingerprints, strict=True)
@@ -226,37 +223,11 @@ def prepare(
             "seconds": {"tokenizer": round(tokenizer_seconds, 3), "documents": round(seconds, 3)},
             "versions": versions(*LIBRARIES),
         }
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1))
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
         log.warning("no document is held out, so there is no evaluation; raise data.held_out_fraction.")
-    return dataset
-
-
-def dataset_for(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, processes: int, config: str
-) -> PreparedDataset:
-    """Returns the prepared dataset of a config, and builds it if this process is the only one.
-
-    Args:
-        data, vocab_size, data_dir: as for `prepare`.
-        processes: of the run.
-        config: value of --config as it was typed, for the remedy.
-
-    Raises:
-        UserError: if it is missing and there are several processes (with the command that builds it), or as
-            `prepare`.
-    """
-    if processes == 1:
-        return prepare(data, vocab_size, data_dir)
-    dataset = find(data, vocab_size, data_dir)
-    if dataset is None:
-        raise UserError(
-            f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
-            f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
-            f"--data_dir={data_dir} with the same overrides."
-        )
     return dataset
 
 
@@ -266,14 +237,14 @@ def _find(
     """Returns the dataset or None, its folder, the sources and their fingerprints."""
     try:
         sources = open_sources(data)
-        digests = Digests(data_dir / DIGESTS)
-        fingerprints = [source.fingerprint(digests) for source in sources]
+        fingerprints = fingerprints_of(sources, data_dir)
         file = tokenizer_file(data)
         kind = data.tokenizer.split(":")[0]
+        decides = Digests(data_dir / DIGESTS).of([file]) if file else [data.tokenizer_sample_mb]
         content = {
             "format": FORMAT,
             "sources": fingerprints,
-            "tokenizer": [kind, *(digests.of([file]) if file else [data.tokenizer_sample_mb])],
+            "tokenizer": [kind, *decides],
             "vocab_size": vocab_size,
             **_keyed(data),
         }
@@ -290,7 +261,7 @@ def _of_same_settings(
     data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
 ) -> PreparedDataset:
     """Finds the newest dataset of the same settings; raises `missing` if there is none."""
-    settings, defaults = _settings(data, vocab_size), _settings(type(data)(), vocab_size)
+    settings, defaults = (_settings(one, vocab_size, data_dir) for one in (data, type(data)()))
     # Not with epath's glob, which takes brackets in the path of data_dir for a pattern.
     folders = data_dir.iterdir() if data_dir.is_dir() else ()
     manifests = [path for folder in folders if (path := folder / MANIFEST).exists()]
@@ -298,7 +269,7 @@ def _of_same_settings(
         with contextlib.suppress(UserError):  # a damaged dataset
             dataset = PreparedDataset.open(manifest.parent)
             theirs = dataset.manifest.get("settings")
-            if theirs and defaults | theirs == settings:  # an older version knew fewer
+            if theirs and _portable(defaults | theirs, data_dir) == settings:  # an older version knew fewer
                 message = "%s Using %s, made from it earlier: whether it is up to date cannot be checked."
                 log.warning(message, missing, manifest.parent)
                 return dataset
@@ -309,9 +280,15 @@ def _damaged(directory: epath.Path, what: str) -> UserError:
     return UserError(f"dataset {directory} is damaged: {what}; delete that folder and run prepare again.")
 
 
-def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
+def _settings(data: DataConfig, vocab_size: int, data_dir: epath.Path) -> dict[str, Any]:
     """Returns what a dataset depends on besides the contents of files, as the manifest holds it."""
-    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in names(type(data), "prepares")}
+    values = {name: getattr(data, name) for name in names(type(data), "prepares")}
+    return _portable({"vocab_size": vocab_size} | values, data_dir)
+
+
+def _portable(settings: dict[str, Any], data_dir: epath.Path) -> dict[str, Any]:
+    """Names a tokenizer in the data directory without its path, which may be another on another machine."""
+    return settings | {"tokenizer": settings["tokenizer"].replace(f":{data_dir}/", ":DATA_DIR/", 1)}
 
 
 def _keyed(data: DataConfig) -> dict[str, Any]:
@@ -322,17 +299,37 @@ def _keyed(data: DataConfig) -> dict[str, Any]:
     return {name: x for name, x in values.items() if name in ALWAYS_KEYED or x != defaults[name]}
 
 
+def fingerprints_of(sources: Sequence[Source], data_dir: epath.Path) -> list[Any]:
+    """Returns the fingerprint of each source; the digests of files are kept in the data directory."""
+    digests = Digests(data_dir / DIGESTS)
+    return [source.fingerprint(digests) for source in sources]
+
+
+def check_unchanged(
+    data: DataConfig, sources: Sequence[Source], fingerprints: list[Any], data_dir: epath.Path
+) -> None:
+    """Raises UserError if the sources have other fingerprints by now."""
+    if fingerprints_of(sources, data_dir) != fingerprints:
+        raise UserError(f"data.source={data.source!r} changed while it was read; run the command again.")
+
+
 @contextlib.contextmanager
-def _building(directory: epath.Path) -> Iterator[epath.Path]:
-    """Gives a folder to write into that becomes `directory`; raises UserError if it cannot be written."""
+def building(directory: epath.Path, last: str) -> Iterator[epath.Path]:
+    """Gives a folder to write into that becomes `directory`, a folder of the data directory.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
-        with whole_folder(directory, last=MANIFEST) as building:
-            yield building
+        with whole_folder(directory, last=last) as new:
+            yield new
     except OSError as error:  # among others, no space is left
         raise UserError(
             f"--data_dir={directory.parent} cannot be written ({error}); give another."
         ) from error
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_workers(sources: Sequence[Source]) -> int:
+    """Returns how many processes read these sources: one per core, fewer for little text."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 1 + int(sum(source.size for source in sources) / 1e6))

@@ -17,17 +17,20 @@ from bert_jax.errors import UserError
 
 
 def train_tokenizer(
-    sources: Sequence[Source], data: DataConfig, vocab_size: int, workers: Workers
+    corpora: Sequence[Sequence[Source]], data: DataConfig, vocab_size: int, workers: Workers
 ) -> Tokenizer:
-    """Trains a tokenizer on at most data.tokenizer_sample_mb of text, spread evenly over the corpus.
+    """Trains a tokenizer on at most data.tokenizer_sample_mb of text, spread evenly over each corpus.
 
-    A unigram model needs 12 times the sample's size of memory, and half a second of a core per megabyte.
+    Several corpora have equal parts of the sample. A unigram model needs 12 times the sample's size of
+    memory, and half a second of a core per megabyte.
 
     Raises:
         UserError: if there is no text, or the vocabulary size does not fit it.
     """
     counts: collections.Counter[str] = collections.Counter()
-    for more in workers.map(count_words, sample(chunks_of(sources), data.tokenizer_sample_mb * 10**6)):
+    most = data.tokenizer_sample_mb * 10**6 // len(corpora)
+    chunks = (chunk for sources in corpora for chunk in sample(chunks_of(sources), most))
+    for more in workers.map(count_words, chunks):
         counts.update(more)
     if not counts:
         raise UserError(f"data.source={data.source!r} has no text: every document is empty.")

@@ -20,7 +20,7 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from bert_jax.corpus.characters import WORD_START, Span, character_spans, valid
-from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.errors import UserError
 
@@ -333,7 +333,7 @@ def tokenizer_file(data: DataConfig) -> str | None:
         MissingInput: if there is no such file.
     """
     kind, _, name = data.tokenizer.partition(":")
-    if kind in ("unigram", "bpe"):
+    if kind in TRAINED:
         return None
     path, shipped = os.path.expanduser(name), VOCABULARIES / f"{name}.txt"
     if kind == "wordpiece" and not epath.Path(path).exists() and shipped.exists():
