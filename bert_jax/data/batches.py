@@ -10,17 +10,17 @@ import grain
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.index import Index
 from bert_jax.data import masking
 from bert_jax.data.batch import assemble, max_predictions, per_sequence
-from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows
+from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows, tokens_per_row
 from bert_jax.data.hashing import bits, key
 from bert_jax.data.mixture import EpochRows
 from bert_jax.data.spans import choose_spans
 from bert_jax.errors import UserError
 
-# Shared by all Batches of a split, so that each epoch is planned once. A batch may straddle two epochs.
-_epoch_plan = functools.lru_cache(4)(EpochPlan)
 _epoch_rows = functools.lru_cache(1024)(count_rows)
+_tokens_per_row = functools.lru_cache(1024)(tokens_per_row)
 _DESCRIBED_ROWS = 1 << 14
 
 
@@ -80,9 +80,15 @@ class Batches:
             a target is the token behind its position.
         """
         rows = np.arange(self._data.global_batch_size)[slice(None) if rows is None else rows]
-        sequences, row_keys = self._sequences(self._first_row + step * self._data.global_batch_size + rows)
-        shape = len(rows), self._data.max_seq_length, self._data.max_sequences_per_row
-        batch = assemble(sequences, self._tokens(sequences), shape, self._tokenizer)
+        sequences, row_keys = self.sequences(step * self._data.global_batch_size + rows)
+        return self.masked(sequences, self.tokens(sequences), row_keys, step)
+
+    def masked(
+        self, sequences: Sequences, tokens: np.ndarray, row_keys: np.ndarray, step: int
+    ) -> dict[str, np.ndarray]:
+        """Makes a batch of sequences and their tokens, with the masks of a step."""
+        shape = len(row_keys), self._data.max_seq_length, self._data.max_sequences_per_row
+        batch = assemble(sequences, tokens, shape, self._tokenizer)
         batch["next_sentence_labels"] = per_sequence(sequences, sequences.not_next, shape, np.int32)
         batch["next_sentence_weights"] = per_sequence(sequences, sequences.length_b > 0, shape, np.float32)
         if self._data.objective == "causal":
@@ -132,17 +138,33 @@ class Batches:
             "max_predictions": self.max_predictions,
         }
 
-    def _sequences(self, rows: np.ndarray) -> tuple[Sequences, np.ndarray]:
-        """Finds the sequences of rows numbered through all epochs, and each row's key for its masks."""
-        row_keys = np.empty(len(rows), np.uint64)
+    def origin(self, number: int) -> tuple[int, int]:
+        """Returns the epoch of a row, and its number in it; `number` as in `sequences`."""
+        ((epoch, _, (row,)),) = self._epochs(np.array([self._first_row + number]))
+        return epoch, int(row)
+
+    def seen(self, rows: int) -> tuple[float, float]:
+        """Returns the real tokens of the first `rows` rows, and the epochs that end with them.
+
+        Tokens are counted with the mean row of the first epoch; rows before `first_row` count as epochs.
+        """
+        return rows * _tokens_per_row(*self._planned, 0), self._epochs.epochs(self._first_row + rows)
+
+    def sequences(self, numbers: np.ndarray) -> tuple[Sequences, np.ndarray]:
+        """Finds the sequences of rows, and each row's key for its masks.
+
+        Args:
+            numbers: ints [R], of the rows, counted from the first row of step 0.
+        """
+        row_keys = np.empty(len(numbers), np.uint64)
         parts = []
-        for epoch, mine, in_epoch in self._epochs(rows):
+        for epoch, mine, in_epoch in self._epochs(self._first_row + numbers):
             row_keys[mine] = bits(key(self._seed, epoch, "mask"), in_epoch)
             part = self._plan(epoch).rows(in_epoch)
             parts.append(part._replace(row=mine[part.row]))
         return Sequences(*map(np.concatenate, zip(*parts, strict=True))), row_keys
 
-    def _tokens(self, sequences: Sequences) -> np.ndarray:
+    def tokens(self, sequences: Sequences) -> np.ndarray:
         """Reads the tokens of A, B, A, B … of all sequences, each document once."""
         a = sequences.document_a, sequences.start_a, sequences.length_a
         b = sequences.document_b, sequences.start_b, sequences.length_b
@@ -159,13 +181,17 @@ class Batches:
 
     def _plan(self, epoch: int) -> EpochPlan:
         with self._lock:  # so that no two threads make the same plan
-            return _epoch_plan(*self._planned, epoch=epoch)
+            index, *settings = self._planned
+            return _plans(index)(*settings, epoch=epoch)
 
 
-def phase_batches(store, tokenizer, phase) -> Batches:
-    """Returns the batches of a phase of a run (see `bert_jax.training.phases`), by the number of its step."""
-    config = phase.config
-    return Batches(store, config.data, tokenizer, config.train.seed, phase.num_steps, phase.first_row)
+@functools.lru_cache(1024)
+def _plans(index: Index) -> Callable[..., EpochPlan]:
+    """Returns the cached plans of a split. All its Batches share them, so that each epoch is planned once.
+
+    A batch may straddle two epochs, and the sources of a mixture do not displace each other's plans.
+    """
+    return functools.lru_cache(4)(functools.partial(EpochPlan, index))
 
 
 def _plan_settings(data: DataConfig) -> DataConfig:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bert_jax.corpus.specs import check_same_sources
 from bert_jax.errors import UserError
 from bert_jax.settings import names
 
@@ -27,8 +28,7 @@ class Phase:
     Attributes:
         config: that of the run with the phase's overrides.
         index: from 0.
-        first_row: rows of the global batches before, of phases that cut and pack the same text alike: this
-            phase goes on with the row behind them.
+        same: phases before that cut and pack the text alike: this one goes on with the rows behind theirs.
         own_schedule: whether the learning rate is a function of the phase's own steps.
     """
 
@@ -36,12 +36,17 @@ class Phase:
     first_step: int
     last_step: int
     index: int = 0
-    first_row: int = 0
+    same: tuple["Phase", ...] = ()
     own_schedule: bool = False
 
     @property
     def num_steps(self) -> int:
         return self.last_step - self.first_step
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all its batches."""
+        return self.num_steps * self.config.data.global_batch_size
 
 
 def make_phases(config: Any, overrides: Sequence[Overrides], kinds: Mapping[str, Any]) -> tuple[Phase, ...]:
@@ -70,7 +75,7 @@ def make_phases(config: Any, overrides: Sequence[Overrides], kinds: Mapping[str,
                 first,
                 first + changes["num_steps"],
                 index,
-                sum(before.num_steps * before.config.data.global_batch_size for before in same),
+                tuple(same),
                 any(name in SCHEDULE for name in changes.get("optimizer", {})),
             )
         )
@@ -138,6 +143,8 @@ def _changed(config: Any, changes: Overrides, kinds: Mapping[str, Any]) -> Any:
                     f"{section}.{name}={value!r} is of type {type(value).__name__}, not {kind.__name__}."
                 )
         sections[section] = dataclasses.replace(getattr(config, section), **values)
+        if "source" in values:
+            check_same_sources(config.data.source, values["source"])
     return dataclasses.replace(config, phases=(), **sections)
 
 
