@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -30,11 +31,13 @@ from absl import flags
 from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus import mixture
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.dataset import DocumentStore
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
-from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan
+from bert_jax.data.mixed_batches import make_batches
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.compile import program_without_data
 from bert_jax.tasks.pretraining import Pretraining
@@ -91,30 +94,62 @@ def prepare(config: Config) -> None:
 
 
 def inputs(config: Config) -> None:
-    """Measures batches of 256 rows made by one thread (real tokens/s, fill), and a large epoch's plan."""
+    """Measures batches of 256 rows made by one thread (real tokens/s, fill), and a large epoch's plan.
+
+    Two sources are every second document of the first source of the config, and the others.
+    """
     shapes: dict[str, dict[str, Any]] = {
         "T=128": {"max_seq_length": 128, "max_sequences_per_row": 1, "masking": "token"},
         "T=128 packed": {"max_seq_length": 128, "max_sequences_per_row": 8, "masking": "whole_word"},
         "T=512 packed": {"max_seq_length": 512, "max_sequences_per_row": 16, "masking": "whole_word"},
     }
-    store = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
-    rows = []
+    prepared = mixture.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
+    store, rows = prepared.stores("train")[0], []
+    sources: dict[int, list[Any]] = {1: [store], 2: [_EverySecond(store, 0), _EverySecond(store, 1)]}
     for name, shape in shapes.items():
         data = dataclasses.replace(config.data, **shape, global_batch_size=256, mask_rate=0.15)
-        batches = Batches(store.split("train"), data, store.tokenizer, config.train.seed)
-        described = batches.describe()
-
-        def measure(batches: Batches = batches) -> float:
-            start, tokens = time.perf_counter(), 0
-            for number in range(20):
-                tokens += int((batches(number)["sequence_ids"] > 0).sum())
-            return tokens / (time.perf_counter() - start) / 1e6
-
-        rates = _repeated(measure)
-        shares = f"{described['fill']:.2%}", f"{described['not_next_share']:.1%}"
-        rows.append([name, *_median_and_spread(rates), *shares])
-    print(text_table(rows, ["batches", "M real tokens/s", "spread", "fill", "NotNext"]))
+        made = {
+            count: make_batches(
+                stores, [Fraction(1, count)] * count, data, prepared.tokenizer, config.train.seed
+            )
+            for count, stores in sources.items()
+        }
+        rates: dict[int, list[float]] = {count: [] for count in made}
+        for repeat in range(REPEATS.value + 1):  # in turns, so that both have the same machine
+            for count, batches in made.items():
+                rate, fill, not_next = _rate_of_batches(batches)
+                if repeat:
+                    rates[count].append(rate)
+                if repeat == REPEATS.value:
+                    shares = f"{fill:.2%}", f"{not_next:.1%}"
+                    rows.append([name, str(count), *_median_and_spread(rates[count]), *shares])
+    print(text_table(rows, ["batches", "sources", "M real tokens/s", "spread", "fill", "NotNext"]))
     _plan_of_an_epoch()
+
+
+class _EverySecond:
+    """The documents 0, 2, … or 1, 3, … of a split, as a source of its own."""
+
+    def __init__(self, store: DocumentStore, first: int):
+        self._store, self._first = store, first
+        counts = np.diff(store.index.sentence_starts)
+        mine = np.arange(len(counts)) % 2 == first
+        lengths = store.index.sentence_lengths[np.repeat(mine, counts)]
+        self.index = Index.from_lengths(lengths, counts[mine])
+
+    def read(self, documents: np.ndarray) -> list[np.ndarray]:
+        return self._store.read(2 * documents + self._first)
+
+
+def _rate_of_batches(batches: Callable[[int], dict[str, np.ndarray]]) -> tuple[float, float, float]:
+    """Returns millions of real tokens per second, their share of all, and that of NotNext, of 20 batches."""
+    start = time.perf_counter()
+    made = [batches(number) for number in range(20)]
+    seconds = time.perf_counter() - start
+    real = np.concatenate([batch["sequence_ids"] > 0 for batch in made])
+    not_next = sum(batch["next_sentence_labels"].sum() for batch in made)
+    pairs = sum(batch["next_sentence_weights"].sum() for batch in made)
+    return real.sum() / seconds / 1e6, real.mean(), not_next / max(pairs, 1)
 
 
 def _plan_of_an_epoch() -> None:
@@ -148,7 +183,7 @@ def _plan_of_an_epoch() -> None:
 
 def step(config: Config) -> None:
     """Measures the compiled training step on a real batch, without input."""
-    dataset = dataset_lib.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
+    dataset = mixture.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
     task = Pretraining(config, dataset)
     mesh = make_mesh(config.mesh)
     phase = config.phase_list()[0]

@@ -7,9 +7,9 @@ python -m bert_jax.inspect --config=bert_tiny --step=100 --rows=256
 from absl import flags
 
 from bert_jax import command
-from bert_jax.corpus.dataset import prepare
-from bert_jax.data.batches import phase_batches
-from bert_jax.data.shown import sequences, summary
+from bert_jax.corpus.mixture import prepare
+from bert_jax.data.mixed_batches import MixedBatches, phase_batches
+from bert_jax.data.shown import sequences, shares_of_sources, summary
 from bert_jax.errors import UserError
 
 
@@ -22,12 +22,18 @@ def main() -> None:
         raise UserError(f"--step={step} is not a step of the run, which ends at {end}.")
     data = phase.config.data
     dataset = prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
-    batches = phase_batches(dataset.split("train"), dataset.tokenizer, phase)
+    batches = phase_batches(dataset.stores("train"), dataset.tokenizer, phase)
     batch = batches(step - phase.first_step)
     of = f", step {step - phase.first_step} of phase {phase.index + 1}" if len(phases) > 1 else ""
     print(f"step {step}{of}: {summary(batch, dataset.tokenizer, data)}")
+    origins = batches.origins(step - phase.first_step) if isinstance(batches, MixedBatches) else []
+    if origins:
+        print(shares_of_sources(batch, [origin.source for origin in origins], dataset.names))
     rows, all_rows = flags.FLAGS.rows, data.global_batch_size
     for row in range(min(rows, all_rows)):
+        if origins:
+            source, epoch, number = origins[row]
+            print(f"\nrow {row} is row {number} of epoch {epoch} of {dataset.names[source]}")
         for lines in sequences(batch, row, dataset.tokenizer, data):
             print(f"\n{lines}")
     if rows < all_rows:

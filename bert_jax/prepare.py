@@ -11,7 +11,7 @@ import logging
 from absl import flags
 
 from bert_jax import command
-from bert_jax.corpus.dataset import prepare
+from bert_jax.corpus.mixture import prepare
 from bert_jax.data.obstacles import obstacles
 
 log = logging.getLogger("bert_jax")

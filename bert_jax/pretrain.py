@@ -8,6 +8,7 @@ TPU pod, GKE, Slurm or `launch/local.py`, they train one model together.
 """
 
 import logging
+import re
 import shlex
 
 import jax
@@ -16,7 +17,7 @@ from etils import epath
 
 from bert_jax import command
 from bert_jax.config import Config
-from bert_jax.corpus.dataset import PreparedDataset, dataset_for
+from bert_jax.corpus.mixture import PreparedSources, dataset_for
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.data.obstacles import obstacles
 from bert_jax.errors import UserError
@@ -39,6 +40,7 @@ SCORES = {
     "eval_mlm_accuracy": "masked-LM accuracy",
     "eval_nsp_accuracy": "accuracy on sentence pairs",
 }
+SOURCE_SCORE = re.compile("eval_(.+)_mask_token_loss")  # of a mixture, with the name of the source
 
 
 def main() -> int:
@@ -88,7 +90,7 @@ def check(config: Config, workdir: epath.Path) -> bool:
     return resumes
 
 
-def check_text(config: Config, dataset: PreparedDataset, resumes: bool) -> None:
+def check_text(config: Config, dataset: PreparedSources, resumes: bool) -> None:
     """Warns of what is wrong with the text; raises UserError where a new run has nothing to learn."""
     for obstacle in obstacles(dataset, config.data, config.train.seed):
         if obstacle.hopeless and not resumes:
@@ -96,7 +98,7 @@ def check_text(config: Config, dataset: PreparedDataset, resumes: bool) -> None:
         log.warning(obstacle.message)
 
 
-def open_dataset(config: Config) -> PreparedDataset:
+def open_dataset(config: Config) -> PreparedSources:
     """Opens the prepared dataset; if a TFDS corpus is missing, the error shows the config's docstring."""
     try:
         return dataset_for(
@@ -123,6 +125,10 @@ def summary(workdir: epath.Path) -> str:
         if name in scores:
             gain = f"{scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
             table.append([title, f"{scores[name]:.4f}", gain])
+    for name in scores:
+        if (of := SOURCE_SCORE.fullmatch(name)) and name not in SCORES:
+            gain = scores[name] - scores[f"eval_{of[1]}_unigram_loss"]
+            table.append([f"loss where [MASK] stands, {of[1]}", f"{scores[name]:.4f}", f"{gain:+.3f} nat"])
     for key, title, majority in probe_metrics(scores):
         gain = f"{scores[key] - scores[majority]:+.3f}" if majority in scores else ""
         table.append([f"probe {title}", f"{scores[key]:.4f}", gain])

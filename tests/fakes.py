@@ -1,8 +1,11 @@
 """A tokenizer and a split that live in memory, with the interfaces of the real ones."""
 
+import types
+
 import numpy as np
 
 from bert_jax.corpus.index import Index, storable
+from bert_jax.corpus.mixture import PreparedSources
 
 
 class FakeTokenizer:
@@ -33,10 +36,23 @@ class MemoryStore:
             np.concatenate([np.zeros(0, np.int64), *lengths]), np.array([len(n) for n in lengths], np.int64)
         )
         self._text = (5 + np.arange(self.index.num_tokens) % (vocab_size - 5)).astype(np.uint16)
+        self.unigram_counts = np.bincount(self._text, minlength=vocab_size)
 
     def read(self, documents):
         starts = self.index.token_starts
         return [self._text[starts[d] : starts[d + 1]] for d in documents]
+
+
+def prepared(sources, tokenizer, files=None):
+    """Prepared sources in memory, from {source: {split: store}}."""
+    datasets = {
+        name: types.SimpleNamespace(
+            split=splits.get, tokenizer=tokenizer, sha256=f"digest of {name}",
+            tokenizer_files=lambda: files or {},
+        )
+        for name, splits in sources.items()
+    }  # fmt: skip
+    return PreparedSources(datasets)
 
 
 def random_documents(count, seed=0, sentences=25, tokens=20):

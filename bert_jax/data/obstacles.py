@@ -1,5 +1,6 @@
 """Finds what keeps a prepared text from teaching what the config asks, before a run spends days on it."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import numpy as np
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import PreparedDataset
 from bert_jax.corpus.index import Index
+from bert_jax.corpus.mixture import PreparedSources
+from bert_jax.corpus.specs import parse
 from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, count_rows
 from bert_jax.errors import UserError
@@ -26,8 +29,21 @@ class Obstacle(NamedTuple):
     hopeless: bool = False
 
 
-def obstacles(dataset: PreparedDataset, data: DataConfig, seed: int) -> Iterator[Obstacle]:
-    """Yields what is wrong with the text of a run; it takes well under a second for any size."""
+def obstacles(prepared: PreparedSources, data: DataConfig, seed: int) -> Iterator[Obstacle]:
+    """Yields what is wrong with the text of a run, source by source.
+
+    It takes well under a second for any size.
+    """
+    shares = parse(data.source).weights
+    for (name, dataset), share in zip(prepared.datasets.items(), shares, strict=True):
+        where = f"source {name}: " if len(shares) > 1 else ""
+        rows = math.ceil(data.global_batch_size * share)
+        for obstacle in _obstacles(dataset, data, seed, rows):
+            yield obstacle._replace(message=where + obstacle.message)
+
+
+def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int) -> Iterator[Obstacle]:
+    """Yields what is wrong with a source that has so many rows in a batch."""
     for split in ("train", "heldout"):
         store = dataset.split(split)
         if not data.pairs or not store.index.num_tokens:
@@ -41,17 +57,17 @@ def obstacles(dataset: PreparedDataset, data: DataConfig, seed: int) -> Iterator
             share = not_next_share(store.index, data, seed)
             yield from _obstacles_of_next_sentence(split, store.index, share, data)
     train = dataset.split("train")
-    tokens, batch_tokens = train.index.num_tokens, data.global_batch_size * data.max_seq_length
+    tokens = train.index.num_tokens
     unknown = int(train.unigram_counts[dataset.tokenizer.unk_id]) / tokens
     if unknown > MOST_UNKNOWN:
         yield Obstacle(
             f"{unknown:.0%} of the tokens to train on are [UNK]: data.tokenizer={data.tokenizer!r} does not "
             "know the words of this text; use another, or train one with data.tokenizer=unigram."
         )
-    if tokens < batch_tokens and (rows := count_rows(train.index, data, seed, 0)) < data.global_batch_size:
+    if tokens < rows * data.max_seq_length and (all_rows := count_rows(train.index, data, seed, 0)) < rows:
         yield Obstacle(
-            f"the text to train on fills {rows:,} rows, so that a batch of {data.global_batch_size:,} "
-            f"repeats it {data.global_batch_size / rows:.1f} times; add text or lower data.global_batch_size."
+            f"the text to train on fills {all_rows:,} rows, so that a batch of {rows:,} "
+            f"repeats it {rows / all_rows:.1f} times; add text or lower data.global_batch_size."
         )
 
 

@@ -1,6 +1,6 @@
 """Shows a batch as text: pieces instead of ids, labels by name, and the tokens to predict."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,23 @@ def summary(batch: Mapping[str, np.ndarray], tokenizer, data: DataConfig) -> str
         f"{size}{not_next.sum() / max(len(not_next), 1):.1%} of the pairs {_labels(data)[1]}, "
         f"{len(fates) / max(text, 1):.1%} of the text to be predicted ({', '.join(shares)})"
     )
+
+
+def shares_of_sources(batch: Mapping[str, np.ndarray], sources: Sequence[int], names: Sequence[str]) -> str:
+    """Returns a line with each source's share of the rows and of the real tokens of a batch.
+
+    Args:
+        batch: arrays of a batch.
+        sources: the source of each row.
+        names: of the sources.
+    """
+    tokens = (batch["sequence_ids"] > 0).sum(axis=1)
+    parts = []
+    for number, name in enumerate(names):
+        mine = np.array(sources) == number
+        share = tokens[mine].sum() / tokens.sum()
+        parts.append(f"{name} {mine.sum()} ({mine.mean():.1%}; {share:.1%} of the tokens)")
+    return f"rows by source: {', '.join(parts)}"
 
 
 def sequences(batch: Mapping[str, np.ndarray], row: int, tokenizer, data: DataConfig) -> Iterator[str]:

@@ -80,7 +80,7 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         "curves": shown,
         "examples": [_example(example, elsewhere) for example in examples or []],
         "masks": _masks(examples or []),
-        "tables": _tables(results) if results else [],
+        "tables": _sources(newest) + (_tables(results) if results else []),
         "settings": _settings(run, newest.get("params_digest", "(when finished)")),
     }
 
@@ -163,6 +163,28 @@ def _token(token: dict[str, Any]) -> list[Any]:
         "fate": token["fate"],
         "title": f"the model sees {token['text'].strip()}",
     }]  # fmt: skip
+
+
+def _sources(newest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the table of the sources of a mixture, for a run that has several."""
+    columns = {
+        "rows of this phase": "share_{}",
+        "tokens of this phase": "token_share_{}",
+        "epochs": "epochs_{}",
+        "held-out loss at [MASK]": "eval_{}_mask_token_loss",
+        "unigram": "eval_{}_unigram_loss",
+    }
+    names = [key.removeprefix("share_") for key in newest if key.startswith("share_")]
+    rows = [
+        [name, *(_cell(newest.get(key.format(name)), "share" in key) for key in columns.values())]
+        for name in names
+    ]
+    table = {"title": "Sources", "columns": ["", *columns], "rows": rows, "shaded": False}
+    return [table] if rows else []
+
+
+def _cell(value: float | None, percent: bool) -> str:
+    return "–" if value is None else number(value, percent)
 
 
 def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:

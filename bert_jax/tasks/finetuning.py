@@ -182,6 +182,10 @@ class Finetuning:
         predictions = held_out.predictions(outputs, self._run.data.global_batch_size)
         return held_out.task.score(predictions, held_out.examples)
 
+    def exposure(self, step: int) -> dict[str, float]:  # noqa: ARG002
+        """Returns nothing: the examples are of one source."""
+        return {}
+
     def examples(self, structure: nnx.GraphDef, params: Any) -> list[dict[str, Any]]:  # noqa: ARG002
         """Returns none: the report of a fine-tuning run shows tables instead."""
         return []

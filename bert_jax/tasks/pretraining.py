@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -15,11 +16,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
-from bert_jax.corpus.dataset import TOKENIZER, PreparedDataset
+from bert_jax.corpus.dataset import TOKENIZER
+from bert_jax.corpus.mixture import PreparedSources
+from bert_jax.corpus.specs import parse
 from bert_jax.corpus.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
 from bert_jax.data.batch import batch_shapes
-from bert_jax.data.batches import Batches, iterate, phase_batches
+from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.masking import shuffle_visible_tokens
+from bert_jax.data.mixed_batches import MixedBatches, exposure, make_batches, phase_batches
 from bert_jax.data.shown import example
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import DEFAULT_COMPUTE
@@ -39,21 +43,18 @@ class Pretraining:
 
     patience = 0  # training goes on to the last step
 
-    def __init__(self, config: Config, dataset: PreparedDataset, probes: Sequence[Probe] = ()):
-        self._config, self._dataset, self._train = config, dataset, dataset.split("train")
-        counts = self._train.unigram_counts + 1.0  # plus one: a token of the held-out text may be absent here
-        self._unigram_loss = -np.log(counts / counts.sum()).astype(np.float32)
+    def __init__(self, config: Config, dataset: PreparedSources, probes: Sequence[Probe] = ()):
+        self._config, self._dataset, self._train = config, dataset, dataset.stores("train")
+        self._shares = parse(config.data.source).weights
+        self._unigram_loss = _unigram_loss([store.unigram_counts for store in self._train], self._shares)
+        self._phase_batches: dict[int, Batches | MixedBatches] = {}
         self.objective = PretrainingObjective(dataset.tokenizer.mask_id, self._unigram_loss)
         self._causal_objective = CausalObjective()
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
         # Opened here, so that errors of the held-out text are raised before training.
-        held_out = dataset.split("heldout")
-        masked = dataclasses.replace(config.data, objective="masked")
-        self._held_out = (
-            Batches(held_out, masked, dataset.tokenizer, HELD_OUT_SEED) if held_out.index.num_tokens else None
-        )
-        losses = self._evaluators() if self._held_out else ()
+        self._held_out = self._held_out_batches()
+        losses = self._evaluators()
         self.evaluators: tuple[Evaluator, ...] = (*losses, *probes)
         self.metric = config.train.selection
         if self.metric:
@@ -113,30 +114,62 @@ class Pretraining:
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""
         data = phase.config.data
-        batches = phase_batches(self._train, self._dataset.tokenizer, phase)
-        return iterate(batches, first_step, rows, data.input_workers, data.prefetch_batches)
+        return iterate(self._batches_of(phase), first_step, rows, data.input_workers, data.prefetch_batches)
+
+    def _batches_of(self, phase: Phase) -> Batches | MixedBatches:
+        if phase.index not in self._phase_batches:
+            self._phase_batches[phase.index] = phase_batches(self._train, self._dataset.tokenizer, phase)
+        return self._phase_batches[phase.index]
+
+    def exposure(self, step: int) -> dict[str, float]:
+        """Returns how much of each source of a mixture the first `step` steps hold."""
+        if len(self._train) == 1:
+            return {}
+        return exposure(self._dataset.names, self._config.phase_list(), self._batches_of, step)
 
     def batch_shapes(self, phase: Phase) -> dict[str, Any]:
         """Returns shape and dtype of every array of a phase's batches."""
         return batch_shapes(phase.config.data)
 
+    def _held_out_batches(self) -> dict[str, Batches | MixedBatches]:
+        """Returns the held-out batches of the mixture as `eval`, and those of each source as `eval_NAME`.
+
+        A source without held-out text has none, and no share in the mixture's.
+        """
+        names, stores = self._dataset.names, self._dataset.stores("heldout")
+        with_text = [number for number, store in enumerate(stores) if store.index.num_tokens]
+        data = dataclasses.replace(self._config.data, objective="masked")
+        make = functools.partial(
+            make_batches, data=data, tokenizer=self._dataset.tokenizer, seed=HELD_OUT_SEED
+        )
+        found = {}
+        if total := sum(self._shares[number] for number in with_text):
+            shares = [self._shares[number] / total for number in with_text]
+            found["eval"] = make([stores[number] for number in with_text], shares)
+        if len(names) > 1:
+            found |= {f"eval_{names[number]}": make([stores[number]], [Fraction(1)]) for number in with_text}
+        return found
+
     def _evaluators(self) -> tuple[HeldOut, ...]:
-        """Evaluates held-out batches as `eval`, and after the last step with shuffled visible tokens.
+        """Evaluates held-out batches, and after the last step those with shuffled visible tokens.
 
         A model that uses context has a clearly higher loss on `eval_shuffled`.
         """
-        held_out, tokenizer, train = self._held_out, self._dataset.tokenizer, self._config.train
-        assert held_out is not None
-        whole = max(1, held_out.rows_per_epoch() // self._config.data.global_batch_size)
-        steps = range(min(train.eval_batches, whole))
+        tokenizer, train = self._dataset.tokenizer, self._config.train
 
-        def plain(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-            return (held_out(step, rows) for step in steps)
+        def batches(of: Batches | MixedBatches, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+            whole = max(1, of.rows_per_epoch() // self._config.data.global_batch_size)
+            return (of(step, rows) for step in range(min(train.eval_batches, whole)))
 
         def shuffled(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-            return (shuffle_visible_tokens(batch, tokenizer, HELD_OUT_SEED) for batch in plain(rows))
+            plain = batches(self._held_out["eval"], rows)
+            return (shuffle_visible_tokens(batch, tokenizer, HELD_OUT_SEED) for batch in plain)
 
-        return HeldOut("eval", train.eval_every, plain), HeldOut("eval_shuffled", 0, shuffled)
+        found = [
+            HeldOut(name, train.eval_every, functools.partial(batches, of))
+            for name, of in self._held_out.items()
+        ]
+        return (*found, HeldOut("eval_shuffled", 0, shuffled)) if "eval" in self._held_out else (*found,)
 
     def _check_selection(self, losses: Sequence[HeldOut], probes: Sequence[Probe]) -> None:
         """Raises UserError if `train.selection` is no metric of the evaluations."""
@@ -166,17 +199,28 @@ class Pretraining:
             `guess` and the `probability` of the guess. `next_sentence` has `truth`, whether B follows A, and
             the predicted `probability` of it; it is None without B.
         """
-        if self._held_out is None:
+        if (held_out := self._held_out.get("eval")) is None:
             return []
         devices = axis_size(DATA) * axis_size(FSDP)  # each holds the same number of rows
         rows = np.arange(min(-(-count // devices) * devices, self._config.data.global_batch_size))
-        batch = self._held_out(0, rows)
+        batch = held_out(0, rows)
         guesses = jax.device_get(_guesses(structure, params, batch))
         used = np.arange(batch["cls_positions"].shape[1]) < batch["sequence_ids"].max(axis=1, keepdims=True)
         return [
             example(self._dataset.tokenizer, batch, row, slot, *guesses)
             for row, slot in np.argwhere(used)[:count].tolist()
         ]
+
+
+def _unigram_loss(counts: Sequence[np.ndarray], shares: Sequence[Fraction]) -> np.ndarray:
+    """Returns -log of each token's frequency in the training text, float32 [V].
+
+    That of a mixture is the mean of its sources' frequencies, weighted by their shares.
+    """
+    # Plus one: a token of the held-out text may be absent from the text to train on.
+    frequencies = [(one + 1.0) / (one + 1.0).sum() for one in counts]
+    mixed = sum(float(share) * one for share, one in zip(shares, frequencies, strict=True))
+    return -np.log(mixed).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0, out_shardings=P())  # on every process, wherever parameters lie

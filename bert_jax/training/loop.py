@@ -77,6 +77,10 @@ class Task(Protocol):
         """Yields the given rows of the global batches from `first_step` of the phase on."""
         ...
 
+    def exposure(self, step: int) -> dict[str, float]:
+        """Returns how much of each source of a mixture the first `step` steps hold, by counting."""
+        ...
+
     def examples(self, structure: nnx.GraphDef, params: Any) -> list[dict[str, Any]]:
         """Returns predictions on some held-out text for the report; all processes call it."""
         ...
@@ -177,6 +181,7 @@ class Run:
         self.recorder = Recorder(
             self.file, Console(self.step, self.last_step), self.program.config.train.log_every,
             self.program.schedule, starts, meta.get("window"), self.program.ideal_seconds, self.phases,
+            self.task.exposure,
         )  # fmt: skip
         data = self.program.config.data
         log.info(
@@ -283,6 +288,7 @@ class Run:
                 "config": self.program.config.to_dict(),
                 "data_digest": self.task.data_digest,
                 "versions": versions(),
+                "exposure": self.task.exposure(self.step),
                 "window": self.recorder.window,
                 "recovery": self.recovery.state_dict(),
                 "selection": self.selection.state_dict(),

@@ -117,7 +117,11 @@ class Console:
 
     def show_row(self, row: dict[str, Any], seconds_per_step: float) -> None:
         """Shows losses, accuracies, learning rate and speed of a row, and how long the rest will take."""
-        shown = {name: f"{row[name]:.4g}" for name in row if name.endswith(("loss", "accuracy", "_rate"))}
+        shown = {
+            name: f"{row[name]:.4g}"
+            for name in row
+            if name.endswith(("loss", "accuracy", "_rate")) or name.startswith(("share_", "epochs_"))
+        }
         speed, step = row["tokens_per_second"], row["step"]
         if self._bar.disable:
             line = " ".join(f"{name} {value}" for name, value in shown.items())
@@ -143,6 +147,7 @@ class Recorder:
             where its phase does.
         ideal_seconds: seconds that steps with so many tokens, attended tokens and predictions would take at
             the devices' peak rate; None where that is not known.
+        exposure: step -> shares and epochs of the sources of a mixture, which a row has, too.
 
     Attributes:
         window: sums since the last row. Checkpoints keep it, so that a resumed run writes the same averages.
@@ -158,8 +163,9 @@ class Recorder:
         window: dict[str, Any] | None = None,
         ideal_seconds: Callable[..., float] | None = None,
         phases: Sequence[Phase] = (),
+        exposure: Callable[[int], dict[str, float]] = lambda _: {},
     ):
-        self._phases = phases
+        self._phases, self._exposure = phases, exposure
         self._file, self._console, self._log_every, self._schedule = file, console, log_every, schedule
         self._restarts, self._ideal_seconds = len(starts) - 1, ideal_seconds
         empty = {"steps": 0, "sums": {}, "bad_steps": 0, "useful_seconds": 0.0}
@@ -230,6 +236,7 @@ class Recorder:
             row["bad_steps"] = self.window["bad_steps"]
         if len(self._phases) > 1:
             row["phase"] = 1 + next(phase.index for phase in self._phases if step <= phase.last_step)
+        row |= self._exposure(step)
         busy = max(self._busy, 1e-9)
         if self._ideal_seconds:
             row["mfu"] = round(self._ideal_seconds(**self._timed) / busy, 4)

@@ -10,7 +10,8 @@ import pytest
 
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.dataset import dataset_for, prepare
+from bert_jax.corpus.dataset import prepare
+from bert_jax.corpus.mixture import dataset_for
 from bert_jax.errors import UserError
 
 

@@ -63,6 +63,9 @@ class Faulty:
                 batch["masked_lm_ids"] = np.zeros_like(batch["masked_lm_ids"])  # [PAD], which is never right
             yield batch
 
+    def exposure(self, _):
+        return {}
+
     def examples(self, *_):
         return []
 

@@ -1,12 +1,10 @@
-import types
-
 import numpy as np
 import pytest
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data import obstacles as obstacles_lib
 from bert_jax.data.obstacles import not_next_share, obstacles
-from tests.fakes import FakeTokenizer, MemoryStore, random_documents
+from tests.fakes import FakeTokenizer, MemoryStore, prepared, random_documents
 
 DATA = {"max_seq_length": 32, "global_batch_size": 4}
 
@@ -17,8 +15,8 @@ def found(train, held_out=(), unknown=0, **data):
     for store in splits.values():
         tokens = store.index.num_tokens
         store.unigram_counts = np.bincount([1] * unknown + [5] * (tokens - unknown), minlength=1000)
-    dataset = types.SimpleNamespace(split=splits.get, tokenizer=FakeTokenizer())
-    return [tuple(each) for each in obstacles(dataset, DataConfig(**DATA | data), seed=0)]
+    sources = prepared({"": splits}, FakeTokenizer())
+    return [tuple(each) for each in obstacles(sources, DataConfig(**DATA | data), seed=0)]
 
 
 def document(tokens, sentence=8):

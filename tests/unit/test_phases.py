@@ -8,7 +8,8 @@ import pytest
 from bert_jax.config import Config, add_overrides_of_phases, check_key, default_config, from_dict
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batch import max_predictions
-from bert_jax.data.batches import Batches, phase_batches
+from bert_jax.data.batches import Batches
+from bert_jax.data.mixed_batches import phase_batches
 from bert_jax.errors import UserError
 from bert_jax.training.config import OptimizerConfig, TrainConfig
 from bert_jax.training.phases import unlearned
@@ -43,12 +44,13 @@ def test_phases_follow_each_other_with_their_overrides():
     assert [phase.config.data.max_seq_length for phase in phases] == [32, 32, 64, 32]
     assert [phase.own_schedule for phase in phases] == [False, False, False, True]
     # The second and the last go on with the rows of the phases that cut text alike: 10 × 4, and 20 × 8 more.
-    assert [phase.first_row for phase in phases] == [0, 40, 0, 200]
+    before = [sum(same.num_rows for same in phase.same) for phase in phases]
+    assert before == [0, 40, 0, 200]
 
 
 def test_a_config_without_phases_is_one_phase():
     (phase,) = Config(train=TrainConfig(num_steps=7)).phase_list()
-    assert (phase.first_step, phase.last_step, phase.first_row, phase.own_schedule) == (0, 7, 0, False)
+    assert (phase.first_step, phase.last_step, phase.same, phase.own_schedule) == (0, 7, (), False)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_batches_of_phases_are_those_of_one_stretch_of_rows(store):
         phases=({"num_steps": 6, "data": {"global_batch_size": 2}}, {"num_steps": 3}),
     )  # fmt: skip
     parts = [
-        phase_batches(store, FakeTokenizer(VOCAB), phase)(step)
+        phase_batches([store], FakeTokenizer(VOCAB), phase)(step)
         for phase in grown.phase_list()
         for step in range(phase.num_steps)
     ]

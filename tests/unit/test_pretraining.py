@@ -13,7 +13,7 @@ from bert_jax.data import batches as batches_lib
 from bert_jax.errors import UserError
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.evaluate import due
-from tests.fakes import FakeTokenizer, MemoryStore, random_documents
+from tests.fakes import FakeTokenizer, MemoryStore, prepared, random_documents
 from tests.saved import save, sentencepiece, wordpiece
 
 VOCABULARY = 100
@@ -30,13 +30,7 @@ def task_of(train_documents, held_out_documents, data=(), probes=(), **train):
     )
     splits = {"train": train_documents, "heldout": held_out_documents}
     stores = {name: MemoryStore(documents, VOCABULARY) for name, documents in splits.items()}
-    for store in stores.values():
-        text = np.concatenate([np.zeros(0, int), *store.read(np.arange(store.index.num_documents))])
-        store.unigram_counts = np.bincount(text, minlength=VOCABULARY)
-    dataset = types.SimpleNamespace(
-        split=stores.get, tokenizer=FakeTokenizer(VOCABULARY), sha256="d1", tokenizer_files=dict
-    )
-    return Pretraining(config, dataset, probes)
+    return Pretraining(config, prepared({"corpus": stores}, FakeTokenizer(VOCABULARY)), probes)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +53,8 @@ def test_weights_of_another_tokenizer_are_refused_and_the_remedy_works(
     save(tmp_path, theirs)
     config = from_dict({"data": data, "init_from": str(tmp_path)}, Config)
     files = {f"tokenizer/{name}": content for name, content in ours.files().items()}
-    store = types.SimpleNamespace(unigram_counts=np.ones(5), index=types.SimpleNamespace(num_tokens=0))
-    task = Pretraining(
-        config,
-        types.SimpleNamespace(
-            split=lambda _: store, tokenizer=ours, sha256="d1", tokenizer_files=lambda: files
-        ),
-    )
+    stores = {"train": MemoryStore([]), "heldout": MemoryStore([])}
+    task = Pretraining(config, prepared({"corpus": stores}, ours, files))
     folder = tmp_path / "checkpoints/0"
     settings = {
         "wordpiece": f"data.tokenizer=wordpiece:{folder}/tokenizer/vocab.txt",
@@ -218,9 +207,8 @@ def test_going_back_does_not_plan_the_epoch_again():
     """As after a bad step, when the same batches are asked for once more, from an earlier step on."""
     task = task_of(random_documents(20), [], num_steps=50)
     (phase,) = task._config.phase_list()
-    before = batches_lib._epoch_plan.cache_info().misses
     for first_step in (3, 1, 2):
         iterator = task.batches(phase, first_step, np.arange(4))
         next(iterator)
         iterator.close()
-    assert batches_lib._epoch_plan.cache_info().misses == before + 1
+    assert batches_lib._plans(task._train[0].index).cache_info().misses == 1

@@ -3,7 +3,6 @@ import json
 import math
 import re
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.mesh import shardings
 from bert_jax.training.step import abstract_model
 from bert_jax.training.workdir import record_start, write_examples, write_report, write_results
-from tests.fakes import FakeTokenizer, MemoryStore
+from tests.fakes import FakeTokenizer, MemoryStore, prepared
 from tests.tiny import CLS, MASK, MODEL, SEP, Sequence, batch_of, mesh_of, random_batch
 
 SCRIPT = "<script>alert('&')</script>"
@@ -329,13 +328,9 @@ def task(monkeypatch):
 
     def make(batch):
         store = MemoryStore([[5, 5]] * 20, vocab_size=64)
-        store.unigram_counts = np.ones(64)
-        dataset = types.SimpleNamespace(
-            tokenizer=FakeTokenizer(64, word_starts=np.arange(64) % 10 != 9), split=lambda _: store,
-            sha256="", tokenizer_files=dict,
-        )  # fmt: skip
-        task = Pretraining(Config(), dataset)
-        monkeypatch.setattr(task, "_held_out", lambda _step, _rows: batch)
+        tokenizer = FakeTokenizer(64, word_starts=np.arange(64) % 10 != 9)
+        task = Pretraining(Config(), prepared({"": {"train": store, "heldout": store}}, tokenizer))
+        monkeypatch.setattr(task, "_held_out", {"eval": lambda _step, _rows: batch})
         return task
 
     return make
@@ -407,5 +402,5 @@ def test_examples_are_the_same_on_any_mesh(task):
 
 def test_no_examples_without_held_out_text(task, monkeypatch):
     silent = task({})
-    monkeypatch.setattr(silent, "_held_out", None)
+    monkeypatch.setattr(silent, "_held_out", {})
     assert silent.examples(None, None) == []
