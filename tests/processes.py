@@ -3,18 +3,21 @@
     python -m tests.processes FOLDER PROCESSES PROCESS PORT DATA FSDP TENSOR
 
 Process 0 writes `FOLDER/PROCESSES.npz`: the loss of every step, the batch of every step as its device arrays
-hold it, and the parameters after the last one.
+hold it, and the parameters after the last one; and the batches of a mixture.
 """
 
+import dataclasses
 import sys
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batches import Batches, iterate
-from bert_jax.training.config import MeshConfig
+from bert_jax.data.mixed_batches import phase_batches
+from bert_jax.training.config import MeshConfig, TrainConfig
 from bert_jax.training.mesh import make_mesh, path_name, process_rows, to_global
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MODEL, Training
@@ -43,8 +46,30 @@ def take_steps(training: Training) -> dict[str, np.ndarray]:
             state, metrics = training.train_step(state, batch, jax.random.key(7))
             losses.append(float(metrics["loss"]))
         source.close()
+        seen |= batches_of_mixture(mesh)
         params = {f"params/{name}": x for name, x in gathered(state.params).items()}
     return {"losses": np.array(losses), **seen, **params}
+
+
+def batches_of_mixture(mesh) -> dict[str, np.ndarray]:
+    """The batches of a mixture in two phases of other weights and sizes, as device arrays hold them."""
+    phases = (
+        {"num_steps": 9},
+        {"num_steps": 5, "data": {"source": "text:a@1,text:b@4", "global_batch_size": 8, "mask_rate": 0.3}},
+    )
+    data = dataclasses.replace(DATA, source="text:a@0.7,text:b@0.3")
+    config = Config(model=MODEL, data=data, train=TrainConfig(num_steps=0), phases=phases)
+    stores = [MemoryStore(random_documents(n, seed=n), MODEL.vocab_size) for n in (100, 10)]
+    seen = {}
+    for phase in config.phase_list():
+        batches = phase_batches(stores, FakeTokenizer(MODEL.vocab_size), phase)
+        rows = process_rows(mesh, phase.config.data.global_batch_size)
+        source = iterate(batches, 0, rows, workers=2, prefetch=2)
+        for step in range(phase.num_steps):
+            batch = gathered(to_global(mesh, next(source)))
+            seen |= {f"batch/phase {phase.index}/{step}/{name}": x for name, x in batch.items()}
+        source.close()
+    return seen
 
 
 def main(folder: str, processes: str, process: str, port: str, *sizes: str) -> None:

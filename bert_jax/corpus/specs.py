@@ -102,7 +102,7 @@ def _split(source: str) -> list[tuple[str, Fraction | None]]:
 
 def _split_weight(part: str) -> tuple[str, Fraction | None]:
     """Splits SPEC@WEIGHT; what follows @ is part of the path if it is no number, or the path exists."""
-    spec, _, typed = part.rpartition("@")
+    spec, typed = (word.strip() for word in part.rpartition("@")[::2])
     if not _looks_like_weight(part):
         return part, None
     if not DECIMAL.fullmatch(typed):
@@ -112,7 +112,7 @@ def _split_weight(part: str) -> tuple[str, Fraction | None]:
         )
     if _looks_like_weight(spec):
         raise UserError(f"data.source={part!r} has two weights; give it one.")
-    return spec.strip(), Fraction(typed)
+    return spec, Fraction(typed)
 
 
 def _looks_like_weight(part: str) -> bool:

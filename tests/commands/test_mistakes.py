@@ -188,6 +188,18 @@ MISTAKES = [
     (f"{PREPARE} data.source=tfds:imdb_reviews", "tfds:imdb_reviews'", "not prepared on this machine"),
     (f"{PRETRAIN}2 data.source=text:titles", "data.second_objective='next_sentence'", "=none"),
     (f"{PRETRAIN}2 {ONE_DOCUMENT}", "is 1 document: 0.0% of its sentence pairs", "nothing to learn", "=none"),
+    # weights of sources
+    (f"{PREPARE} data.source=text:text@-1,corpus:@2", "'text:text@-1': the weight -1 is no decimal"),
+    (f"{PREPARE} data.source=text:text@nan,corpus:@2", "'text:text@nan': the weight nan is no decimal"),
+    (f"{PREPARE} data.source=text:text@0,corpus:@0", "all weights are 0; make at least one of them positive"),
+    (f"{PREPARE} data.source=text:text@1,corpus:", "data.source: 'corpus:' has no weight, but another"),
+    (f"{PREPARE} data.source=text:text@1,text:text@2", "data.source names 'text:text' twice"),
+    (f"{PREPARE} data.source=text:text@1,text:no@2", "data.source='text:no' matches no file"),
+    (f"{PREPARE} data.source=text:text@ten", "data.source='text:text@ten' matches no file"),
+    (
+        f"{PRETRAIN} --config.phases[0].num_steps=2 --config.phases[0].data.source=text:other",
+        "phases[0]: data.source='text:other' names other sources than the run", "the weights only",
+    ),
     # tokenizers
     (f"{PREPARE} data.tokenizer=wordpiece:none", "data.tokenizer='wordpiece:none'", "no such file"),
     (f"{PREPARE} data.tokenizer=wordpiece:without_specials", "specials' has no piece [PAD], [UNK]"),

@@ -1,5 +1,6 @@
 import itertools
 import types
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.tokenizer import read_tokenizer
 from bert_jax.data import batches as batches_lib
 from bert_jax.errors import UserError
+from bert_jax.tasks import pretraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.evaluate import due
 from tests.fakes import FakeTokenizer, MemoryStore, prepared, random_documents
@@ -212,3 +214,58 @@ def test_going_back_does_not_plan_the_epoch_again():
         next(iterator)
         iterator.close()
     assert batches_lib._plans(task._train[0].index).cache_info().misses == 1
+
+
+def mixture_of(held_out_of_second, weights=(3, 1), **train):
+    config = from_dict(
+        {
+            "data": {
+                "source": f"text:a@{weights[0]},text:b@{weights[1]}", "max_seq_length": 32,
+                "global_batch_size": 4,
+            },
+            "model": {"vocab_size": VOCABULARY},
+            "train": train,
+        },
+        Config,
+    )  # fmt: skip
+    documents = {
+        "a": (random_documents(20), random_documents(10, seed=1)),
+        "b": (random_documents(4, seed=2), held_out_of_second),
+    }
+    sources = {
+        name: dict(zip(("train", "heldout"), (MemoryStore(part, VOCABULARY) for part in parts), strict=True))
+        for name, parts in documents.items()
+    }
+    return Pretraining(config, prepared(sources, FakeTokenizer(VOCABULARY)))
+
+
+def test_the_held_out_text_of_each_source_is_evaluated_beside_the_mixture():
+    task = mixture_of(random_documents(10, seed=3), eval_batches=2)
+    batches = held_out_batches(task, final=True)
+    assert list(batches) == ["eval", "eval_a", "eval_b", "eval_shuffled"]
+    assert len(batches["eval_b"]) == 2
+    a = np.concatenate([batch["input_ids"] for batch in batches["eval_a"]])
+    first, second = batches["eval"]
+    np.testing.assert_array_equal(first["input_ids"][[0, 1, 3]], a[:3])  # three of four rows
+    np.testing.assert_array_equal(second["input_ids"][[0, 1, 3]], a[3:6])
+
+
+def test_a_source_without_held_out_text_or_without_a_share():
+    assert list(held_out_batches(mixture_of([]))) == ["eval", "eval_a"]
+    assert list(held_out_batches(mixture_of([], weights=(0, 1)))) == ["eval_a"]
+    assert list(held_out_batches(mixture_of([[9, 9]] * 9, weights=(0, 1)))) == ["eval", "eval_a", "eval_b"]
+    assert mixture_of([], weights=(0, 1)).examples(None, None) == []
+
+
+def test_the_unigram_loss_of_a_mixture_is_that_of_its_weighted_frequencies():
+    counts = [np.array([0.0, 9.0, 4.0]), np.array([1.0, 0.0, 1.0])]
+    loss = pretraining._unigram_loss(counts, [Fraction(3, 4), Fraction(1, 4)])
+    expected = [0.75 * 1 / 16 + 0.25 * 2 / 5, 0.75 * 10 / 16 + 0.25 * 1 / 5, 0.75 * 5 / 16 + 0.25 * 2 / 5]
+    np.testing.assert_allclose(loss, -np.log(expected), rtol=1e-6)
+
+
+def test_exposure_is_told_of_mixtures_alone():
+    assert task_of(random_documents(20), []).exposure(7) == {}
+    found = mixture_of([]).exposure(7)
+    assert list(found) == ["share_a", "share_b", "token_share_a", "token_share_b", "epochs_a", "epochs_b"]
+    assert (found["share_a"], found["share_b"]) == (0.75, 0.25)
