@@ -122,9 +122,9 @@ def test_the_command_line_sets_keys_of_phases_and_adds_a_phase():
     ):
         add_overrides_of_phases(values, ["phases[4].num_steps"], Config)
     with pytest.raises(
-        UserError, match=r"config.phases\[0\].data.source cannot be set by a phase; these can"
+        UserError, match=r"config.phases\[0\].data.tokenizer cannot be set by a phase; these can"
     ):
-        check_key("phases[0].data.source")
+        check_key("phases[0].data.tokenizer")
     with pytest.raises(UserError, match=r"config.data.mask_rat does not exist; did you mean data.mask_rate"):
         check_key("phases[0].data.mask_rat")
     untouched = ml_collections.ConfigDict({"phases": ()})
