@@ -59,8 +59,8 @@ def assert_close(state, expected):
 @pytest.mark.parametrize(
     ("axes", "accumulation_steps"),
     [
-        ({"data": 1}, 4),
         ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
+        pytest.param({"data": 1}, 4, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, 2, marks=pytest.mark.slow),
     ],
     ids=str,
