@@ -3,9 +3,8 @@
     make pretrain CONFIG=bert_large DATA_DIR=gs://bucket/data WORKDIR=gs://bucket/bert_large
     make pretrain CONFIG=bert_large ARGS="--config.data.source='text:corpus/*.txt'"    # your own text
 
-The published run has 900,000 steps of 128 tokens, then 100,000 of 512. This config is the first part. For the
-second part, start from the first one's folder, with a shorter schedule:
-    --config.init_from=runs/bert_large --config.data.max_seq_length=512 --config.train.num_steps=100000
+900,000 steps of 128 tokens, then 100,000 of 512; the learning rate falls over all of them. Held-out text is
+evaluated with 512 tokens.
 
 Corpus: English Wikipedia and PG-19 books from TFDS, about 31 GB of text; plan for 100 GB of disk.
 Download it once: tfds build wikipedia/20230601.en --file_format=array_record, and the same for pg19.
@@ -27,9 +26,13 @@ def get_config():
         source="tfds:wikipedia/20230601.en:train:text,tfds:pg19:train:book_text",
         tokenizer="wordpiece:bert_uncased",
         held_out_fraction=0.001,
-        max_seq_length=128,
+        max_seq_length=512,
         global_batch_size=256,
     )
     config.optimizer.update(learning_rate=1e-4, warmup_steps=10_000)
-    config.train.update(num_steps=900_000)
+    config.train.update(num_steps=0)
+    config.phases = (
+        {"num_steps": 900_000, "data": {"max_seq_length": 128}},
+        {"num_steps": 100_000},
+    )
     return config
