@@ -29,7 +29,7 @@ def get_config():
         max_seq_length=512,
         global_batch_size=32_768,
     )
-    config.optimizer.update(name="lamb", learning_rate=4e-3, weight_decay=0.01)
+    config.optimizer.update(name="lamb", learning_rate=4e-3, warmup_steps=200, weight_decay=0.01)
     config.train.update(num_steps=0, log_every=10, eval_every=500, eval_batches=1, checkpoint_every=500)
     config.phases = (
         {

@@ -116,10 +116,9 @@ def test_args_are_words_as_the_shell_reads_them(venv, args, words):
     assert found == ["-m", "bert_jax.pretrain", "--config=bert_tiny", *words]
 
 
-def test_a_target_that_does_not_exist_is_named_as_it_is():
+def test_a_target_that_does_not_exist_is_named_as_it_is(venv):
     target = "t'p$u"
-    made = subprocess.run(
-        ["make", "-s", "launch", f"TARGET={target}"], cwd=ROOT, capture_output=True, text=True
-    )
+    words = ["make", "-s", "launch", f"TARGET={target}", f"VENV={venv}", "PYTHON=python3", "ACCELERATOR="]
+    made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert made.returncode == 2
     assert made.stderr.startswith(f"error: TARGET={target} is unknown; there are: local, tpu, gke, slurm.\n")

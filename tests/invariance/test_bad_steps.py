@@ -8,6 +8,7 @@ import pytest
 
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
+from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import PretrainingObjective
@@ -62,6 +63,12 @@ class Faulty:
             if step in self._absurd:
                 batch["masked_lm_ids"] = np.zeros_like(batch["masked_lm_ids"])  # [PAD], which is never right
             yield batch
+
+    def objective_of(self, _):
+        return self.objective
+
+    def batch_shapes(self, phase):
+        return batch_shapes(phase.config.data)
 
     def exposure(self, _):
         return {}

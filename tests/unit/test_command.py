@@ -145,9 +145,12 @@ TINY = "--config=bert_tiny"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config is missing; shipped configs: bert_base, bert_large,"),
+        ([], "--config is missing; shipped configs: bert_base, bert_base_24h, bert_large,"),
         (["--config"], "--config has no value; give a shipped config's name or a path."),
-        (["--config.train.num_steps=3"], "--config is missing; shipped configs: bert_base, bert_large,"),
+        (
+            ["--config.train.num_steps=3"],
+            "--config is missing; shipped configs: bert_base, bert_base_24h, bert_large,",
+        ),
         (
             ["--config=bert_tinny"],
             "--config=bert_tinny: there is no config of this name; did you mean bert_tiny",
