@@ -11,23 +11,20 @@ from tests.runs import DEADLINE, make_corpus
 
 pytestmark = pytest.mark.slow
 PRINTABLE = "".join(map(chr, range(32, 127))).replace("/", "")
-# With a file or folder beside it that the name would match as a pattern.
-NAMES = {"all": (f" {PRINTABLE} é日", "x"), "patterns": ("r?n*[1]", "run-1")}
+# One name, for these processes take their time; test_stored_arrays.py and test_source_paths.py have many.
+NAME = f" {PRINTABLE} é日"
 ROWS = "".join(f"text {n}\t{'ab'[n % 2]}\n" for n in range(12))
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def folder(request, tmp_path_factory):
-    """A folder of such a name with a corpus, a config and examples, beside a folder with others."""
-    name, other = NAMES[request.param]
-    top = tmp_path_factory.mktemp("paths")
-    for path, rows in ((top / other, "wrong\tx\n" * 12), (top / name, ROWS)):
-        path.mkdir()
-        make_corpus(path)
-        (path / "rows.tsv").write_text(f"text\tlabel\n{rows}")
-        (path / "lines.txt").write_text("one text.\nanother.\n")
-    (top / other / "corpus.txt").write_text("wrong text.\n\nquite wrong.\n")
-    return top / name
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of this name with a corpus, a config and examples."""
+    path = tmp_path_factory.mktemp("paths") / NAME
+    path.mkdir()
+    make_corpus(path)
+    (path / "rows.tsv").write_text(f"text\tlabel\n{ROWS}")
+    (path / "lines.txt").write_text("one text.\nanother.\n")
+    return path
 
 
 def run(module, *words, script=("-m",)):

@@ -67,9 +67,14 @@ def test_processes_started_together_go_on_when_nobody_reads_their_log(folder):
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(folder, launcher):
     command = Command(folder, f"hang_up_{len(launcher)}", "train.num_steps=2000", launcher=launcher)
     main, terminal = pty.openpty()
+
+    def open_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests
+        os.close(os.open(os.ttyname(terminal), os.O_RDWR))  # makes it the controlling one
+
     process = subprocess.Popen(
         command.words, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(terminal), os.O_RDWR)),  # makes it the controlling one
+        preexec_fn=open_terminal,
     )  # fmt: skip
     os.close(terminal)
     shown = b""
