@@ -79,11 +79,14 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(folder, launc
     os.close(terminal)
     shown = b""
     deadline = time.monotonic() + DEADLINE
-    while not command.checkpoints(finished=True):
-        assert time.monotonic() < deadline, shown
-        shown += os.read(main, 1 << 16)
-    os.close(main)
-    assert process.wait(DEADLINE) == 75
+    try:
+        while not command.checkpoints(finished=True):
+            assert time.monotonic() < deadline, shown
+            shown += os.read(main, 1 << 16)
+        os.close(main)
+        assert process.wait(DEADLINE) == 75
+    finally:
+        process.terminate()  # the launcher passes it on
     newest = max(map(int, command.checkpoints(finished=True)))
     assert command.rows()[-1]["step"] <= newest < 2000
 
