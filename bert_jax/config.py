@@ -221,11 +221,9 @@ def check_key(key: str, kind: Any = Config) -> None:
         known = [probe_key(int(match[1]), field.name) for field in dataclasses.fields(ProbeConfig)]
     if PHASES in known and (match := KEY.match(key)):
         allowed = phase_keys(sections(kind))
-        if match[2] in allowed:
-            return
-        if match[2] in known:
+        if match[2] in known and match[2] not in allowed:
             raise UserError(f"config.{key} cannot be set by a phase; these can: {', '.join(allowed)}.")
-        key, known = match[2], allowed
+        known = [f"{PHASES}[{match[1]}].{name}" for name in allowed]
     if key not in known:
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.endswith("." + leaf)]

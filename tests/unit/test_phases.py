@@ -125,7 +125,8 @@ def test_the_command_line_sets_keys_of_phases_and_adds_a_phase():
         UserError, match=r"config.phases\[0\].data.tokenizer cannot be set by a phase; these can"
     ):
         check_key("phases[0].data.tokenizer")
-    with pytest.raises(UserError, match=r"config.data.mask_rat does not exist; did you mean data.mask_rate"):
+    near = r"did you mean phases\[0\]\.data\.mask_rate"
+    with pytest.raises(UserError, match=rf"config\.phases\[0\]\.data\.mask_rat does not exist; {near}"):
         check_key("phases[0].data.mask_rat")
     untouched = ml_collections.ConfigDict({"phases": ()})
     add_overrides_of_phases(untouched, ["train.seed"], Config)
