@@ -176,7 +176,8 @@ def add_overrides_of_phases(values: ml_collections.ConfigDict, keys: Iterable[st
         check_key(key, kind)
         if (index := int(match[1])) > len(phases):
             raise UserError(
-                f"config.{key}: there are {len(phases)} phases; the next is phases[{len(phases)}]."
+                f"config.{key}: there are {len(phases)} phases, counted from 0; the next is "
+                f"phases[{len(phases)}]."
             )
         phases += [{}] * (index == len(phases))
         section, _, name = match[2].partition(".")
@@ -199,7 +200,8 @@ def add_overrides_of_probes(values: ml_collections.ConfigDict, keys: Iterable[st
         probes, index, name = list(values["train"].probes), int(match[1]), match[2]
         if index > len(probes):
             raise UserError(
-                f"config.{match[0]}: there are {len(probes)} probes; the next is train.probes[{len(probes)}]."
+                f"config.{match[0]}: there are {len(probes)} probes, counted from 0; the next is "
+                f"train.probes[{len(probes)}]."
             )
         probes += [{}] * (index == len(probes))
         if isinstance(probes[index], dict):

@@ -135,8 +135,8 @@ def _classification(
     train, held_out = _chosen(train, count - scored), _chosen(held_out, scored)
     if not (train and held_out):
         raise UserError(
-            f"{key('file')}={probe.file} leaves no example to {'hold out' if train else 'train on'}: equal "
-            f"texts stay together. Give more different texts, or a file as {key('eval')}."
+            f"{key('file')}={probe.file} leaves no example to {'hold out' if train else 'train on'}: "
+            f"copies of a text go to one part. Give more different texts, or a file as {key('eval')}."
         )
     if len({example.label for example in train}) < 2:
         raise UserError(

@@ -21,8 +21,9 @@ from bert_jax.training.phases import unlearned
 log = logging.getLogger("bert_jax")
 ONCE_UNRECORDED = ("train.evaluations_per_epoch",)  # older versions had it and did not record it
 PHASES_CHANGE = (
-    " Only phases that have not begun may change, and the number of all steps only where the rate so far "
-    "does not depend on it (optimizer.schedule=constant or rsqrt, or a schedule of the phases)."
+    " Only phases that have not begun may change. The number of all steps may change if the learning rates "
+    "used so far stay as they were: with optimizer.schedule=constant or rsqrt, or if these phases set "
+    "schedules of their own."
 )
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 

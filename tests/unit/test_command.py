@@ -68,7 +68,8 @@ def test_probes_are_added_and_changed(run, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("probes[1].file=a", "config.train.probes[1].file: there are 0 probes; the next is train.probes[0]."),
+        ("probes[1].file=a", "config.train.probes[1].file: there are 0 probes, counted from 0; the next is "
+         "train.probes[0]."),
         ("probes[0].fil=a", "config.train.probes[0].fil does not exist; did you mean train.probes[0].file"),
         ("probes[0].layer=x", "--config.train.probes[0].layer=x is not valid: invalid literal for int() with "
                               "base 10: 'x'; give a value of type int."),

@@ -118,7 +118,8 @@ def test_the_command_line_sets_keys_of_phases_and_adds_a_phase():
     add_overrides_of_phases(values, keys, Config)
     assert values.phases == ({"num_steps": 5, "data": {"mask_rate": 0.15}}, {"num_steps": 0})
     with pytest.raises(
-        UserError, match=r"config.phases\[4\].num_steps: there are 2 phases; the next is phases\[2\]"
+        UserError,
+        match=r"config.phases\[4\].num_steps: there are 2 phases, counted from 0; the next is phases\[2\]",
     ):
         add_overrides_of_phases(values, ["phases[4].num_steps"], Config)
     with pytest.raises(
