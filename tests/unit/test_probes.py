@@ -220,8 +220,8 @@ def test_equal_texts_stay_together(text, part):
     with pytest.raises(UserError) as error:
         read({"file": "same.tsv"})
     assert str(error.value) == (
-        f"train.probes[0].file=same.tsv leaves no example to {part}: copies of a text go to one part. Give more "
-        "different texts, or a file as train.probes[0].eval."
+        f"train.probes[0].file=same.tsv leaves no example to {part}: copies of a text go to one part. "
+        "Give more different texts, or a file as train.probes[0].eval."
     )
 
 
