@@ -6,31 +6,51 @@ from flax import nnx
 
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
-from bert_jax.model.encoder import ACTIVATIONS, DEFAULT_COMPUTE, Compute, Encoder, gather_positions
-from bert_jax.model.layers import Dense, LayerNorm, dense
+from bert_jax.model.encoder import (
+    ACTIVATIONS,
+    DEFAULT_COMPUTE,
+    Compute,
+    Encoder,
+    gather_positions,
+    inward,
+    norm,
+    words_split,
+)
+from bert_jax.model.layers import Dense, Embedding, dense
 from bert_jax.model.partition import ROWS, TENSOR, constrain
 
 CLASSIFIER_DROPOUT = 2  # the use of a row's key that follows those of the encoder
 
 
 class MaskedLanguageModelHead(nnx.Module):
-    """Transform, LayerNorm, then the transposed token embeddings plus a bias per word."""
+    """Transform and norm if there are any, then the vocabulary's matrix, and a bias per word if there is one."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        self.transform = Dense(config.hidden_size, config.hidden_size, config.initializer_range, rngs)
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+        self.transform = inward(config, config.hidden_size, rngs) if config.head_transform else None
+        self.norm = norm(config) if config.head_transform else None
+        words = config.vocab_size, config.hidden_size
+        self.decoder = (
+            None if config.tie_word_embeddings else Embedding(*words, config.initializer_range, rngs)
+        )
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.decoder_bias else None
 
     def __call__(self, hidden: jax.Array, token_table: jax.Array) -> jax.Array:
         """hidden [..., D], token_table [V, D] -> logits [..., V] in the parameters' dtype.
 
         Rows that pad the table (see `Embeddings.token_table`) have logits of -inf.
         """
-        x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
+        x = hidden
+        if self.transform is not None:
+            x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(x)))
+        if self.decoder is not None:
+            token_table = words_split(self.decoder)
         surplus = token_table.shape[0] - self.config.vocab_size
-        bias = constrain(jnp.pad(self.bias[...], (0, surplus), constant_values=-jnp.inf), TENSOR)
-        logits = dense(x, token_table.T, bias, self.bias.dtype)
+        bias = (
+            jnp.zeros((self.config.vocab_size,), token_table.dtype) if self.bias is None else self.bias[...]
+        )
+        bias = constrain(jnp.pad(bias, (0, surplus), constant_values=-jnp.inf), TENSOR)
+        logits = dense(x, token_table.T, bias, bias.dtype)
         return constrain(logits, ROWS, *[None] * (logits.ndim - 2), TENSOR)
 
 
@@ -40,19 +60,22 @@ class BertForPreTraining(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE):
         self.encoder = Encoder(config, rngs, compute)
         self.masked_lm = MaskedLanguageModelHead(config, rngs)
-        self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs)
+        pairs = config.pooler
+        self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs) if pairs else None
 
     def __call__(
         self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None, causal: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """A batch (see `bert_jax.data.batch`) -> masked_lm_logits [B, M, V], NSP logits [B, S, 2].
 
-        Vocabulary logits exist only at `masked_lm_positions`. Both are in the parameters' dtype. `causal`: as
-        in `Encoder`.
+        Vocabulary logits exist only at `masked_lm_positions`. Both are in the parameters' dtype. Without a
+        pooler there are no logits of sentence pairs. `causal`: as in `Encoder`.
         """
         hidden = self.encoder(batch, dropout_keys, causal=causal)
         chosen = gather_positions(hidden, batch["masked_lm_positions"])
         masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token_table())
+        if self.next_sentence is None:
+            return masked_lm_logits, None
         pooled = self.encoder.pool(hidden, batch["cls_positions"])
         return masked_lm_logits, self.next_sentence(pooled).astype(masked_lm_logits.dtype)
 
