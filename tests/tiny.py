@@ -108,6 +108,7 @@ class Training:
         self.build, self.objective = build, objective(self.config.vocab_size)
         self.train_step = step_lib.make_train_step(
             self.structure,
+            self.config,
             self.objective,
             self.optimizer,
             optax.constant_schedule(learning_rate),

@@ -41,13 +41,13 @@ class ModelConfig:
     )  # base of the slowest turn, of global layers
     local_rope_theta: float = setting(0.0, least=0, by_phase=True)  # of local layers; 0: as rope_theta
     rotary_share: float = setting(1.0, above=0, most=1)  # of each head's features, from the first
-    # A token of a local layer sees itself and local_attention // 2 tokens to each side. Every n-th layer, from
-    # the first, is global; 0: all are.
+    # Of a local layer: a token sees itself and local_attention // 2 tokens to each side. Every n-th layer,
+    # from the first, is global.
     local_attention: int = setting(0, least=0)
     global_attn_every_n_layers: int = setting(1, least=1)
 
     norm: str = setting("layer", known=("layer", "rms"))
-    # after: of the sum of a block and its residual, as published; before: of what a block reads, and at the end
+    # after: of the sum of a block and its residual, as BERT; before: of what a block reads, and at the end
     norm_position: str = setting("after", known=("after", "before"))
     norm_bias: bool = True
     layer_norm_eps: float = setting(1e-12, above=0, below=1)

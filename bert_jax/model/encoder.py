@@ -1,4 +1,4 @@
-"""The encoder: Transformer layers as BERT has them (Devlin et al., 2019), or with the settings of `ModelConfig`.
+"""The encoder: Transformer layers as BERT has them (Devlin et al., 2019), or with other settings.
 
 Layers are stacked and scanned by groups: with local attention a group is a global layer and the local ones
 that follow it.
@@ -9,6 +9,7 @@ L layers. Parameters of the layers carry a leading L, so that 2 or 48 layers com
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ States = tuple[jax.Array, ...]  # [B, T, D] each: the residual stream first, wha
 
 
 class Embeddings(nnx.Module):
-    """Adds the embeddings of tokens, and of segments and positions where there are any; normalises the sum."""
+    """Adds the embeddings of tokens, and of segments and positions if there are any; normalises the sum."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         size, stddev = config.hidden_size, config.initializer_range
@@ -117,8 +118,8 @@ class EncoderLayer(nnx.Module):
     """Attention, then feed-forward; each reads normalised states and adds to the residual stream.
 
     A norm follows each of the two sums. With `norm_position="after"` the stream goes on with the normalised
-    sum. With `before` it goes on with the sum, and only the next block reads the normalised one: `output_norm`
-    is then what others call the first norm of the next layer, and that of the last layer is the final norm.
+    sum. With `before` it goes on with the sum, and only the next block reads the normalised one:
+    `output_norm` is then what others call the first norm of the next layer, or the final norm.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute):
@@ -244,7 +245,8 @@ class Encoder(nnx.Module):
         def apply_group(states, layers):
             streams = []
             for place in range(len(layers[0])):
-                states = apply_layer(place > 0, states, *jax.tree.map(lambda x: x[place], layers))
+                number, weights = jax.tree.map(operator.itemgetter(place), layers)
+                states = apply_layer(place > 0, states, number, weights)
                 streams.append(states[0])
             return states, jnp.stack(streams) if all_hidden_states else None
 

@@ -23,7 +23,7 @@ CLASSIFIER_DROPOUT = 2  # the use of a row's key that follows those of the encod
 
 
 class MaskedLanguageModelHead(nnx.Module):
-    """Transform and norm if there are any, then the vocabulary's matrix, and a bias per word if there is one."""
+    """Transform and norm if there are any, then the vocabulary's matrix, and a bias per word if any."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config

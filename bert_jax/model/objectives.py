@@ -34,7 +34,7 @@ class Objective(abc.ABC):
         causal: whether tokens attend to themselves and those before them only, in training.
     """
 
-    losses: ClassVar[Mapping[str, str]]
+    losses: Mapping[str, str]
     causal: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -61,12 +61,16 @@ class PretrainingObjective(Objective):
         mask_id: the id of `[MASK]`.
         unigram_loss: float32 [V], -log of each token's share of the training text: the loss of a model that
             predicts each token by its frequency, which a model that uses context must beat.
+        pairs: whether the network judges pairs of sentences, for which it needs a pooler.
     """
 
-    losses: ClassVar = {"mlm_loss": "masked_lm_weights", "nsp_loss": "next_sentence_weights"}
+    losses: Mapping[str, str]
 
-    def __init__(self, mask_id: int, unigram_loss: np.ndarray):
+    def __init__(self, mask_id: int, unigram_loss: np.ndarray, pairs: bool = True):
         self._mask_id, self._unigram_loss = mask_id, unigram_loss
+        self.losses = {"mlm_loss": "masked_lm_weights"}
+        if pairs:
+            self.losses |= {"nsp_loss": "next_sentence_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForPreTraining(config, rngs, compute)
@@ -86,15 +90,13 @@ class PretrainingObjective(Objective):
             "unigram_loss": (jnp.sum(unigram_losses * weights), jnp.sum(weights)),
         }, {}
 
-    def _terms(self, logits: tuple[jax.Array, jax.Array], batch: Batch) -> Terms:
+    def _terms(self, logits: tuple[jax.Array, jax.Array | None], batch: Batch) -> Terms:
         masked_lm = logits[0], batch["masked_lm_ids"], batch["masked_lm_weights"]
+        terms = {"mlm_loss": cross_entropy(*masked_lm), "mlm_accuracy": accuracy(*masked_lm)}
+        if logits[1] is None:
+            return terms
         next_sentence = logits[1], batch["next_sentence_labels"], batch["next_sentence_weights"]
-        return {
-            "mlm_loss": cross_entropy(*masked_lm),
-            "nsp_loss": cross_entropy(*next_sentence),
-            "mlm_accuracy": accuracy(*masked_lm),
-            "nsp_accuracy": accuracy(*next_sentence),
-        }
+        return terms | {"nsp_loss": cross_entropy(*next_sentence), "nsp_accuracy": accuracy(*next_sentence)}
 
 
 class CausalObjective(Objective):

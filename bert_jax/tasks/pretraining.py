@@ -48,7 +48,9 @@ class Pretraining:
         self._shares = parse(config.data.source).weights
         self._unigram_loss = _unigram_loss([store.unigram_counts for store in self._train], self._shares)
         self._phase_batches: dict[int, Batches | MixedBatches] = {}
-        self.objective = PretrainingObjective(dataset.tokenizer.mask_id, self._unigram_loss)
+        self.objective = PretrainingObjective(
+            dataset.tokenizer.mask_id, self._unigram_loss, pairs=config.model.pooler
+        )
         self._causal_objective = CausalObjective()
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
@@ -225,8 +227,13 @@ def _unigram_loss(counts: Sequence[np.ndarray], shares: Sequence[Fraction]) -> n
 
 @functools.partial(jax.jit, static_argnums=0, out_shardings=P())  # on every process, wherever parameters lie
 def _guesses(structure: nnx.GraphDef, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the best token for each target and its probability [B, M], and P(B follows A) [B, S]."""
+    """Returns the best token for each target and its probability [B, M], and P(B follows A) [B, S].
+
+    Without a pooler there are no pairs, and the last is 0.
+    """
     masked_lm_logits, next_sentence_logits = nnx.merge(structure, params)(batch)
     probabilities = jax.nn.softmax(masked_lm_logits)
+    if next_sentence_logits is None:
+        next_sentence_logits = jnp.zeros((*batch["cls_positions"].shape, 2))
     follows = jax.nn.softmax(next_sentence_logits)[..., 0]
     return jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1), follows

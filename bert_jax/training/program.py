@@ -56,6 +56,7 @@ class Program:
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)
         self.train_step = step_lib.make_train_step(
             self.structure,
+            config.model,
             objective,
             self.optimizer,
             self.schedule,
