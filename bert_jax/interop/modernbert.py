@@ -1,0 +1,118 @@
+"""ModernBERT (Warner et al., 2024), and what has its layout: Ettin and mmBERT."""
+
+import pathlib
+
+from bert_jax.errors import UserError
+from bert_jax.interop.family import (
+    BIASES,
+    FULL,
+    ROTARY,
+    SIZES,
+    SLIDING,
+    Family,
+    Place,
+    Settings,
+    activation,
+    agreed,
+    numbers,
+    part,
+    rope_theta,
+)
+from bert_jax.model.config import ModelConfig
+
+SAME = (*SIZES, "intermediate_size", "max_position_embeddings", "norm_bias", "decoder_bias",
+        "tie_word_embeddings", "attention_dropout")  # fmt: skip
+OTHER = {"layer_norm_eps": "norm_eps", "hidden_dropout": "mlp_dropout"}
+MODERNBERT_NAMES = {name: name for name in SAME} | OTHER
+MODERNBERT: Settings = {  # what its config class has where a file says nothing
+    "num_hidden_layers": 22, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152,
+    "vocab_size": 50368, "max_position_embeddings": 8192, "norm_bias": False, "decoder_bias": True,
+    "tie_word_embeddings": True, "attention_dropout": 0.0, "norm_eps": 1e-5, "mlp_dropout": 0.0,
+    "local_attention": 128, "global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0,
+}  # fmt: skip
+
+
+def modernbert_places(model: ModelConfig) -> dict[str, Place]:
+    """Returns the places of ModernBertForMaskedLM: products that read the same states are one matrix."""
+    layer, D, F = "model.layers.{}", model.hidden_size, model.intermediate_size
+    return {
+        "encoder/embeddings/token": Place("model.embeddings.tok_embeddings"),
+        "encoder/embeddings/norm": Place("model.embeddings.norm"),
+        "encoder/layers/attention/query": Place(f"{layer}.attn.Wqkv", part(0, D)),
+        "encoder/layers/attention/key": Place(f"{layer}.attn.Wqkv", part(1, D)),
+        "encoder/layers/attention/value": Place(f"{layer}.attn.Wqkv", part(2, D)),
+        "encoder/layers/attention/output": Place(f"{layer}.attn.Wo"),
+        "encoder/layers/attention_norm": Place(f"{layer}.mlp_norm"),
+        "encoder/layers/intermediate": Place(f"{layer}.mlp.Wi", part(0, F)),
+        "encoder/layers/gate": Place(f"{layer}.mlp.Wi", part(1, F)),
+        "encoder/layers/output": Place(f"{layer}.mlp.Wo"),
+        "encoder/layers/output_norm": Place(f"{layer}.attn_norm", last="model.final_norm"),
+        "masked_lm": Place("decoder"),
+        "masked_lm/decoder": Place("decoder"),
+        "masked_lm/transform": Place("head.dense"),
+        "masked_lm/norm": Place("head.norm"),
+    }
+
+
+def read_modernbert(settings: Settings, path: pathlib.Path) -> Settings:
+    """Reads the settings of ModernBERT, Ettin and mmBERT, in the words of the hub or of Transformers 5."""
+    every = _period(settings, path)
+    local = {"local_attention": settings.get("local_attention", MODERNBERT["local_attention"])}
+    full = rope_theta(settings, FULL, "global_rope_theta", MODERNBERT["global_rope_theta"], path)
+    return (
+        ROTARY
+        | numbers(MODERNBERT | settings, MODERNBERT_NAMES, path)
+        | (local if every > 1 else {})
+        | {
+            "global_attn_every_n_layers": every,
+            "linear_bias": agreed(settings, BIASES, False, path),
+            "hidden_act": activation(settings, "hidden_activation", "gelu", path),
+            "rope_theta": full,
+            "local_rope_theta": rope_theta(
+                settings, SLIDING, "local_rope_theta", MODERNBERT["local_rope_theta"], path
+            ) or full,
+        }
+    )  # fmt: skip
+
+
+def write_modernbert(model: ModelConfig) -> Settings:
+    """Writes the settings in the words of the hub and of Transformers 5."""
+    every, layers = model.group_size, range(model.num_hidden_layers)
+    local = model.local_rope_theta or model.rope_theta
+    return {theirs: getattr(model, ours) for ours, theirs in MODERNBERT_NAMES.items()} | {
+        **dict.fromkeys(BIASES, model.linear_bias),
+        **dict.fromkeys(("hidden_activation", "classifier_activation"), model.hidden_act),
+        "embedding_dropout": model.hidden_dropout,
+        "local_attention": model.local_attention or MODERNBERT["local_attention"],
+        "global_attn_every_n_layers": every,
+        "layer_types": [SLIDING if layer % every else FULL for layer in layers],
+        "global_rope_theta": model.rope_theta,
+        "local_rope_theta": local,
+        "rope_parameters": {
+            FULL: {"rope_type": "default", "rope_theta": model.rope_theta},
+            SLIDING: {"rope_type": "default", "rope_theta": local},
+        },
+    }
+
+
+def _period(settings: Settings, path: pathlib.Path) -> int:
+    """Reads every how many layers one is global; raises UserError if the layers have no such pattern."""
+    types, stated = settings.get("layer_types"), settings.get("global_attn_every_n_layers")
+    if types is None:
+        return 3 if stated is None else stated
+    others = [number for number in range(1, len(types)) if types[number] == FULL]
+    every = others[0] if others else max(len(types), 2)
+    if [SLIDING if number % every else FULL for number in range(len(types))] != types:
+        raise UserError(
+            f"{path}: layer_types={types} is no pattern of one {FULL} and then always as many {SLIDING}; "
+            "other patterns cannot be imported."
+        )
+    if stated not in (None, every) and others:
+        raise UserError(
+            f"{path}: global_attn_every_n_layers={stated} contradicts layer_types, which have every {every}; "
+            "correct one of them."
+        )
+    return every
+
+
+MODERN_BERT = Family("modernbert", "ModernBert", modernbert_places, read_modernbert, write_modernbert)
