@@ -52,4 +52,8 @@ def write_bert(model: ModelConfig) -> Settings:
     }
 
 
-BERT = Family("bert", "Bert", bert_places, read_bert, write_bert)
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+BERT = Family("bert", "Bert", bert_places, TIED, "bert.", read_bert, write_bert)

@@ -72,4 +72,5 @@ def write_eurobert(model: ModelConfig) -> Settings:
     }
 
 
-EURO_BERT = Family("eurobert", "EuroBert", eurobert_places, read_eurobert, write_eurobert)
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+EURO_BERT = Family("eurobert", "EuroBert", eurobert_places, TIED, "model.", read_eurobert, write_eurobert)

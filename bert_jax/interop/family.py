@@ -63,6 +63,8 @@ class Family(NamedTuple):
         model_type: its name in config.json.
         architecture: what the names of its architectures begin with.
         places: of all modules of the network with the masked-LM head: ours -> theirs.
+        tied: tensors that are copies where the head's matrix is the token embeddings -> the originals.
+        base: what the names of the encoder's tensors begin with, which files of the encoder alone lack.
         read: the fields of `ModelConfig` from the content of a config.json, whose path is for errors.
         write: the opposite, without what does not depend on the family.
     """
@@ -70,6 +72,8 @@ class Family(NamedTuple):
     model_type: str
     architecture: str
     places: Callable[[ModelConfig], Mapping[str, Place]]
+    tied: Mapping[str, str]
+    base: str
     read: Callable[[Settings, pathlib.Path], Settings]
     write: Callable[[ModelConfig], Settings]
 

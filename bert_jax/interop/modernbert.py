@@ -115,4 +115,7 @@ def _period(settings: Settings, path: pathlib.Path) -> int:
     return every
 
 
-MODERN_BERT = Family("modernbert", "ModernBert", modernbert_places, read_modernbert, write_modernbert)
+TIED = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
+MODERN_BERT = Family(
+    "modernbert", "ModernBert", modernbert_places, TIED, "model.", read_modernbert, write_modernbert
+)

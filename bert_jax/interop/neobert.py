@@ -71,4 +71,4 @@ def write_neobert(model: ModelConfig) -> Settings:
     }
 
 
-NEO_BERT = Family("neobert", "NeoBERT", neobert_places, read_neobert, write_neobert)
+NEO_BERT = Family("neobert", "NeoBERT", neobert_places, {}, "model.", read_neobert, write_neobert)
