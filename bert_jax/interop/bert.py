@@ -3,7 +3,7 @@
 import pathlib
 
 from bert_jax.errors import UserError
-from bert_jax.interop.family import SIZES, Family, Place, Settings, activation, numbers
+from bert_jax.interop.family import SIZES, THEIRS, Family, Place, Settings, activation, numbers
 from bert_jax.model.config import ModelConfig
 
 BERT_NAMES = {name: name for name in (*SIZES, "intermediate_size", "max_position_embeddings",
@@ -47,7 +47,7 @@ def read_bert(settings: Settings, path: pathlib.Path) -> Settings:
 
 def write_bert(model: ModelConfig) -> Settings:
     return {theirs: getattr(model, ours) for ours, theirs in BERT_NAMES.items()} | {
-        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}[model.hidden_act],
+        "hidden_act": THEIRS[model.hidden_act],
         "position_embedding_type": "absolute",
     }
 
@@ -56,4 +56,15 @@ TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-BERT = Family("bert", "Bert", bert_places, TIED, "bert.", read_bert, write_bert)
+BERT = Family(
+    "bert",
+    "Bert",
+    bert_places,
+    TIED,
+    base="bert.",
+    bare=("embeddings.", "encoder.", "pooler."),
+    heads=("cls.", "classifier.", "qa_outputs."),
+    read=read_bert,
+    write=write_bert,
+    masked_lm="ForPreTraining",
+)

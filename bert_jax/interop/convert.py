@@ -79,7 +79,8 @@ def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:
     else:
         label_info = ", ".join(f"{name} {value}" for name, value in read.label_info.items())
         log.info("task: %s (%s), a fine-tuned checkpoint; %s", read.task, by_task, label_info)
-    kind = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh"}[read.model.hidden_act]
+    kinds = {"gelu": "exact, with erf", "gelu_tanh": "approximated with tanh", "silu": "x · sigmoid(x)"}
+    kind = kinds[read.model.hidden_act]
     log.info("hidden_act: %s (%s), from %s", read.model.hidden_act, kind, by_act)
     sample = " ".join(read.tokenizer.piece(token) for token in read.tokenizer.encode(["Hello, World"])[0])
     log.info('vocabulary: %d pieces; "Hello, World" is %s', read.tokenizer.vocab_size, sample)

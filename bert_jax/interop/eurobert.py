@@ -6,6 +6,7 @@ from bert_jax.interop.family import (
     BIASES,
     RMS,
     SIZES,
+    THEIRS,
     Family,
     Place,
     Settings,
@@ -66,11 +67,22 @@ def write_eurobert(model: ModelConfig) -> Settings:
         **dict.fromkeys(BIASES[:2], model.linear_bias),
         "num_key_value_heads": model.key_value_heads,
         "head_dim": model.head_size,
-        "hidden_act": model.hidden_act,
+        "hidden_act": THEIRS[model.hidden_act],
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
     }
 
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-EURO_BERT = Family("eurobert", "EuroBert", eurobert_places, TIED, "model.", read_eurobert, write_eurobert)
+EURO_BERT = Family(
+    "eurobert",
+    "EuroBert",
+    eurobert_places,
+    TIED,
+    base="model.",
+    bare=("embed_tokens.", "layers.", "norm."),
+    heads=("lm_head.", "dense.", "classifier."),
+    read=read_eurobert,
+    write=write_eurobert,
+    task_places={"head/transform": Place("dense"), "classifier": Place("classifier")},
+)

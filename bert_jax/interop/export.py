@@ -10,9 +10,11 @@ from bert_jax.files import write
 from bert_jax.inference.finetuned import Finetuned
 from bert_jax.inference.pretrained import Pretrained
 from bert_jax.interop import heads, huggingface, tokenizer_json
+from bert_jax.interop.families import family_of
 from bert_jax.interop.heads import HEADS
 from bert_jax.interop.model_card import model_card
-from bert_jax.interop.verify import Network, check
+from bert_jax.interop.tensors import Network, from_params
+from bert_jax.interop.verify import Exported, check
 from bert_jax.training.opening import open_checkpoint
 
 
@@ -30,7 +32,8 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     longest = bert.config.data.max_seq_length
     # Their regression has its output in the units of the data.
     theirs = heads.fold_standardisation(params, label_info) if task == "regression" else params
-    tensors = huggingface.from_params(theirs, HEADS[task])
+    network = Network(family_of(model), model, HEADS[task], heads.num_labels(task, label_info))
+    tensors = from_params(theirs, network)
     # Transformers refuses a file without this entry.
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     settings = tokenizer_json.settings(bert.tokenizer, longest)
@@ -46,7 +49,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     }
     for name, content in files.items():
         write(output / name, content)
-    check(Network(task, label_info, model, params), bert.tokenizer, longest, output)
+    check(Exported(task, label_info, model, params), bert.tokenizer, longest, output)
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -35,6 +35,8 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu"
 }  # fmt: skip
 
+THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+
 
 class Place(NamedTuple):
     """Where the tensors of one of our modules are.
@@ -65,6 +67,10 @@ class Family(NamedTuple):
         places: of all modules of the network with the masked-LM head: ours -> theirs.
         tied: tensors that are copies where the head's matrix is the token embeddings -> the originals.
         base: what the names of the encoder's tensors begin with, which files of the encoder alone lack.
+        bare: what they begin with there.
+        heads: what the names of the tensors of all heads begin with.
+        task_places: of the modules that fine-tuned networks have beside the encoder, if not the task's.
+        masked_lm: the end of the name of the architecture with the masked-LM head.
         read: the fields of `ModelConfig` from the content of a config.json, whose path is for errors.
         write: the opposite, without what does not depend on the family.
     """
@@ -74,8 +80,12 @@ class Family(NamedTuple):
     places: Callable[[ModelConfig], Mapping[str, Place]]
     tied: Mapping[str, str]
     base: str
+    bare: tuple[str, ...]
+    heads: tuple[str, ...]
     read: Callable[[Settings, pathlib.Path], Settings]
     write: Callable[[ModelConfig], Settings]
+    task_places: Mapping[str, Place] = {}
+    masked_lm: str = "ForMaskedLM"
 
 
 def part(number: int, size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from bert_jax.interop.family import (
     ROTARY,
     SIZES,
     SLIDING,
+    THEIRS,
     Family,
     Place,
     Settings,
@@ -81,7 +82,7 @@ def write_modernbert(model: ModelConfig) -> Settings:
     local = model.local_rope_theta or model.rope_theta
     return {theirs: getattr(model, ours) for ours, theirs in MODERNBERT_NAMES.items()} | {
         **dict.fromkeys(BIASES, model.linear_bias),
-        **dict.fromkeys(("hidden_activation", "classifier_activation"), model.hidden_act),
+        **dict.fromkeys(("hidden_activation", "classifier_activation"), THEIRS[model.hidden_act]),
         "embedding_dropout": model.hidden_dropout,
         "local_attention": model.local_attention or MODERNBERT["local_attention"],
         "global_attn_every_n_layers": every,
@@ -117,5 +118,18 @@ def _period(settings: Settings, path: pathlib.Path) -> int:
 
 TIED = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
 MODERN_BERT = Family(
-    "modernbert", "ModernBert", modernbert_places, TIED, "model.", read_modernbert, write_modernbert
+    "modernbert",
+    "ModernBert",
+    modernbert_places,
+    TIED,
+    base="model.",
+    bare=("embeddings.", "layers.", "final_norm."),
+    heads=("head.", "decoder.", "classifier."),
+    read=read_modernbert,
+    write=write_modernbert,
+    task_places={
+        "head/transform": Place("head.dense"),
+        "head/norm": Place("head.norm"),
+        "classifier": Place("classifier"),
+    },
 )

@@ -71,4 +71,15 @@ def write_neobert(model: ModelConfig) -> Settings:
     }
 
 
-NEO_BERT = Family("neobert", "NeoBERT", neobert_places, {}, "model.", read_neobert, write_neobert)
+NEO_BERT = Family(
+    "neobert",
+    "NeoBERT",
+    neobert_places,
+    {},
+    base="model.",
+    bare=("encoder.", "transformer_encoder.", "layer_norm."),
+    heads=("decoder.", "dense.", "classifier."),
+    read=read_neobert,
+    write=write_neobert,
+    masked_lm="LMHead",
+)

@@ -55,6 +55,8 @@ class ModelConfig:
     normalize_embeddings: bool = True
 
     pooler: bool = True  # what next sentence prediction and classification read; False: they cannot, or pool
+    # Of networks without a pooler. late: the mean of all tokens after the classifier's dense layer
+    classifier_pooling: str = setting("cls", known=("cls", "mean", "late"))
     head_transform: bool = True  # dense, activation and norm before the masked-LM head's vocabulary
     tie_word_embeddings: bool = True  # the head's matrix is the token embeddings
     decoder_bias: bool = True  # of the masked-LM head, one for each word

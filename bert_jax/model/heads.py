@@ -16,6 +16,7 @@ from bert_jax.model.encoder import (
     norm,
     words_split,
 )
+from bert_jax.model.features import pool
 from bert_jax.model.layers import Dense, Embedding, dense
 from bert_jax.model.partition import ROWS, TENSOR, constrain
 
@@ -80,34 +81,78 @@ class BertForPreTraining(nnx.Module):
         return masked_lm_logits, self.next_sentence(pooled).astype(masked_lm_logits.dtype)
 
 
+class ClassifierHead(nnx.Module):
+    """What a network without pooler computes of states before it classifies them: [..., D] -> [..., D].
+
+    As ModernBERT: dense layer, activation and norm, like the masked-LM head's transform. Without such a
+    transform as EuroBERT: dense layer with bias and GELU.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        size, self.config = config.hidden_size, config
+        self.transform = (
+            inward(config, size, rngs)
+            if config.head_transform
+            else Dense(size, size, config.initializer_range, rngs)
+        )
+        self.norm = norm(config) if config.head_transform else None
+
+    def __call__(self, states: jax.Array) -> jax.Array:
+        transformed = self.transform(states)
+        if self.norm is None:
+            return ACTIVATIONS["gelu"](transformed)
+        return self.norm(ACTIVATIONS[self.config.hidden_act](transformed))
+
+
 class BertForSequences(nnx.Module):
-    """Encoder with a dense layer over the pooled [CLS] states: classes, or one number. As `Encoder`."""
+    """Encoder with a dense layer over the pooled states: classes, or one number. As `Encoder`.
+
+    Without pooler, `classifier_pooling` says how states are pooled, and a `ClassifierHead` comes in between.
+    """
 
     def __init__(
         self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE
     ):
         self.encoder = Encoder(config, rngs, compute)
+        self.head = None if config.pooler else ClassifierHead(config, rngs)
         self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
 
     def __call__(self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None) -> jax.Array:
         """A batch with `cls_positions` [B, S] -> logits float32 [B, S, num_labels]."""
-        hidden = self.encoder(batch, dropout_keys)
-        pooled = self.encoder.pool(hidden, batch["cls_positions"])
+        pooled = self._pooled(self.encoder(batch, dropout_keys), batch)
         return _classified(self.encoder, self.classifier, pooled, dropout_keys)
+
+    def _pooled(self, states: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        if self.head is None:
+            return self.encoder.pool(states, batch["cls_positions"])
+        pooling, rows = (
+            self.encoder.config.classifier_pooling,
+            (batch["sequence_ids"], batch["cls_positions"]),
+        )
+        if pooling == "late":
+            return pool(self.head(states), *rows, "mean")
+        return self.head(pool(states, *rows, pooling).astype(states.dtype))
 
 
 class BertForTokens(nnx.Module):
-    """Encoder with one dense layer over every token's state: labels, or scores of start and end."""
+    """Encoder with one dense layer over every token's state: labels, or scores of start and end.
+
+    Without pooler but with a masked-LM transform a `ClassifierHead` comes in between, as in ModernBERT.
+    """
 
     def __init__(
         self, config: ModelConfig, num_labels: int, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE
     ):
         self.encoder = Encoder(config, rngs, compute)
+        transformed = config.head_transform and not config.pooler
+        self.head = ClassifierHead(config, rngs) if transformed else None
         self.classifier = Dense(config.hidden_size, num_labels, config.initializer_range, rngs)
 
     def __call__(self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None) -> jax.Array:
         """A batch -> logits float32 [B, T, num_labels]."""
-        return _classified(self.encoder, self.classifier, self.encoder(batch, dropout_keys), dropout_keys)
+        states = self.encoder(batch, dropout_keys)
+        states = states if self.head is None else self.head(states)
+        return _classified(self.encoder, self.classifier, states, dropout_keys)
 
 
 def _classified(encoder: Encoder, classifier: Dense, states: jax.Array, keys: jax.Array | None) -> jax.Array:

@@ -51,6 +51,8 @@ RULES = (
     Rule("masked_lm/(bias|transform/bias|norm/scale|norm/bias)", P(), "masked-LM head", False),
     Rule("next_sentence/kernel", P(), "next-sentence head", True),
     Rule("next_sentence/bias", P(), "next-sentence head", False),
+    Rule("head/transform/kernel", P(FSDP, None), "classifier", True),
+    Rule("head/(transform/bias|norm/scale|norm/bias)", P(), "classifier", False),
     Rule("classifier/kernel", P(), "classifier", True),
     Rule("classifier/bias", P(), "classifier", False),
 )

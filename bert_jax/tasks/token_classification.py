@@ -65,7 +65,7 @@ class TokenClassification(Downstream):
     metrics = ("f1", "precision", "recall", "token_accuracy")
     frozen = True
     per_token = True
-    hub = HubHead("BertForTokenClassification", "token-classification")
+    hub = HubHead("ForTokenClassification", "token-classification")
     too_long = "words are longer than data.max_seq_length"
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Sentence]:
