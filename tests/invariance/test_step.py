@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from bert_jax.model.dropout import dropout, fold_in_each
 from bert_jax.model.encoder import EMBEDDING_DROPOUT, LAYER_DROPOUT
 from bert_jax.training.mesh import to_global
-from tests.tiny import MODEL, Training, mesh_of, random_batch
+from tests.tiny import EURO, MODEL, MODERN, Training, mesh_of, random_batch
 
 STEPS, ROWS, TOLERANCE = 20, 16, 1e-9
 CHANGES = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "vocab_size": 65}  # which two do not share
@@ -93,6 +93,19 @@ def test_the_steps_learn_something(plain):
 )
 def test_accumulation_remat_and_mesh_change_nothing(plain, axes, options):
     jax.tree.map(close, run(training_on(axes, **options)), plain)
+
+
+@pytest.mark.parametrize("kind", [MODERN, EURO], ids=["modern", "euro"])
+def test_other_encoders_do_not_depend_on_the_mesh_either(kind):
+    expected = run(training_on({"data": 1}, **kind))
+    assert expected[1][-2]["loss"] < expected[1][0]["loss"] - 0.1
+    assert expected[1][0].keys().isdisjoint({"nsp_loss", "nsp_accuracy"})
+    for axes, options in (
+        ({"data": 8}, {"remat": "dots"}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation_steps": 4, "remat": "full"}),
+        ({"fsdp": 4, "tensor": 2}, {}),
+    ):
+        jax.tree.map(close, run(training_on(axes, **kind, **options)), expected)
 
 
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])
