@@ -42,9 +42,16 @@ class Config(RunConfig):
             )
         if self.data.pairs and self.model.type_vocab_size < 2:
             raise UserError(
-                "model.type_vocab_size=1 has no segment for the second sentence; "
+                f"model.type_vocab_size={self.model.type_vocab_size} has no segment for the second sentence; "
                 "use 2 or data.second_objective=none."
             )
+        if self.data.pairs and not self.model.pooler:
+            raise UserError(
+                f"model.pooler=False has nothing that judges pairs, and data.second_objective="
+                f"{self.data.second_objective}; set data.second_objective=none."
+            )
+        if self.train.unigram_bias and not self.model.decoder_bias:
+            raise UserError("train.unigram_bias=True needs model.decoder_bias=True; change one of them.")
         for name, instead in FINETUNING_ONLY.items():
             if getattr(self.train, name) != getattr(TrainConfig, name):
                 raise UserError(
