@@ -36,7 +36,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     tensors = from_params(theirs, network)
     # Transformers refuses a file without this entry.
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    settings = tokenizer_json.settings(bert.tokenizer, longest)
+    settings = tokenizer_json.settings(bert.tokenizer, longest, model.type_vocab_size > 0)
     config = huggingface.write_config(model, bert.tokenizer.pad_id, task, label_info)
     files: dict[str, bytes | str] = {
         **bert.tokenizer.files(),

@@ -48,8 +48,11 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     return result
 
 
-def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
-    """Makes the content of tokenizer_config.json for the tokenizer.json beside it."""
+def settings(tokenizer: Tokenizer, max_length: int, segments: bool = True) -> dict[str, object]:
+    """Makes the content of tokenizer_config.json for the tokenizer.json beside it.
+
+    Without `segments` it makes no token_type_ids, which such networks do not take.
+    """
     special = dict(zip(ROLES, map(tokenizer.piece, tokenizer.special_ids), strict=True))
     # For SentencePiece BertTokenizer would replace the normalizer by WordPiece's.
     kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -58,7 +61,7 @@ def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
         if tokenizer.settings.get("clean_text", True):
             kind = {"tokenizer_class": "BertTokenizer"}
         kind |= tokenizer.settings
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    inputs = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
     return kind | special | {"model_max_length": max_length, "model_input_names": inputs}
 
 
