@@ -10,7 +10,9 @@ from flax import nnx
 
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.interop.heads import HEADS, num_labels
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData

@@ -27,7 +27,8 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer_files import load_tokenizer, read_tokenizer, tokenizer_file
 from bert_jax.corpus.workers import Workers
 from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError

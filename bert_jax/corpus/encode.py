@@ -9,9 +9,10 @@ import numpy as np
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.index import storable
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import Chunk, Source, chunks_of
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 

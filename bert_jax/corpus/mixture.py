@@ -22,9 +22,10 @@ from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
 from bert_jax.corpus.encode import train_tokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import MissingInput, Source, open_sources
 from bert_jax.corpus.specs import names, parse
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 

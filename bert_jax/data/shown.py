@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bert_jax.corpus.characters import WORD_START
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import WORD_START
 
 FATES = ("masked", "replaced", "kept")  # of a token to predict
 # Names of labels 0 and 1 by second objective.

@@ -6,13 +6,10 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from bert_jax.corpus.tokenizer import (
-    WORD_START,
-    ModelProto,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WordPieceTokenizer,
-)
+from bert_jax.corpus.characters import WORD_START
+from bert_jax.corpus.sentencepiece_tokenizer import ModelProto, SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType

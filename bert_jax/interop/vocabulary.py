@@ -10,13 +10,9 @@ from typing import Any
 
 import tokenizers
 
-from bert_jax.corpus.tokenizer import (
-    SPECIAL_PIECES,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WordPieceTokenizer,
-    read_pieces,
-)
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES, Tokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer, read_pieces
 from bert_jax.errors import UserError
 from bert_jax.interop.directory import check_fetched, read_json, read_text
 from bert_jax.interop.tokenizer_json import ROLES

@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import TOKENIZER
 from bert_jax.corpus.mixture import PreparedSources
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.specs import parse
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.masking import shuffle_visible_tokens

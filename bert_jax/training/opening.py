@@ -10,7 +10,8 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer_files import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute

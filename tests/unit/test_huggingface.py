@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
 from bert_jax.interop import export as export_module

@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax.config import Config, from_dict
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import read_tokenizer
+from bert_jax.corpus.tokenizer_files import read_tokenizer
 from bert_jax.data import batches as batches_lib
 from bert_jax.errors import UserError
 from bert_jax.tasks import pretraining
