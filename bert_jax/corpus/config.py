@@ -6,7 +6,7 @@ from bert_jax.errors import UserError
 from bert_jax.settings import check, setting
 
 TRAINED = ("unigram", "bpe")  # tokenizers that `prepare` trains on the text
-TOKENIZERS = (*TRAINED, "wordpiece", "sentencepiece")
+TOKENIZERS = (*TRAINED, "wordpiece", "sentencepiece", "tokenizer_json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class DataConfig:
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)
     language: str = setting("en", prepares=True)  # of the sentence splitter
     # unigram | bpe (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased | sentencepiece:FILE.model
+    # | tokenizer_json:FILE.json, whose rules hold instead of `lowercase`
     tokenizer: str = setting("unigram", prepares=True)
     lowercase: bool = setting(True, prepares=True)
     tokenizer_sample_mb: int = setting(32, least=1, prepares=True)  # MB of text to train it on
@@ -66,8 +67,8 @@ class DataConfig:
         check("data", self)
         if self.tokenizer.split(":", 1)[0] not in TOKENIZERS:
             raise UserError(
-                f"data.tokenizer={self.tokenizer!r} is unknown; use unigram, bpe, wordpiece:VOCAB.txt or "
-                "sentencepiece:FILE.model."
+                f"data.tokenizer={self.tokenizer!r} is unknown; use unigram, bpe, wordpiece:VOCAB.txt, "
+                "sentencepiece:FILE.model or tokenizer_json:FILE.json."
             )
         if self.objective == "causal" and self.pairs:
             raise UserError(

@@ -8,6 +8,7 @@ import re
 from etils import epath
 
 from bert_jax.corpus.config import TRAINED, DataConfig
+from bert_jax.corpus.library_tokenizer import ROLES, LibraryTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.corpus.tokenizer import Tokenizer
@@ -32,8 +33,27 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
         lowercase = settings.pop("do_lower_case")
         pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
         return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
-    files = f"{SentencePieceTokenizer.FILE} or {WordPieceTokenizer.FILE}"
+    if (path := directory / LibraryTokenizer.FILE).exists():
+        return read_library_tokenizer(path, str(path))
+    files = f"{SentencePieceTokenizer.FILE}, {WordPieceTokenizer.FILE} or {LibraryTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
+
+
+def read_library_tokenizer(path: epath.Path | pathlib.Path, name: str) -> LibraryTokenizer:
+    """Reads a tokenizer.json, with the roles of its tokens from the files that may be beside it.
+
+    Raises:
+        UserError: if it is no tokenizer.json, or has no token for a role; begins with `name`.
+    """
+    roles: dict[str, str] = {}
+    for file in ("tokenizer_config.json", LibraryTokenizer.ROLES_FILE):
+        if (beside := path.parent / file).exists():
+            content = json.loads(beside.read_bytes())
+            tokens = {role: content[role] for role in ROLES if content.get(role)}
+            roles |= {
+                role: token["content"] if isinstance(token, dict) else token for role, token in tokens.items()
+            }
+    return LibraryTokenizer(path.read_bytes(), roles, name)
 
 
 def tokenizer_file(data: DataConfig) -> str | None:
@@ -70,7 +90,9 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     if not wordpiece and b"[MASK]" in content.splitlines():
         raise UserError(f"{name} is a vocabulary of a piece a line; use data.tokenizer=wordpiece:{path}.")
     tokenizer: Tokenizer
-    if wordpiece:
+    if data.tokenizer.startswith("tokenizer_json:"):
+        tokenizer = read_library_tokenizer(path, name)
+    elif wordpiece:
         tokenizer = WordPieceTokenizer(read_pieces(path, name), data.lowercase, name)
     else:
         tokenizer = SentencePieceTokenizer(content, name)
