@@ -28,6 +28,7 @@ PATHS = {"workdir", "data_dir", "checkpoint", "input", "output"}  # flags that h
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 CONFIG_HELP = "A shipped config's name or a path to a config file; --config.KEY=VALUE overrides a value."
 OVERRIDE = re.compile(r"--(no)?config\.")
+WHOLE_TUPLES = ("phases", "train.probes")  # of dicts, whose keys can also be set one by one
 USAGE_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141  # the last as of programs that SIGPIPE ends
 DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -264,6 +265,7 @@ def _parse_config(argv: list[str]) -> list[str]:
         _config = _config._replace(typed=typed, path=path)
     elif any(OVERRIDE.match(word) for word in rest):
         resolved_config()  # raises: --config is missing
+    rest = _set_whole_tuples(values, rest)
     keys = [OVERRIDE.sub("", word).split("=", 1)[0] for word in rest if OVERRIDE.match(word)]
     config_lib.add_overrides_of_phases(values, keys, _config.kind)
     config_lib.add_overrides_of_probes(values, keys)
@@ -272,6 +274,27 @@ def _parse_config(argv: list[str]) -> list[str]:
     except (flags.Error, KeyError, AttributeError) as error:
         raise _bad_flag(error) from None
     return rest
+
+
+def _set_whole_tuples(values: ml_collections.ConfigDict, words: list[str]) -> list[str]:
+    """Sets `phases` and `train.probes` where they are given whole, so that single keys of them can follow.
+
+    Returns:
+        The other words. A value that is no tuple stays among them, for the error that its flag gives.
+    """
+    others = []
+    for word in words:
+        key, _, value = OVERRIDE.sub("", word).partition("=")
+        try:
+            given = ast.literal_eval(value) if OVERRIDE.match(word) and key in WHOLE_TUPLES else None
+        except (ValueError, SyntaxError):
+            given = None
+        if isinstance(given, tuple):
+            with values.unlocked():
+                values.update_from_flattened_dict({key: given})
+        else:
+            others.append(word)
+    return others
 
 
 def _bad_flag(error: Exception) -> UserError:
