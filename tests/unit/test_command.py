@@ -44,7 +44,11 @@ def test_shipped_name_with_overrides(run, words):
         "--noconfig.data.lowercase",
     )
     assert (code, err) == (0, "")
-    assert (config.train.eval_every, config.optimizer.learning_rate, config.data.lowercase) == (7, 1e-3, False)
+    assert (config.train.eval_every, config.optimizer.learning_rate, config.data.lowercase) == (
+        7,
+        1e-3,
+        False,
+    )
     assert config.model.hidden_size == 128
 
 
