@@ -37,6 +37,7 @@ BASE: dict[str, Any] = {
     "train.probe_every": 100_000,
 }
 SHORT, LONG = (16, 300), (64, 550)  # max_seq_length and steps of the two phases of a trial
+WIKIPEDIA = {"data.source": "text:downstream/wikipedia.txt"}
 CAUSAL = {"phases[0].data.objective": "causal"}
 
 
@@ -88,6 +89,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "span": lengths(SHORT, LONG, masking="span"),
     "causal-first": lengths(SHORT, LONG) | CAUSAL,
     "causal-first-150": lengths((16, 150), LONG) | CAUSAL,
+    # On another text, with a tokenizer of its own.
+    "wikipedia": lengths((16, 150), LONG) | CAUSAL | WIKIPEDIA,
+    "wikipedia-adamw-2e-3": lengths((64, 850))
+    | WIKIPEDIA
+    | {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
     # Of the first run's length.
     "full-one-length": lengths((64, 1700)),
     "full-16-64": lengths((16, 600), (64, 1100)),
