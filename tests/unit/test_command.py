@@ -72,7 +72,8 @@ def test_probes_are_added_and_changed(run, tmp_path):
 
 def test_phases_are_replaced_and_single_keys_follow(run):
     single = "--config.phases[0].data.mask_rate=0.2", "--config.phases[0].num_steps=9"
-    for words in (("--config.phases=()", *single), (*single, "--config.phases=()")):
+    joined, apart = ("--config.phases=()",), ("--config.phases", "()")
+    for words in ((*joined, *single), (*single, *joined), (*apart, *single), (*single, *apart)):
         code, _, err, config = run("--config=bert_tiny", *words)
         assert (code, err) == (0, "")
         assert config.phases == ({"data": {"mask_rate": 0.2}, "num_steps": 9},)
