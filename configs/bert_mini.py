@@ -2,9 +2,9 @@
 
     make pretrain CONFIG=bert_mini
 
-The recipe of `bert_tiny` for a larger network. After 60 minutes on 2 CPU cores (AMD EPYC with AVX512), with other
-work of low priority on them at times: held-out loss at `[MASK]` 4.13, of the unigram model 6.60; next sentence
-76% right.
+The recipe of `bert_tiny` for a larger network. After 60 minutes on 2 CPU cores (AMD EPYC with AVX512; other
+work of low priority at times): held-out loss at `[MASK]` 4.13, of the unigram model 6.60; next sentence 76%
+right.
 """
 
 from bert_jax.config import default_config
