@@ -42,7 +42,7 @@ PROBE = pathlib.Path(str(BASE["train.probes[0].file"]))
 HEADER = ["trial", "seed", "steps", "loss", "below unigram", "pairs", "TREC", "minutes"]
 SHORT, LONG = (16, 300), (64, 550)  # max_seq_length and steps of the two phases of a trial
 WIKIPEDIA = {"data.source": "text:downstream/wikipedia.txt"}
-CAUSAL = {"phases[0].data.objective": "causal"}
+CAUSAL: dict[str, Any] = {"phases[0].data.objective": "causal"}
 
 
 def phase(index: int, num_steps: int, **data: Any) -> dict[str, Any]:
@@ -80,6 +80,8 @@ def mask_rates(short: float, long: float) -> dict[str, Any]:
     return lengths(SHORT, LONG) | {"phases[0].data.mask_rate": short, "phases[1].data.mask_rate": long}
 
 
+SOON = lengths((16, 150), LONG) | CAUSAL
+
 TRIALS: dict[str, dict[str, Any]] = {
     **rates("adamw", "1e-3", "2e-3", "3e-3", "4e-3"),
     **rates("stable_adamw", "1e-3", "2e-3", "3e-3", "4e-3"),
@@ -92,9 +94,25 @@ TRIALS: dict[str, dict[str, Any]] = {
     "whole-word": lengths(SHORT, LONG, masking="whole_word"),
     "span": lengths(SHORT, LONG, masking="span"),
     "causal-first": lengths(SHORT, LONG) | CAUSAL,
-    "causal-first-150": lengths((16, 150), LONG) | CAUSAL,
+    "causal-first-150": SOON,
+    # Of the time of causal-first-150, with one setting of another value.
+    "warmup-50": SOON | {"optimizer.warmup_steps": 50},
+    "warmup-200": SOON | {"optimizer.warmup_steps": 200},
+    "cosine": SOON | {"optimizer.schedule": "cosine"},
+    "trapezoid": SOON
+    | {"optimizer.schedule": "trapezoid", "optimizer.decay_steps": 300}
+    | {"optimizer.decay_shape": "one_minus_sqrt"},
+    "weight-decay-0.1": SOON | {"optimizer.weight_decay": 0.1},
+    "beta2-0.95": SOON | {"optimizer.beta2": 0.95},
+    "tokens-1024": lengths((16, 300), (64, 1100), tokens=1024) | CAUSAL,
+    "tokens-4096": lengths((16, 75), (64, 275), tokens=4096) | CAUSAL,
+    "layers-4": lengths((16, 120), (64, 460)) | CAUSAL | {"model.num_hidden_layers": 4},
+    "hidden-192": lengths((16, 115), (64, 425))
+    | CAUSAL
+    | {"model.hidden_size": 192, "model.num_attention_heads": 3, "model.intermediate_size": 768},
+    "vocabulary-4096": lengths((16, 200), (64, 740)) | CAUSAL | {"model.vocab_size": 4096},
     # On another text, with a tokenizer of its own.
-    "wikipedia": lengths((16, 150), LONG) | CAUSAL | WIKIPEDIA,
+    "wikipedia": SOON | WIKIPEDIA,
     "wikipedia-adamw-2e-3": lengths((64, 850)) | WIKIPEDIA | optimizer("adamw", "2e-3"),
     # Of the first run's length.
     "full-before": lengths((64, 1700)) | optimizer("adamw", "1e-3"),  # the recipe of the first run until then
@@ -105,6 +123,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "full-16-32-64": lengths((16, 600), (32, 500), (64, 600)),
     "full-causal": lengths((16, 300), (64, 1100)) | CAUSAL,
     "full-causal-6e-3": lengths((16, 300), (64, 1100)) | CAUSAL | optimizer("muon", "6e-3"),
+    "full-causal-1300": lengths((16, 250), (64, 1050)) | CAUSAL | optimizer("muon", "6e-3"),
 }
 
 
