@@ -38,12 +38,14 @@ from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import read_text
 from bert_jax.data.epoch_plan import EpochPlan
 from bert_jax.data.mixed_batches import make_batches
+from bert_jax.model.objectives import Batch
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.compile import program_without_data
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.program import Program
+from bert_jax.training.step import TrainState
 
 command.define_config_flags(data_dir=True)
 WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step", "checkpoint"], "What to measure.")
@@ -182,38 +184,43 @@ def _plan_of_an_epoch() -> None:
 
 
 def step(config: Config) -> None:
-    """Measures the compiled training step on a real batch, without input."""
+    """Measures the compiled training step of each phase on a real batch, without input."""
     dataset = mixture.prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
-    task = Pretraining(config, dataset)
-    mesh = make_mesh(config.mesh)
-    phase = config.phase_list()[0]
-    program = Program(config, task.objective, mesh).of_phase(phase, task.objective_of(phase))
+    task, mesh = Pretraining(config, dataset), make_mesh(config.mesh)
+    whole, rows = Program(config, task.objective, mesh), []
     with jax.set_mesh(mesh):
-        batch = to_global(mesh, next(iter(task.batches(phase, 0, program.rows))))
-        state = program.initial_state(program.random_params())
-        compiled = program.train_step.lower(state, batch, program.key).compile()
-        tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())
+        state = whole.initial_state(whole.random_params())
+        for phase in config.phase_list():
+            program, data = whole.of_phase(phase, task.objective_of(phase)), phase.config.data
+            batch = to_global(mesh, next(iter(task.batches(phase, 0, program.rows))))
+            state, measured = _measured_step(program, state, batch)
+            shape = f"{data.global_batch_size}×{data.max_seq_length} {data.objective}"
+            rows.append([shape, *measured])
+    header = ["rows × tokens", "ms", "spread", "real tokens/s", "arguments MiB", "temporaries MiB"]
+    print(text_table(rows, header))
 
-        def measure() -> float:
-            nonlocal state
-            start = time.perf_counter()
-            state, metrics = compiled(state, batch, program.key)
-            jax.block_until_ready((state, metrics))
-            return time.perf_counter() - start
 
-        seconds = _repeated(measure, times=4)
-        memory = compiled.memory_analysis()
-    median = statistics.median(seconds)
-    row = [
-        f"{config.data.global_batch_size}×{config.data.max_seq_length}",
+def _measured_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, list[str]]:
+    """Compiles and runs a step; returns the last state, and time, spread, speed and memory as text."""
+    compiled = program.train_step.lower(state, batch, program.key).compile()
+    tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())
+
+    def measure() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = compiled(state, batch, program.key)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - start
+
+    seconds = _repeated(measure, times=4)
+    memory, median = compiled.memory_analysis(), statistics.median(seconds)
+    return state, [
         f"{median * 1e3:.1f}",
         f"{min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}",
         f"{tokens / median:,.0f}",
         f"{memory.argument_size_in_bytes / 2**20:.1f}",
         f"{memory.temp_size_in_bytes / 2**20:.1f}",
     ]
-    header = ["rows × tokens", "ms", "spread", "real tokens/s", "arguments MiB", "temporaries MiB"]
-    print(text_table([row], header))
 
 
 def checkpoint(config: Config) -> None:

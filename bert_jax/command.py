@@ -4,6 +4,7 @@ import ast
 import contextlib
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import pathlib
@@ -282,18 +283,21 @@ def _set_whole_tuples(values: ml_collections.ConfigDict, words: list[str]) -> li
     Returns:
         The other words. A value that is no tuple stays among them, for the error that its flag gives.
     """
-    others = []
-    for word in words:
-        key, _, value = OVERRIDE.sub("", word).partition("=")
-        try:
-            given = ast.literal_eval(value) if OVERRIDE.match(word) and key in WHOLE_TUPLES else None
-        except (ValueError, SyntaxError):
-            given = None
-        if isinstance(given, tuple):
-            with values.unlocked():
-                values.update_from_flattened_dict({key: given})
-        else:
+    others, rest = [], iter(words)
+    for word in rest:
+        key, equals, value = OVERRIDE.sub("", word).partition("=")
+        if not OVERRIDE.match(word) or key not in WHOLE_TUPLES:
             others.append(word)
+            continue
+        given = [word] if equals else [word, *itertools.islice(rest, 1)]
+        try:
+            whole = ast.literal_eval(value if equals else given[-1])
+        except (ValueError, SyntaxError):
+            whole = None
+        if isinstance(whole, tuple):
+            values.update_from_flattened_dict({key: whole})
+        else:
+            others += given
     return others
 
 

@@ -66,7 +66,8 @@ class Config(RunConfig):
         if self.train.num_steps not in (0, total) and self.phases:
             raise UserError(
                 f"train.num_steps={self.train.num_steps}, but the phases have "
-                f"{' + '.join(map(str, steps))} = {total} steps; set train.num_steps=0 to take theirs."
+                f"{' + '.join(map(str, steps))} = {total} steps; set train.num_steps=0 to take theirs, or "
+                "give '--config.phases=()', with its quotes, for a run without phases."
             )
         if not self.phases and not self.train.num_steps:
             raise UserError("train.num_steps=0 must be at least 1.")

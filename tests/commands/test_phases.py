@@ -67,6 +67,19 @@ def test_killed_in_each_phase_and_at_both_edges(folder, undisturbed):
     assert command.rows_without_timings() == undisturbed.rows_without_timings()
 
 
+def test_one_device_learns_the_same_of_the_same_batches(folder, undisturbed):
+    alone = Command(folder, "alone", *overrides(folder))
+    alone.environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the other run has eight
+    code, log = alone.run()
+    assert code == 0, log
+    assert "on 1 × cpu" in log
+    assert "on 8 × cpu" in undisturbed.log.read_text()
+    for found, expected in zip(alone.rows_without_timings(), undisturbed.rows_without_timings(), strict=True):
+        assert found.keys() == expected.keys()
+        found.pop("params_digest", None)
+        assert found == {key: pytest.approx(expected[key], rel=1e-5, abs=1e-6) for key in found}
+
+
 def test_phases_that_have_not_begun_may_change(folder):
     command = Command(folder, "changed", *overrides(folder))
     command.interrupt(signal.SIGKILL, lambda: "12" in command.checkpoints(finished=True))

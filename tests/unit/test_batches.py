@@ -13,6 +13,7 @@ from bert_jax.data import chunks
 from bert_jax.data.batch import assemble
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.epoch_plan import Sequences
+from bert_jax.data.mixed_batches import phase_batches
 from bert_jax.errors import UserError
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 
@@ -274,9 +275,15 @@ def test_the_batches_of_bert_tiny_do_not_drift(tmp_path):
     dataset = prepare(config.data, config.model.vocab_size, tmp_path)
     assert dataset.directory.name == "corpus-unigram-8192-b66d36425584"
     assert dataset.sha256 == "67a537b64ab5cab7fb9125e90fa184760383941d6c16e9cc6a218cbb87413620"
-    batches = Batches(dataset.split("train"), config.data, dataset.tokenizer, config.train.seed)
-    digest = digest_of(batches, [0, 1, config.train.num_steps - 1])
-    assert digest == "1d5d571c93e3c3585d52573247ab117edde0082559ec2dc27014316900a9f825"
+    store = dataset.split("train")
+    digests = [
+        digest_of(phase_batches([store], dataset.tokenizer, phase), [0, 1, phase.num_steps - 1])
+        for phase in config.phase_list()
+    ]
+    assert digests == [
+        "d691246e530bb3591741ad80a61143603524724f81128eee86c4545fbd17ebf8",
+        "bdbe1330ec242abc5315ab13005bc09a12ea550074f669cbe70449e735a45580",
+    ]
 
 
 def test_the_size_of_blocks_changes_nothing(monkeypatch):

@@ -38,13 +38,17 @@ def run(monkeypatch, capsys):
 def test_shipped_name_with_overrides(run, words):
     code, _, err, config = run(
         *words,
-        "--config.train.num_steps=7",
+        "--config.train.eval_every=7",
         "--config.optimizer.learning_rate",
         "1e-3",
         "--noconfig.data.lowercase",
     )
     assert (code, err) == (0, "")
-    assert (config.train.num_steps, config.optimizer.learning_rate, config.data.lowercase) == (7, 1e-3, False)
+    assert (config.train.eval_every, config.optimizer.learning_rate, config.data.lowercase) == (
+        7,
+        1e-3,
+        False,
+    )
     assert config.model.hidden_size == 128
 
 
@@ -61,8 +65,24 @@ def test_probes_are_added_and_changed(run, tmp_path):
     )
     _, _, _, config = run(f"--config={tmp_path}/mine.py", "--config.train.probes[0].pooling=cls")
     assert [(probe.file, probe.pooling) for probe in config.train.probes] == [("a.tsv", "cls")]
-    _, _, _, config = run("--config=bert_tiny", "--config.train.probes=({'file': 'c.tsv'},)")
-    assert [probe.file for probe in config.train.probes] == ["c.tsv"]
+    whole = "--config.train.probes=({'file': 'c.tsv'},)"
+    _, _, _, config = run("--config=bert_tiny", whole, "--config.train.probes[0].layer=1")
+    assert [(probe.file, probe.layer) for probe in config.train.probes] == [("c.tsv", 1)]
+
+
+def test_phases_are_replaced_and_single_keys_follow(run):
+    single = "--config.phases[0].data.mask_rate=0.2", "--config.phases[0].num_steps=9"
+    joined, apart = ("--config.phases=()",), ("--config.phases", "()")
+    for words in ((*joined, *single), (*single, *joined), (*apart, *single), (*single, *apart)):
+        code, _, err, config = run("--config=bert_tiny", *words)
+        assert (code, err) == (0, "")
+        assert config.phases == ({"data": {"mask_rate": 0.2}, "num_steps": 9},)
+        assert config.train.num_steps == 9
+    code, _, err, config = run("--config=bert_tiny", "--config.phases=()", "--config.train.num_steps=7")
+    assert (code, err, config.phases, config.train.num_steps) == (0, "", (), 7)
+    code, _, err, _ = run("--config=bert_tiny", "--config.phases=7")
+    assert code == 2
+    assert "config.phases[0]=7 must be a dict" in err
 
 
 @pytest.mark.parametrize(
@@ -83,10 +103,10 @@ def test_overrides_of_probes_that_are_wrong(run, flag, message):
 
 def test_overrides_may_stand_before_the_config(run):
     code, _, err, config = run(
-        "--config.train.num_steps=7", "--noconfig.data.lowercase", "--config=bert_tiny"
+        "--config.train.num_steps=7", "--noconfig.data.lowercase", "--config=bert_small"
     )
     assert (code, err) == (0, "")
-    assert (config.train.num_steps, config.data.lowercase, config.model.hidden_size) == (7, False, 128)
+    assert (config.train.num_steps, config.data.lowercase, config.model.hidden_size) == (7, False, 512)
 
 
 def test_a_config_file_is_run_once_and_takes_its_argument(run, tmp_path):
@@ -186,7 +206,7 @@ TINY = "--config=bert_tiny"
             "--config.data.lowercase=maybe is not valid: ",
         ),
         ([TINY, "--config.train=5"], "--config.train=5 is not valid: "),
-        ([TINY, "--config.train.num_steps=0"], "train.num_steps=0 must be at least 1."),
+        (["--config=bert_small", "--config.train.num_steps=0"], "train.num_steps=0 must be at least 1."),
         (
             [TINY, "--config.data.mask_rate=2"],
             "data.mask_rate=2.0 must be above 0 and below 1.",
