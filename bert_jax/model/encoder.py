@@ -61,7 +61,7 @@ class Embeddings(nnx.Module):
         positions = config.max_position_embeddings
         learned, segments = config.positions == "learned", config.type_vocab_size
         self.position = Embedding(positions, size, stddev, rngs) if learned else None
-        if config.position_initializer == "sinusoidal":
+        if self.position is not None and config.position_initializer == "sinusoidal":
             self.position.embedding[...] = sinusoids(positions, size, 2.0 * stddev)
         self.segment = Embedding(segments, size, stddev, rngs) if segments else None
         self.norm = norm(config)
@@ -254,6 +254,7 @@ class Encoder(nnx.Module):
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """Applies dense layer and tanh to [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
+        assert self.pooler is not None, "model.pooler=False"  # tasks check it before
         return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
 
 

@@ -42,7 +42,7 @@ class MaskedLanguageModelHead(nnx.Module):
         Rows that pad the table (see `Embeddings.token_table`) have logits of -inf.
         """
         x = hidden
-        if self.transform is not None:
+        if self.transform is not None and self.norm is not None:
             x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(x)))
         if self.decoder is not None:
             token_table = words_split(self.decoder)
@@ -158,4 +158,4 @@ class BertForTokens(nnx.Module):
 def _classified(encoder: Encoder, classifier: Dense, states: jax.Array, keys: jax.Array | None) -> jax.Array:
     # Dropout before the classifier is Google's, in fine-tuning only (run_classifier.py).
     states = dropout(states, fold_in_each(keys, CLASSIFIER_DROPOUT), encoder.config.hidden_dropout)
-    return classifier(states).astype(classifier.bias.dtype)
+    return classifier(states).astype(classifier.kernel.dtype)

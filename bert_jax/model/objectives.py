@@ -64,8 +64,6 @@ class PretrainingObjective(Objective):
         pairs: whether the network judges pairs of sentences, for which it needs a pooler.
     """
 
-    losses: Mapping[str, str]
-
     def __init__(self, mask_id: int, unigram_loss: np.ndarray, pairs: bool = True):
         self._mask_id, self._unigram_loss = mask_id, unigram_loss
         self.losses = {"mlm_loss": "masked_lm_weights"}
@@ -107,7 +105,7 @@ class CausalObjective(Objective):
     modeling?", 2025.
     """
 
-    losses: ClassVar = {"clm_loss": "masked_lm_weights"}
+    losses: Mapping[str, str] = {"clm_loss": "masked_lm_weights"}
     causal: ClassVar = True
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
@@ -139,7 +137,7 @@ class TaskObjective(Objective):
 class SequenceClassification(TaskObjective):
     """One class for each sequence (Devlin et al., 2019, section 4.1): `labels` int [B, S]."""
 
-    losses: ClassVar = {"class_loss": "sequence_weights"}
+    losses: Mapping[str, str] = {"class_loss": "sequence_weights"}
 
     def __init__(self, num_labels: int):
         self._num_labels = num_labels
@@ -159,7 +157,7 @@ class SequenceClassification(TaskObjective):
 class SequenceRegression(TaskObjective):
     """One number for each sequence by squared error: standardised `labels`, float32 [B, S]."""
 
-    losses: ClassVar = {"squared_error": "sequence_weights"}
+    losses: Mapping[str, str] = {"squared_error": "sequence_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForSequences(config, 1, rngs, compute)
@@ -179,7 +177,7 @@ class SpanExtraction(TaskObjective):
     [B, S] is 0 where no answer is to be learned, and where there is no sequence.
     """
 
-    losses: ClassVar = {"span_loss": "span_weights"}
+    losses: Mapping[str, str] = {"span_loss": "span_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForTokens(config, 2, rngs, compute)
@@ -207,7 +205,7 @@ class SpanExtraction(TaskObjective):
 class TokenClassification(TaskObjective):
     """One class for the first token of each word: `labels` int [B, T], `token_weights` float32 [B, T]."""
 
-    losses: ClassVar = {"token_loss": "token_weights"}
+    losses: Mapping[str, str] = {"token_loss": "token_weights"}
 
     def __init__(self, num_labels: int):
         self._num_labels = num_labels
