@@ -84,10 +84,9 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(self.scale.dtype)
-        if self.kind == "layer":
-            wide -= jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normalized = wide * lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        mean = jnp.mean(wide, axis=-1, keepdims=True) if self.kind == "layer" else 0.0
+        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon) * self.scale[...]
         return (normalized if self.bias is None else normalized + self.bias[...]).astype(x.dtype)
 
 
