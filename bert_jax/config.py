@@ -25,9 +25,9 @@ from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, ph
 class Config(RunConfig):
     """A whole config of pretraining, resolved and checked.
 
-    `init_growth` says how a network is made from the weights of a smaller one: `none`, it has the shape of that
-    of `init_from`; `tile`, see `bert_jax.training.growing`. `phases` holds overrides for stretches of the run,
-    see `bert_jax.training.phases`.
+    `init_growth` is `tile` if the network is made from a smaller one in `init_from`, see
+    `bert_jax.training.growing`. `phases` holds overrides for stretches of the run, see
+    `bert_jax.training.phases`.
     """
 
     data: DataConfig = DataConfig()

@@ -2,9 +2,9 @@
 
     python -m tests.growing [--config=modern_tiny] [--source=RUN] [--steps=150] [--folder=runs/growing]
 
-First trains the config's network, of 2 layers × 128, for a while, unless --source names a run of it that has
-ended. Then trains networks of 4 layers × 256 with the same batches. A run that was interrupted is resumed, and
-one that has ended is only read again.
+First trains the config's network, of 2 layers × 128, for a while, unless --source names a run of it that
+has ended. Then trains networks of 4 layers × 256 with the same batches. A run that was interrupted is
+resumed, and one that has ended is only read again.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 SMALL: dict[str, Any] = {"phases[0].num_steps": 150, "phases[1].num_steps": 450}
 LARGE: dict[str, Any] = {
     "phases": "()",
+    "data.global_batch_size": 16,
     "data.mask_rate": 0.3,
     "model.num_hidden_layers": 4,
     "model.hidden_size": 256,
@@ -24,7 +25,7 @@ LARGE: dict[str, Any] = {
     "optimizer.warmup_steps": 30,
     "train.log_every": 1,
     "train.eval_every": 25,
-    "train.eval_batches": 16,
+    "train.eval_batches": 8,
 }
 FEED_FORWARD = {"modern_tiny": 768, "bert_tiny": 1024}
 HEADER = ["step", "random: loss", "held-out", "grown: loss", "held-out"]
@@ -37,7 +38,9 @@ def train(workdir: pathlib.Path, config: str, overrides: dict[str, Any]) -> list
     words += [f"--config.{key}={value}" for key, value in overrides.items()]
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with workdir.with_suffix(".log").open("a") as log:
-        subprocess.run([sys.executable, "-m", "bert_jax.pretrain", *words], stdout=log, stderr=log, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "bert_jax.pretrain", *words], stdout=log, stderr=log, check=True
+        )
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""Makes the parameters of a larger network from those of a smaller one.
+"""Makes the parameters of a larger network from those of a smaller one, and those of new words.
 
 The rule of ModernBERT-large, which began as ModernBERT-base (Warner et al., 2024, appendix A.2): the smaller
 array lies in the centre of the larger one and repeats to all sides. Layers are repeated as in Gopher (Rae et
@@ -8,6 +8,7 @@ Axes: L layers, D hidden, N heads, H head size, F feed-forward, V vocabulary.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -44,9 +45,11 @@ AXES = {
     "(masked_lm|next_sentence)/bias": "-",
 }
 
+WORDS = "(embeddings/token/embedding|masked_lm/decoder/embedding|masked_lm/bias)"  # have a row for each
+
 
 def smaller_sizes(small: ModelConfig, large: ModelConfig) -> list[str]:
-    """Lists what is smaller in `large` than in `small`, for an error; empty if `grow` makes one of the other."""
+    """Lists, for an error, what is smaller in `large` than in `small`; `grow` needs an empty list."""
     pairs = zip(_sizes(small).items(), _sizes(large).values(), strict=True)
     return [
         f"{name} is {there} there and {here} here"
@@ -84,6 +87,23 @@ def grow(params: Any, small: ModelConfig, large: ModelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(grown, params)
 
 
+def add_words(params: Any, pieces: Sequence[Sequence[int]]) -> Any:
+    """Adds words behind the vocabulary, each with the mean of what its pieces have; all else is as it was.
+
+    Args:
+        params: a nested dict of arrays; of pretraining, or of a fine-tuned network.
+        pieces: token ids of each new word.
+    """
+
+    def extended(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
+        if not re.search(f"(^|/){WORDS}$", path_name(path)):
+            return array
+        means = [jnp.mean(array[jnp.asarray(ids)], axis=0) for ids in pieces]
+        return jnp.concatenate([array, jnp.stack(means)])
+
+    return jax.tree_util.tree_map_with_path(extended, params)
+
+
 def centred(small: int, large: int) -> np.ndarray:
     """Returns which element each of `large` is copied from: 3 of 8 give 1 2 0 1 2 0 1 2."""
     return (np.arange(large) - (large - small) // 2) % small
@@ -104,12 +124,12 @@ def _sizes(model: ModelConfig) -> dict[str, int]:
 
 
 def _sources(small: ModelConfig, large: ModelConfig) -> dict[str, np.ndarray]:
-    """Returns for each axis of `AXES` which index of the smaller array each of the larger one is copied from."""
+    """Returns for each axis of `AXES` the index in the smaller array of each of the larger one."""
     shared = [model.num_attention_heads // model.key_value_heads for model in (small, large)]
     keys = centred(small.key_value_heads, large.key_value_heads)
     queries = (keys[:, None] * shared[0] + centred(*shared)).ravel()  # with the keys that they had
     features, layers = _features_of_head(small, large), _layers(small, large)
-    # A norm before the first layer counts as number 0, and one behind the last layer as that of a further one.
+    # The norm before the first layer is number 0, and the one behind the last layer that of a further layer.
     reading = np.append(layers[1:], small.num_hidden_layers) if small.norm_position == "before" else layers
     return {
         "L": layers,

@@ -127,9 +127,7 @@ def test_layers_are_repeated_and_keep_their_kind(every, small, large, expected):
 )
 def test_a_norm_goes_with_the_layer_that_reads_it(position, expected):
     """Before the first layer it is that of the embeddings, here -1. The layers come from 0, 0, 1 and 1."""
-    small, large = (
-        dataclasses.replace(SMALL, num_hidden_layers=n, norm_position=position) for n in (2, 4)
-    )
+    small, large = (dataclasses.replace(SMALL, num_hidden_layers=n, norm_position=position) for n in (2, 4))
     scales = {"output_norm": {"scale": jnp.arange(2)[:, None].repeat(4, 1)}}
     params = {"encoder": {"layers": scales, "embeddings": {"norm": {"scale": -jnp.ones(4, int)}}}}
     grown = grow(params, small, large)["encoder"]
@@ -197,7 +195,10 @@ def test_a_grown_network_knows_what_the_smaller_one_has_learned(kind):
     ("changes", "message"),
     [
         ({"num_hidden_layers": 1}, "model.num_hidden_layers is 2 there and 1 here"),
-        ({"hidden_size": 12}, "model.hidden_size is 16 there and 12 here; the size of a head is 4 there and 3"),
+        (
+            {"hidden_size": 12},
+            "model.hidden_size is 16 there and 12 here; the size of a head is 4 there and 3",
+        ),
         ({"num_attention_heads": 8}, "the size of a head is 4 there and 2 here"),
         ({"num_attention_heads": 2}, "the number of heads of keys and values is 4 there and 2 here"),
         ({"num_key_value_heads": 2}, "the number of heads of keys and values is 4 there and 2 here"),
