@@ -1,6 +1,6 @@
-"""Trains a network from the weights of a smaller one and from random weights: the table of docs/starting.md.
+"""Trains a network from the weights of a smaller one and from random weights: the table of docs/configs.md.
 
-    python -m tests.growing [--config=modern_tiny] [--source=RUN] [--steps=150] [--folder=runs/growing]
+    python -m tests.growing [--config=bert_tiny] [--source=RUN] [--steps=150] [--folder=runs/growing]
 
 First trains the config's network, of 2 layers × 128, for a while, unless --source names a run of it that
 has ended. Then trains networks of 4 layers × 256 with the same batches. A run that was interrupted is
@@ -59,7 +59,7 @@ def table(runs: list[list[dict[str, Any]]], every: int) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--config", choices=FEED_FORWARD, default="modern_tiny")
+    parser.add_argument("--config", choices=FEED_FORWARD, default="bert_tiny")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/growing"))
