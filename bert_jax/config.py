@@ -25,10 +25,13 @@ from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, ph
 class Config(RunConfig):
     """A whole config of pretraining, resolved and checked.
 
-    `phases` holds overrides for stretches of the run, see `bert_jax.training.phases`.
+    `init_growth` is `tile` if the network is made from a smaller one in `init_from`, see
+    `bert_jax.training.growing`. `phases` holds overrides for stretches of the run, see
+    `bert_jax.training.phases`.
     """
 
     data: DataConfig = DataConfig()
+    init_growth: str = "none"
     phases: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self):
@@ -52,6 +55,12 @@ class Config(RunConfig):
             )
         if self.train.unigram_bias and not self.model.decoder_bias:
             raise UserError("train.unigram_bias=True needs model.decoder_bias=True; change one of them.")
+        if self.init_growth not in GROWTHS:
+            raise UserError(f"init_growth={self.init_growth!r} is unknown; use one of {', '.join(GROWTHS)}.")
+        if self.init_growth != "none" and not self.init_from:
+            raise UserError(
+                f"init_growth={self.init_growth} has nothing to start from; set init_from to a checkpoint."
+            )
         for name, instead in FINETUNING_ONLY.items():
             if getattr(self.train, name) != getattr(TrainConfig, name):
                 raise UserError(
@@ -88,9 +97,10 @@ class Config(RunConfig):
             for index, phase in enumerate(self.phases)
             for key, value in flat_overrides(phase).items()
         }
-        return super().flat() | own
+        return super().flat() | {"init_growth": self.init_growth} | own
 
 
+GROWTHS = ("none", "tile")
 PHASES = "phases"
 PROBE_KEY = re.compile(r"train\.probes\[(\d+)\]\.(\w+)")
 # Settings of `train` for fine-tuning, which counts examples -> what pretraining uses instead.

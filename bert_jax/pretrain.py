@@ -86,7 +86,7 @@ def check(config: Config, workdir: epath.Path) -> bool:
     folder = check_workdir(workdir, config)
     resumes = bool(committed_steps(folder / "checkpoints"))
     if config.init_from and not resumes:
-        open_checkpoint(config.init_from, "init_from").check_network(config.model)
+        open_checkpoint(config.init_from, "init_from").check_network(config.model, config.init_growth)
     return resumes
 
 

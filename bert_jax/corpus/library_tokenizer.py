@@ -55,7 +55,8 @@ class LibraryTokenizer(Tokenizer):
         self.pad_id, unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.unk_id = self.pad_id if unk_id is None else unk_id
         self.word_starts = self._word_starts(described)
-        self.word_starts[[self.pad_id, self.cls_id, self.sep_id, self.mask_id]] = True
+        whole_words = [token["id"] for token in described["added_tokens"] if token["single_word"]]
+        self.word_starts[[self.pad_id, self.cls_id, self.sep_id, self.mask_id, *whole_words]] = True
         self._content = content
 
     def _token(self, role: str, roles: Mapping[str, str], name: str) -> str:

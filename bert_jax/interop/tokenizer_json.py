@@ -1,6 +1,7 @@
 """Writes our tokenizers as a `tokenizer.json`, for the `tokenizers` library and AutoTokenizer."""
 
 import itertools
+import re
 from typing import Any
 
 import tokenizers
@@ -66,13 +67,16 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     proto = ModelProto()
     proto.ParseFromString(tokenizer.files()[tokenizer.FILE])
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    # Words that were added are found before letters are merged, and are not merged from letters themselves.
+    added = [piece.piece for piece in proto.pieces if piece.type == ModelProto.SentencePiece.USER_DEFINED]
     model: Any
     if proto.trainer_spec.model_type == UNIGRAM:
         model = models.Unigram(pieces, unk_id=tokenizer.unk_id, byte_fallback=False)
     elif proto.trainer_spec.model_type == BPE:
         vocab = {piece: token for token, (piece, _) in enumerate(pieces)}
         unknown = tokenizer.piece(tokenizer.unk_id)
-        model = models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True)
+        whole = bool(added)
+        model = models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, ignore_merges=whole)
     else:
         raise UserError(
             "a SentencePiece model of words or characters cannot be exported; use unigram or bpe."
@@ -80,6 +84,10 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     result = tokenizers.Tokenizer(model)
     result.normalizer = _normalizer(proto.normalizer_spec)
     result.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
+    if added:
+        longest_first = Regex("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        split = pre_tokenizers.Split(longest_first, "isolated")
+        result.pre_tokenizer = pre_tokenizers.Sequence([result.pre_tokenizer, split])
     result.decoder = decoders.Metaspace(WORD_START)
     return result
 

@@ -79,10 +79,16 @@ class Pretraining:
         if config.init_from:
             opened = open_checkpoint(config.init_from, "init_from")
             self._check_tokenizer(opened.folder)
-            opened.check_network(config.model)
-            params = opened.params(abstract)
+            opened.check_network(config.model, config.init_growth)
+            if config.init_growth == "none":
+                params, grown = opened.params(abstract), ""
+            else:
+                build = functools.partial(self.objective.build, opened.model, compute=DEFAULT_COMPUTE)
+                params, grown = opened.grown_params(build, config.model, abstract), " grown to this network"
             log.info(
-                "started at step 0 with the weights of %s; optimizer and schedule are new", opened.folder
+                "started at step 0 with the weights of %s%s; optimizer and schedule are new",
+                opened.folder,
+                grown,
             )
             return params
         log.info("started at step 0 with random weights (seed %d)", config.train.seed)

@@ -39,7 +39,7 @@ def test_shipped_names():
 
 def test_default_config_holds_every_field_once():
     assert from_dict(default_config().to_dict(), Config) == Config()
-    assert set(default_config()) == {*sections(Config), "init_from", "phases"}
+    assert set(default_config()) == {*sections(Config), "init_from", "init_growth", "phases"}
 
 
 def test_through_json_and_back():
@@ -68,6 +68,14 @@ def test_through_json_and_back():
         ),
         ({"train": 5}, "config.train=5 is of type int; it must be dict."),
         ({"init_from": 3}, "config.init_from=3 is of type int; it must be str."),
+        (
+            {"init_growth": "stack", "init_from": "a"},
+            "init_growth='stack' is unknown; use one of none, tile.",
+        ),
+        (
+            {"init_growth": "tile"},
+            "init_growth=tile has nothing to start from; set init_from to a checkpoint.",
+        ),
     ],
     ids=str,
 )
@@ -201,6 +209,7 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
         *("train.num_epochs", "train.warmup_share", "train.num_seeds"),  # what they decide is part of it
     }
     assert Config().identity()["init_from"] == ""
+    assert Config().identity()["init_growth"] == "none"
 
 
 def test_one_phase_for_now():
