@@ -41,8 +41,17 @@ class Head(NamedTuple):
         return f"AutoModel{self.kind if self.classifier else 'ForMaskedLM'}"
 
     def architecture(self, family: Family) -> str:
-        """Returns the name of its class in Transformers."""
+        """Returns the name of its class in Transformers, or in the code of the family's authors."""
         return family.architecture + (self.kind if self.classifier else family.masked_lm)
+
+    def check(self, family: Family) -> None:
+        """Raises UserError if the family has no such head, or one that computes otherwise."""
+        if self.classifier and self.kind not in family.kinds:
+            known = ", ".join(f"{family.architecture}{kind}" for kind in (family.masked_lm, *family.kinds))
+            raise UserError(
+                f"{self.architecture(family)} cannot be imported or exported; of {family.name} these can: "
+                f"{known}."
+            )
 
     def places(self, family: Family) -> dict[str, Place]:
         """Returns where the modules beside the encoder are."""

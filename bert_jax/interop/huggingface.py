@@ -63,6 +63,10 @@ def read(
         )
     found, origin = read_weights(directory)
     task = task or heads.detect_task(settings, family)
+    try:
+        HEADS[task].check(family)
+    except UserError as error:
+        raise UserError(f"{path}: {error} --task=none imports the encoder alone.") from None
     tensors = canonical(found, family)
     label_info = heads.read_label_info(task, settings, tensors, overrides or {}, path)
     network = Network(family, model, HEADS[task], heads.num_labels(task, label_info))
@@ -83,18 +87,33 @@ def read_config(
     """
     name = settings.get("model_type", "bert")
     if name not in FAMILIES:
-        raise UserError(f"{path}: model_type={name!r}; only {', '.join(FAMILIES)} can be imported.")
+        named = settings.get("architectures")
+        named = f" ({named[0]})" if isinstance(named, list) and named else ""
+        raise UserError(f"{path}: model_type={name!r}{named}; only {', '.join(FAMILIES)} can be imported.")
     if hidden_act:
-        settings = settings | dict.fromkeys(("hidden_act", "hidden_activation"), THEIRS[hidden_act])
+        keys = ("hidden_act", "hidden_activation", "classifier_activation")
+        settings = settings | dict.fromkeys(keys, THEIRS[hidden_act])
     return FAMILIES[name], ModelConfig(**FAMILIES[name].read(settings, path))
 
 
-def write_config(model: ModelConfig, pad_id: int, task: str, label_info: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(
+    model: ModelConfig, tokenizer: Tokenizer, task: str, label_info: Mapping[str, Any]
+) -> dict[str, Any]:
     """Makes the content of config.json; raises UserError if the network is of no family."""
     family = family_of(model)
     return heads.write_settings(task, label_info, family) | {
         "model_type": family.model_type,
-        "pad_token_id": pad_id,
+        **{key: getattr(tokenizer, name) for key, name in family.special_ids.items()},
         "torch_dtype": "float32",
         **family.write(model),
     }
+
+
+def exports_as(model: ModelConfig, task: str = heads.PRETRAINING) -> str:
+    """Returns a line for people: as what `export` can write a network, or which settings stand in the way."""
+    try:
+        family = family_of(model)
+        HEADS[task].check(family)
+    except UserError as error:
+        return str(error)
+    return f"exports as {HEADS[task].architecture(family)}{f', for {family.code}' if family.code else ''}"
