@@ -33,7 +33,8 @@ def main() -> None:
         print(lecture(config.model))
     else:
         devices = flags.FLAGS.devices or jax.device_count()
-        print(table(config.model), sharding_table(config, devices), exports_as(config.model), sep="\n\n")
+        line = exports_as(config.phase_list()[-1].config.model)
+        print(table(config.model), sharding_table(config, devices), line, sep="\n\n")
 
 
 def sharding_table(config: Config, devices: int) -> str:
