@@ -48,6 +48,8 @@ if __name__ == "__main__":
         "hidden_act", None, ACTIVATIONS, "The activation, where that of its config is not known or wrong."
     )
     flags.DEFINE_list(
-        "leave_out", None, "Tensors that BERT does not have: names, or what names begin with before a dot."
+        "leave_out",
+        None,
+        "Tensors that the network does not have: names, or what they begin with before a dot.",
     )
     command.run(main)

@@ -149,7 +149,7 @@ def rope_theta(settings: Settings, kind: str, key: str, default: float, path: pa
     rotary = settings.get("rope_parameters") or {}
     rotary = rotary.get(kind) or {} if kind and isinstance(rotary, dict) else rotary
     if not isinstance(rotary, dict):
-        raise UserError(f"{path}: rope_parameters has no object of numbers where {kind or 'it'} is.")
+        raise UserError(f"{path}: rope_parameters={rotary!r} is no JSON object{kind and f' for {kind}'}.")
     rotary = {name: value for name, value in rotary.items() if value is not None}
     if (rope_type := rotary.get("rope_type", "default")) != "default" or settings.get("rope_scaling"):
         raise UserError(

@@ -31,6 +31,7 @@ class Source(NamedTuple):
     ignored: list[str]  # tensors of another task's head
     origin: str  # the files of the weights
     left_out: list[str]  # tensors that the user left out
+    architecture: str | None  # that its config names
 
 
 def read(
@@ -74,7 +75,8 @@ def read(
     loaded = to_params(tensors, network, directory)
     limit = model.max_position_embeddings
     length = min(longest or limit, limit)
-    return Source(family, task, label_info, model, tokenizer, length, *loaded, origin, left_out)
+    architecture = heads.architecture_of(settings)
+    return Source(family, task, label_info, model, tokenizer, length, *loaded, origin, left_out, architecture)
 
 
 def read_config(
@@ -87,8 +89,8 @@ def read_config(
     """
     name = settings.get("model_type", "bert")
     if name not in FAMILIES:
-        named = settings.get("architectures")
-        named = f" ({named[0]})" if isinstance(named, list) and named else ""
+        architecture = heads.architecture_of(settings)
+        named = f" ({architecture})" if architecture else ""
         raise UserError(f"{path}: model_type={name!r}{named}; only {', '.join(FAMILIES)} can be imported.")
     if hidden_act:
         keys = ("hidden_act", "hidden_activation", "classifier_activation")

@@ -146,7 +146,11 @@ def test_code_in_a_directory_is_not_executed_and_its_name_is_dropped(tmp_path):
         ),
         ({"global_attn_every_n_layers": 0}, {}, "global_attn_every_n_layers=0 must be at least 1"),
         ({"global_attn_every_n_layers": "3"}, {}, "global_attn_every_n_layers='3' is not a number"),
-        ({"rope_parameters": [1.0]}, {}, "rope_parameters has no object"),
+        (
+            {"rope_parameters": {"full_attention": 1.0}},
+            {},
+            "rope_parameters=1.0 is no JSON object for full_attention",
+        ),
         (
             {"rope_parameters": None, "global_rope_theta": "10"},
             {},
@@ -177,6 +181,20 @@ def test_what_cannot_be_imported_is_one_line(tmp_path, changes, tensors, message
     with pytest.raises(UserError, match=message) as error:
         huggingface.read(out)
     assert "\n" not in str(error.value)
+
+
+def test_an_architecture_that_is_not_known_is_named(tmp_path, caplog):
+    save(tmp_path / "run", wordpiece(), MODERN)
+    out = exported(tmp_path, "out")
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(
+        json.dumps(settings | {"architectures": ["ModernBertForMultipleChoice"]})
+    )
+    with caplog.at_level(logging.INFO, "bert_jax"):
+        convert(out, tmp_path / "in")
+    assert "network: ModernBERT" in caplog.text
+    assert "architecture: ModernBertForMultipleChoice is not known, only" in caplog.text
+    assert "known: ModernBert, ModernBertModel, ModernBertForMaskedLM, ModernBertForSequence" in caplog.text
 
 
 def test_heads_that_a_family_has_not(tmp_path):
