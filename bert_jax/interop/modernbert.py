@@ -1,6 +1,7 @@
 """ModernBERT (Warner et al., 2024), and what has its layout: Ettin and mmBERT."""
 
 import pathlib
+from typing import Any
 
 from bert_jax.errors import UserError
 from bert_jax.interop.family import (
@@ -110,20 +111,21 @@ def write_modernbert(model: ModelConfig) -> Settings:
     }
 
 
-def _period(types: list[str] | None, stated: int | None, path: pathlib.Path) -> int:
+def _period(types: Any, stated: int | None, path: pathlib.Path) -> int:
     """Finds every how many layers one is global; raises UserError if the layers have no such pattern."""
     if stated is not None and stated < 1:
         raise UserError(f"{path}: global_attn_every_n_layers={stated} must be at least 1.")
     if types is None:
         return stated or 3
-    others = [number for number in range(1, len(types)) if types[number] == FULL]
-    every = others[0] if others else len(types)
-    if not types or _pattern(every, len(types)) != types:
+    listed = types if isinstance(types, list) else []
+    others = [number for number in range(1, len(listed)) if listed[number] == FULL]
+    every = others[0] if others else len(listed)
+    if not listed or _pattern(every, len(listed)) != listed:
         raise UserError(
             f"{path}: layer_types={types} is no pattern of one {FULL} and then always as many {SLIDING}; "
             "other patterns cannot be imported."
         )
-    if stated and _pattern(stated, len(types)) != types:
+    if stated and _pattern(stated, len(listed)) != listed:
         raise UserError(
             f"{path}: global_attn_every_n_layers={stated} contradicts layer_types, which have every {every}; "
             "correct one of them."

@@ -144,6 +144,7 @@ def test_code_in_a_directory_is_not_executed_and_its_name_is_dropped(tmp_path):
             {},
             "hidden_activation='gelu', classifier_activation='silu'; a network with one value",
         ),
+        ({"layer_types": 5}, {}, "layer_types=5 is no pattern of one full_attention"),
         ({"global_attn_every_n_layers": 0}, {}, "global_attn_every_n_layers=0 must be at least 1"),
         ({"global_attn_every_n_layers": "3"}, {}, "global_attn_every_n_layers='3' is not a number"),
         (
