@@ -57,7 +57,9 @@ if __name__ == "__main__":
         "hidden_act", None, ACTIVATIONS, "The activation, where that of its config is not known or wrong."
     )
     flags.DEFINE_list(
-        "leave_out", None, "Tensors that BERT does not have: names, or what names begin with before a dot."
+        "leave_out",
+        None,
+        "Tensors that the network does not have: names, or what they begin with before a dot.",
     )
     flags.DEFINE_string("add_words", None, "A text file with a word a line, to add to the vocabulary.")
     command.run(main)

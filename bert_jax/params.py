@@ -1,4 +1,4 @@
-"""Print the parameters of a network by part, and the memory that training keeps for them.
+"""Print the parameters of a network by part, the memory that training keeps for them, and what it exports as.
 
 python -m bert_jax.params --config=bert_base
 python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import command
 from bert_jax.config import Config
+from bert_jax.interop.huggingface import exports_as
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.partition import AXES, path_name, rule_of
@@ -31,9 +32,9 @@ def main() -> None:
     if flags.FLAGS.like_lecture:
         print(lecture(config.model))
     else:
-        print(
-            table(config.model), sharding_table(config, flags.FLAGS.devices or jax.device_count()), sep="\n\n"
-        )
+        devices = flags.FLAGS.devices or jax.device_count()
+        line = exports_as(config.phase_list()[-1].config.model)
+        print(table(config.model), sharding_table(config, devices), line, sep="\n\n")
 
 
 def sharding_table(config: Config, devices: int) -> str:

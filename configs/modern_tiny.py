@@ -23,6 +23,7 @@ def get_config():
         layer_norm_eps=1e-5,
         type_vocab_size=0,
         pooler=False,
+        classifier_pooling="mean",
         hidden_dropout=0.0,
         initializer="depth_scaled",
         initializer_range=0.08,

@@ -38,16 +38,23 @@ def wordpiece(more=(), lowercase=True, **rules) -> WordPieceTokenizer:
     return WordPieceTokenizer(pieces, lowercase, **rules)
 
 
-def save(folder, tokenizer, **axes):
-    """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network."""
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST))
+def save(folder, tokenizer, changes=None, **axes):
+    """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network.
+
+    `changes` are of `MODEL`.
+    """
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size, **changes or {})
+    pairs = "next_sentence" if model.pooler else "none"
+    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST, second_objective=pairs))
     return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), {}, axes)
 
 
-def save_finetuned(folder, tokenizer, task, facts, **data):
-    """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network."""
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+def save_finetuned(folder, tokenizer, task, facts, changes=None, **data):
+    """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network.
+
+    `changes` are of `MODEL`.
+    """
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size, **changes or {})
     settings = TaskConfig(task)
     if task == "question_answering":  # leave room for a paragraph
         settings = dataclasses.replace(settings, max_question_tokens=LONGEST // 4)

@@ -25,7 +25,7 @@ ROTARY = {
     "positions": "rotary", "norm_position": "before", "norm_bias": False, "linear_bias": False,
     "feed_forward": "gated", "type_vocab_size": 0, "pooler": False, "layer_norm_eps": 1e-5,
 }  # fmt: skip
-# What differs from `MODEL` in an encoder like ModernBERT's, and like EuroBERT's.
+# What differs from `MODEL` in an encoder like ModernBERT's, like EuroBERT's and like NeoBERT's.
 MODERN = {
     **ROTARY, "num_hidden_layers": 5, "local_attention": 8, "global_attn_every_n_layers": 3,
     "rope_theta": 160_000.0, "local_rope_theta": 10_000.0,
@@ -33,6 +33,10 @@ MODERN = {
 EURO = {
     **ROTARY, "norm": "rms", "normalize_embeddings": False, "hidden_act": "silu", "num_key_value_heads": 2,
     "head_transform": False, "tie_word_embeddings": False, "decoder_bias": False,
+}  # fmt: skip
+NEO = {
+    **ROTARY, "norm": "rms", "normalize_embeddings": False, "hidden_act": "silu", "head_transform": False,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 ADAMW = OptimizerConfig()
 CLS, SEP, MASK, FIRST_WORD = 2, 3, 4, 5

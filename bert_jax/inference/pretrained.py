@@ -23,7 +23,15 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.batch import assemble
 from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
-from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
+from bert_jax.model.features import (
+    POOLINGS,
+    TOKENS,
+    EncoderOnly,
+    default_pooling,
+    hidden_states,
+    layer_number,
+    pool,
+)
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.packed import Placement
@@ -189,16 +197,23 @@ class Pretrained:
                 result[text] = states[: rows[text].length].copy()
         return result
 
-    def features(self, texts: Sequence[Text], pooling: str = "mean", layer: int = -1) -> np.ndarray:
+    @property
+    def pooling(self) -> str:
+        """How `features` pools if it is not told, see `default_pooling`."""
+        return default_pooling(self.config.model)
+
+    def features(self, texts: Sequence[Text], pooling: str = "", layer: int = -1) -> np.ndarray:
         """Computes one vector for each text: float32 [texts, D].
 
         Args:
             texts, layer: as in `encode`.
-            pooling: `mean` over all tokens, `[CLS]` and `[SEP]` included, or `cls` for the state of `[CLS]`.
+            pooling: `mean` over all tokens, `[CLS]` and `[SEP]` included, or `cls` for the state of `[CLS]`;
+                "" is the network's own `pooling`.
 
         Raises:
             UserError: for another pooling, and as `encode`.
         """
+        pooling = pooling or self.pooling
         if pooling not in POOLINGS:
             raise UserError(f"pooling={pooling!r} is unknown; use {' or '.join(POOLINGS)}.")
         number = layer_number(layer, self.config.model)
@@ -218,7 +233,7 @@ class Pretrained:
     def _why_no_pairs(self) -> str:
         """Returns the setting by which the network was trained without pairs, or an empty string."""
         if isinstance(self.config, FinetuneConfig):
-            return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
+            return "model.type_vocab_size=1" if self.config.model.type_vocab_size == 1 else ""
         return "data.second_objective=none" if self.config.second_objective == "none" else ""
 
     def _rows(self, texts: Sequence[Text]) -> list["Row"]:

@@ -3,7 +3,18 @@
 import pathlib
 
 from bert_jax.errors import UserError
-from bert_jax.interop.family import SIZES, THEIRS, Family, Place, Settings, activation, numbers
+from bert_jax.interop.family import (
+    ANSWERS,
+    SEQUENCES,
+    SIZES,
+    THEIRS,
+    TOKENS,
+    Family,
+    Place,
+    Settings,
+    activation,
+    numbers,
+)
 from bert_jax.model.config import ModelConfig
 
 BERT_NAMES = {name: name for name in (*SIZES, "intermediate_size", "max_position_embeddings",
@@ -57,6 +68,7 @@ TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 BERT = Family(
+    "BERT",
     "bert",
     "Bert",
     bert_places,
@@ -66,5 +78,6 @@ BERT = Family(
     heads=("cls.", "classifier.", "qa_outputs."),
     read=read_bert,
     write=write_bert,
+    kinds=(SEQUENCES, TOKENS, ANSWERS),
     masked_lm="ForPreTraining",
 )

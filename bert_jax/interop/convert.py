@@ -18,7 +18,7 @@ from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import Finetuned
 from bert_jax.inference.pretrained import Pretrained
 from bert_jax.interop import huggingface
-from bert_jax.interop.heads import PRETRAINING
+from bert_jax.interop.heads import PRETRAINING, known_architectures
 from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
 from bert_jax.tasks.finetuning import TASK
 from bert_jax.training import growing
@@ -143,6 +143,14 @@ def config_of(read: huggingface.Source) -> Config | FinetuneConfig:
 def log_choices(read: huggingface.Source, by_task: str, by_act: str) -> None:
     """Logs what was read; `by_task` and `by_act` say what decided the task and the activation."""
     log.info("weights: %s", read.origin)
+    log.info("network: %s", read.family.name)
+    known = known_architectures(read.family)
+    if read.architecture not in (None, *known):
+        log.warning(
+            "architecture: %s is not known, only its encoder and what belongs to pretraining were read; "
+            "known: %s",
+            read.architecture, ", ".join(known),
+        )  # fmt: skip
     if read.task == PRETRAINING:
         log.info("task: none (%s), a checkpoint of pretraining", by_task)
     else:

@@ -4,14 +4,18 @@ import pathlib
 
 from bert_jax.interop.family import (
     BIASES,
+    PAD,
     RMS,
+    SEQUENCES,
     SIZES,
     THEIRS,
+    TOKENS,
     Family,
     Place,
     Settings,
     activation,
     agreed,
+    choice,
     numbers,
     rope_theta,
 )
@@ -21,6 +25,7 @@ EUROBERT_NAMES = {name: name for name in (*SIZES, "intermediate_size", "max_posi
                                           "tie_word_embeddings", "attention_dropout")} | {
     "layer_norm_eps": "rms_norm_eps", "num_key_value_heads": "num_key_value_heads"
 }  # fmt: skip
+POOLINGS = {"bos": "cls", "mean": "mean", "late": "late"}
 EUROBERT: Settings = {
     "vocab_size": 128_256, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
@@ -43,21 +48,24 @@ def eurobert_places(_: ModelConfig) -> dict[str, Place]:
         "encoder/layers/gate": Place(f"{layer}.mlp.up_proj"),
         "encoder/layers/output": Place(f"{layer}.mlp.down_proj"),
         "encoder/layers/output_norm": Place(f"{layer}.input_layernorm", last="model.norm"),
+        "masked_lm": Place("lm_head"),
         "masked_lm/decoder": Place("lm_head"),
     }
 
 
 def read_eurobert(settings: Settings, path: pathlib.Path) -> Settings:
     """Reads the settings of EuroBERT."""
+    bias = agreed(settings, BIASES[:2], False, path)
     return (
         RMS
         | numbers(EUROBERT | settings, EUROBERT_NAMES, path)
         | {
-            "linear_bias": agreed(settings, BIASES[:2], False, path),
+            "linear_bias": bias,
+            "decoder_bias": bias,
             "hidden_act": activation(settings, "hidden_act", "silu", path),
             "rope_theta": rope_theta(settings, "", "rope_theta", 10_000.0, path),
             "hidden_dropout": 0.0,
-            "decoder_bias": False,
+            "classifier_pooling": choice(settings, "classifier_pooling", POOLINGS, "late", path),
         }
     )
 
@@ -68,6 +76,7 @@ def write_eurobert(model: ModelConfig) -> Settings:
         "num_key_value_heads": model.key_value_heads,
         "head_dim": model.head_size,
         "hidden_act": THEIRS[model.hidden_act],
+        "classifier_pooling": {ours: theirs for theirs, ours in POOLINGS.items()}[model.classifier_pooling],
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
     }
@@ -75,6 +84,7 @@ def write_eurobert(model: ModelConfig) -> Settings:
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 EURO_BERT = Family(
+    "EuroBERT",
     "eurobert",
     "EuroBert",
     eurobert_places,
@@ -84,5 +94,7 @@ EURO_BERT = Family(
     heads=("lm_head.", "dense.", "classifier."),
     read=read_eurobert,
     write=write_eurobert,
+    kinds=(SEQUENCES, TOKENS),
     task_places={"head/transform": Place("dense"), "classifier": Place("classifier")},
+    special_ids=PAD | {"bos_token_id": "cls_id", "eos_token_id": "sep_id", "mask_token_id": "mask_id"},
 )

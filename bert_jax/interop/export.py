@@ -1,6 +1,7 @@
 """Writes a checkpoint as a Hugging Face directory, which AutoModel and AutoTokenizer load as it is."""
 
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -17,6 +18,8 @@ from bert_jax.interop.tensors import Network, from_params
 from bert_jax.interop.verify import Exported, check
 from bert_jax.training.opening import open_checkpoint
 
+log = logging.getLogger("bert_jax")
+
 
 def export(source: pathlib.Path, output: pathlib.Path) -> None:
     """Writes the best checkpoint of `source` into the folder `output` and checks what was written.
@@ -29,15 +32,16 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     model, params, task, label_info = bert.config.model, bert.params, heads.PRETRAINING, {}
     if isinstance(bert, Finetuned):
         task, label_info = bert.config.task.name, bert.task.label_info
-    longest = bert.config.data.max_seq_length
+    family, head, longest = family_of(model), HEADS[task], bert.config.data.max_seq_length
+    head.check(family)
     # Their regression has its output in the units of the data.
     theirs = heads.fold_standardisation(params, label_info) if task == "regression" else params
-    network = Network(family_of(model), model, HEADS[task], heads.num_labels(task, label_info))
+    network = Network(family, model, head, heads.num_labels(task, label_info))
     tensors = from_params(theirs, network)
     # Transformers refuses a file without this entry.
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     settings = tokenizer_json.settings(bert.tokenizer, longest, model.type_vocab_size > 0)
-    config = huggingface.write_config(model, bert.tokenizer.pad_id, task, label_info)
+    config = huggingface.write_config(model, bert.tokenizer, task, label_info)
     files: dict[str, bytes | str] = {
         **bert.tokenizer.files(),
         "model.safetensors": weights,
@@ -49,6 +53,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     }
     for name, content in files.items():
         write(output / name, content)
+    log.info(huggingface.exports_as(model, task))
     check(Exported(task, label_info, model, params), bert.tokenizer, longest, output)
 
 

@@ -23,27 +23,35 @@ def family_of(model: ModelConfig) -> Family:
     """Finds the family that a network can be written as: it reads back what it would write.
 
     Raises:
-        UserError: if there is none; names what stands in the way of the nearest family.
+        UserError: if there is none; names the settings that the nearest family has otherwise.
     """
-    wanted, differences = _computed(model), {}
+    wanted, differences = _computed(dataclasses.asdict(model)), {}
     for family in FAMILIES.values():
-        found = _computed(ModelConfig(**family.read(family.write(model), pathlib.Path("config.json"))))
-        different = [name for name, value in wanted.items() if found[name] != value]
+        found = _computed(family.read(family.write(model), pathlib.Path("config.json")))
+        different = {name: found[name] for name, value in wanted.items() if found[name] != value}
         if not different:
             return family
         differences[family.model_type] = different
-    nearest, names = min(differences.items(), key=lambda item: len(item[1]))
-    stated = ", ".join(f"model.{name}={wanted[name]!r}" for name in names)
-    raise UserError(f"{stated} cannot be written as {nearest}, the nearest of {', '.join(FAMILIES)}.")
-
-
-def _computed(model: ModelConfig) -> Settings:
-    """Returns the fields that decide what a network computes, with what stands for another value resolved."""
-    values = {key: value for key, value in dataclasses.asdict(model).items() if key not in TRAINING}
-    values["num_key_value_heads"] = model.key_value_heads
-    values["local_rope_theta"] = (
-        (model.local_rope_theta or model.rope_theta) if model.local_attention else 0.0
+    nearest, values = min(differences.items(), key=lambda item: len(item[1]))
+    settings = ", ".join(f"model.{name}={wanted[name]!r}" for name in values)
+    others = ", ".join(map(repr, values.values()))
+    raise UserError(
+        f"cannot be exported: {settings}; the nearest family, {FAMILIES[nearest].name}, has {others}."
     )
-    if model.positions == "learned":
+
+
+def _computed(settings: Settings) -> Settings:
+    """Returns the fields that decide what a network computes, with what stands for another value resolved.
+
+    Args:
+        settings: fields of `ModelConfig`; others have their defaults.
+    """
+    values = dataclasses.asdict(ModelConfig()) | settings
+    values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
+    theta = values["local_rope_theta"] or values["rope_theta"]
+    values["local_rope_theta"] = theta if values["local_attention"] else 0.0
+    if values["positions"] == "learned":
         values |= {"rope_theta": 0.0, "rotary_share": 0.0}
-    return values
+    if values["pooler"]:
+        values["classifier_pooling"] = ""
+    return {name: value for name, value in values.items() if name not in TRAINING}

@@ -36,6 +36,8 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+SEQUENCES, TOKENS, ANSWERS = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"
+PAD = {"pad_token_id": "pad_id"}
 
 
 class Place(NamedTuple):
@@ -62,6 +64,7 @@ class Family(NamedTuple):
     """A family of encoders.
 
     Attributes:
+        name: as its authors write it.
         model_type: its name in config.json.
         architecture: what the names of its architectures begin with.
         places: of all modules of the network with the masked-LM head: ours -> theirs.
@@ -69,12 +72,16 @@ class Family(NamedTuple):
         base: what the names of the encoder's tensors begin with, which files of the encoder alone lack.
         bare: what they begin with there.
         heads: what the names of the tensors of all heads begin with.
-        task_places: of the modules that fine-tuned networks have beside the encoder, if not the task's.
-        masked_lm: the end of the name of the architecture with the masked-LM head.
         read: the fields of `ModelConfig` from the content of a config.json, whose path is for errors.
         write: the opposite, without what does not depend on the family.
+        kinds: the ends of the names of its fine-tuned architectures that can be read and written.
+        task_places: of the modules that those have beside the encoder, if not the task's.
+        masked_lm: the end of the name of the architecture with the masked-LM head.
+        special_ids: keys of config.json that hold ids of special pieces -> the attributes of `Tokenizer`.
+        code: where the code of its authors is, if Transformers has none.
     """
 
+    name: str
     model_type: str
     architecture: str
     places: Callable[[ModelConfig], Mapping[str, Place]]
@@ -84,8 +91,11 @@ class Family(NamedTuple):
     heads: tuple[str, ...]
     read: Callable[[Settings, pathlib.Path], Settings]
     write: Callable[[ModelConfig], Settings]
+    kinds: tuple[str, ...] = ()
     task_places: Mapping[str, Place] = {}
     masked_lm: str = "ForMaskedLM"
+    special_ids: Mapping[str, str] = PAD
+    code: str = ""
 
 
 def part(number: int, size: int) -> np.ndarray:
@@ -126,17 +136,31 @@ def agreed(settings: Settings, keys: tuple[str, ...], default: Any, path: pathli
     return values[keys[0]]
 
 
+def choice(settings: Settings, key: str, known: Mapping[str, str], default: str, path: pathlib.Path) -> str:
+    """Reads a setting by its values there, theirs -> ours; raises UserError for another one."""
+    theirs = settings.get(key, default)
+    if theirs not in known:
+        raise UserError(f"{path}: {key}={theirs!r}; only {', '.join(known)} can be imported.")
+    return known[theirs]
+
+
 def rope_theta(settings: Settings, kind: str, key: str, default: float, path: pathlib.Path) -> float:
     """Reads the base of rotary positions of one kind of layers."""
     rotary = settings.get("rope_parameters") or {}
-    rotary = rotary.get(kind) or {} if kind else rotary
+    rotary = rotary.get(kind) or {} if kind and isinstance(rotary, dict) else rotary
+    if not isinstance(rotary, dict):
+        raise UserError(f"{path}: rope_parameters={rotary!r} is no JSON object{kind and f' for {kind}'}.")
+    rotary = {name: value for name, value in rotary.items() if value is not None}
     if (rope_type := rotary.get("rope_type", "default")) != "default" or settings.get("rope_scaling"):
         raise UserError(
             f"{path}: rotary positions of type {rope_type!r} or with rope_scaling; only 'default'."
         )
-    theta, stated = rotary.get("rope_theta"), settings.get(key, default if not rotary else None)
-    if theta is not None and key in settings and stated not in (None, theta):
+    stated = settings.get(key, default)
+    theta = rotary.get("rope_theta", stated)
+    if key in settings and stated not in (None, theta):
         raise UserError(
             f"{path}: {key}={stated} contradicts rope_parameters, which have {theta}; correct one."
         )
-    return float(theta if theta is not None else stated or 0.0)
+    if type(theta or 0.0) not in (int, float):
+        raise UserError(f"{path}: {key}={theta!r} is not a number.")
+    return float(theta or 0.0)

@@ -41,8 +41,17 @@ class Head(NamedTuple):
         return f"AutoModel{self.kind if self.classifier else 'ForMaskedLM'}"
 
     def architecture(self, family: Family) -> str:
-        """Returns the name of its class in Transformers."""
+        """Returns the name of its class in Transformers, or in the code of the family's authors."""
         return family.architecture + (self.kind if self.classifier else family.masked_lm)
+
+    def check(self, family: Family) -> None:
+        """Raises UserError if the family has no such head, or one that computes otherwise."""
+        if self.classifier and self.kind not in family.kinds:
+            known = ", ".join(f"{family.architecture}{kind}" for kind in (family.masked_lm, *family.kinds))
+            raise UserError(
+                f"{self.architecture(family)} cannot be imported or exported; of {family.name} these can: "
+                f"{known}."
+            )
 
     def places(self, family: Family) -> dict[str, Place]:
         """Returns where the modules beside the encoder are."""
@@ -75,10 +84,21 @@ def num_labels(task: str, label_info: Mapping[str, Any]) -> int:
     return len(label_info["labels"]) if outputs is None else outputs
 
 
+def architecture_of(settings: Mapping[str, Any]) -> str | None:
+    """Returns the architecture that a config.json names, if it names any."""
+    named = settings.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else None
+
+
+def known_architectures(family: Family) -> list[str]:
+    """Lists the architectures that are read as what they are."""
+    ends = ("", "Model", "ForMaskedLM", family.masked_lm, *family.kinds)
+    return [family.architecture + end for end in dict.fromkeys(ends)]
+
+
 def detect_task(settings: Mapping[str, Any], family: Family) -> str:
     """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
-    named = settings.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
+    architecture = architecture_of(settings)
     tasks = [task for task, head in HEADS.items() if head.architecture(family) == architecture]
     if "regression" in tasks:  # and classification: both are of one architecture
         labels = settings.get("id2label")

@@ -31,6 +31,7 @@ class Source(NamedTuple):
     ignored: list[str]  # tensors of another task's head
     origin: str  # the files of the weights
     left_out: list[str]  # tensors that the user left out
+    architecture: str | None  # that its config names
 
 
 def read(
@@ -63,6 +64,10 @@ def read(
         )
     found, origin = read_weights(directory)
     task = task or heads.detect_task(settings, family)
+    try:
+        HEADS[task].check(family)
+    except UserError as error:
+        raise UserError(f"{path}: {error} --task=none imports the encoder alone.") from None
     tensors = canonical(found, family)
     label_info = heads.read_label_info(task, settings, tensors, overrides or {}, path)
     network = Network(family, model, HEADS[task], heads.num_labels(task, label_info))
@@ -70,7 +75,8 @@ def read(
     loaded = to_params(tensors, network, directory)
     limit = model.max_position_embeddings
     length = min(longest or limit, limit)
-    return Source(family, task, label_info, model, tokenizer, length, *loaded, origin, left_out)
+    architecture = heads.architecture_of(settings)
+    return Source(family, task, label_info, model, tokenizer, length, *loaded, origin, left_out, architecture)
 
 
 def read_config(
@@ -83,18 +89,33 @@ def read_config(
     """
     name = settings.get("model_type", "bert")
     if name not in FAMILIES:
-        raise UserError(f"{path}: model_type={name!r}; only {', '.join(FAMILIES)} can be imported.")
+        architecture = heads.architecture_of(settings)
+        named = f" ({architecture})" if architecture else ""
+        raise UserError(f"{path}: model_type={name!r}{named}; only {', '.join(FAMILIES)} can be imported.")
     if hidden_act:
-        settings = settings | dict.fromkeys(("hidden_act", "hidden_activation"), THEIRS[hidden_act])
+        keys = ("hidden_act", "hidden_activation", "classifier_activation")
+        settings = settings | dict.fromkeys(keys, THEIRS[hidden_act])
     return FAMILIES[name], ModelConfig(**FAMILIES[name].read(settings, path))
 
 
-def write_config(model: ModelConfig, pad_id: int, task: str, label_info: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(
+    model: ModelConfig, tokenizer: Tokenizer, task: str, label_info: Mapping[str, Any]
+) -> dict[str, Any]:
     """Makes the content of config.json; raises UserError if the network is of no family."""
     family = family_of(model)
     return heads.write_settings(task, label_info, family) | {
         "model_type": family.model_type,
-        "pad_token_id": pad_id,
+        **{key: getattr(tokenizer, name) for key, name in family.special_ids.items()},
         "torch_dtype": "float32",
         **family.write(model),
     }
+
+
+def exports_as(model: ModelConfig, task: str = heads.PRETRAINING) -> str:
+    """Returns a line for people: as what `export` can write a network, or which settings stand in the way."""
+    try:
+        family = family_of(model)
+        HEADS[task].check(family)
+    except UserError as error:
+        return str(error)
+    return f"exports as {HEADS[task].architecture(family)}{f', for {family.code}' if family.code else ''}"

@@ -57,6 +57,7 @@ def read_neobert(settings: Settings, path: pathlib.Path) -> Settings:
             "hidden_act": "silu",
             "hidden_dropout": 0.0,
             "tie_word_embeddings": False,
+            "classifier_pooling": settings.get("classifier_pooling", "cls"),
         }
     )
 
@@ -68,10 +69,12 @@ def write_neobert(model: ModelConfig) -> Settings:
         "dim_head": model.head_size,
         "rope": True,
         "rms_norm": True,
+        "classifier_pooling": model.classifier_pooling,  # theirs has no such key, and reads [CLS]
     }
 
 
 NEO_BERT = Family(
+    "NeoBERT",
     "neobert",
     "NeoBERT",
     neobert_places,
@@ -82,4 +85,5 @@ NEO_BERT = Family(
     read=read_neobert,
     write=write_neobert,
     masked_lm="LMHead",
+    code="https://huggingface.co/chandar-lab/NeoBERT",
 )

@@ -62,14 +62,11 @@ def to_params(tensors: Tensors, network: Network, origin: pathlib.Path) -> tuple
     pieces = {path: network.pieces(path) for path in expected}
     own = {name for names in pieces.values() for name, _ in names}
     foreign = tuple(head for head in family.heads if not any(name.startswith(head) for name in own))
-    ignored = [name for name in tensors if name.startswith(foreign)]
+    lacking = _lacking(network, pieces, tensors)
+    initialised, of_these = [*lacking], set().union(*lacking.values())
+    ignored = [name for name in tensors if name.startswith(foreign) or name in of_these]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     wrong = _untied(tensors, network)
-    names = {
-        module: {name for path in pieces if path.startswith(f"{module}/") for name, _ in pieces[path]}
-        for module in network.head.optional
-    }
-    initialised = [module for module, of_it in names.items() if of_it and not of_it & tensors.keys()]
     left = tuple(f"{module}/" for module in initialised)
     kept = {path: shape for path, shape in expected.items() if not path.startswith(left)}
     shapes = _shapes(kept, pieces)
@@ -81,8 +78,7 @@ def to_params(tensors: Tensors, network: Network, origin: pathlib.Path) -> tuple
     wrong += [f"{name} is not known" for name in unknown]
     if wrong:
         raise UserError(
-            f"{origin}: the tensors are not those of config.json's {family.architecture.upper()}: "
-            f"{'; '.join(wrong)}.{remedy}"
+            f"{origin}: the tensors are not those of config.json's {family.name}: {'; '.join(wrong)}.{remedy}"
         )
     arrays = {path: _assembled(path, pieces[path], tensors) for path in kept}
     return _filled(arrays, network.build, abstract), initialised, ignored
@@ -152,6 +148,22 @@ def _untied(tensors: Tensors, network: Network) -> list[str]:
         if found is not None and not np.array_equal(tensors.setdefault(original, found), found):
             wrong.append(f"{copy} is not tied to {original}")
     return wrong
+
+
+def _lacking(
+    network: Network, pieces: Mapping[str, list[tuple[str, np.ndarray | None]]], tensors: Tensors
+) -> dict[str, set[str]]:
+    """Finds the optional modules that a file lacks, and the names of their tensors.
+
+    A name that the family's fine-tuned heads have too (`head.dense` of ModernBERT) proves nothing.
+    """
+    shared, lacking = {place.module for place in network.family.task_places.values()}, {}
+    for module in network.head.optional:
+        names = {name for path in pieces if path.startswith(f"{module}/") for name, _ in pieces[path]}
+        own = {name for name in names if name.rpartition(".")[0] not in shared} or names
+        if names and not own & tensors.keys():
+            lacking[module] = names
+    return lacking
 
 
 def _shapes(

@@ -52,11 +52,13 @@ def check(network: Exported, tokenizer: Tokenizer, longest: int, output: pathlib
     batch = _batch(ids, tokenizer, longest)
     real = batch["sequence_ids"] > 0
     ours = _flat(_logits(network, batch), real)
-    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
+    family = family_of(network.model)
+    if not family.code and importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
         reader, again = "Transformers", _transformers_logits(output, network, batch)
     else:
         read = huggingface.read(output)
-        reader = "convert (no Transformers here)"
+        why = f"Transformers has no {family.name}" if family.code else "no Transformers here"
+        reader = f"convert ({why})"
         again = _logits(Exported(read.task, read.label_info, read.model, read.params), batch)
     differences = np.abs(ours - _flat(again, real))
     if not np.all(differences <= TOLERANCE + RELATIVE * np.abs(ours)):  # also where it is NaN

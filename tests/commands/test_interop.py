@@ -101,6 +101,22 @@ def test_words_are_added_to_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--config=modern_tiny"], "exports as ModernBertForMaskedLM"),
+        (
+            ["--config=modern_tiny", "--config.model.norm_position=after"],
+            "cannot be exported: model.norm_position='after'; the nearest family, ModernBERT, has 'before'.",
+        ),
+    ],
+)
+def test_what_can_be_exported_is_said_before_a_run(tmp_path, words, line):
+    code, output = command(tmp_path, "params", *words)
+    assert code == 0, output
+    assert output.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize(
     ("verb", "words", "message"),
     [
         ("convert", ["--input=run", "--output=new", "--task=tagging"], "--task=tagging is not valid"),

@@ -12,12 +12,13 @@ from flax import nnx
 from bert_jax.errors import UserError
 from bert_jax.interop.families import FAMILIES, family_of
 from bert_jax.interop.heads import HEADS, PRETRAINING
-from bert_jax.interop.huggingface import read_config, write_config
+from bert_jax.interop.huggingface import exports_as, read_config, write_config
 from bert_jax.interop.tensors import Network, canonical, from_params, to_params
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.step import abstract_model
 from tests.parity import neobert
 from tests.parity.test_modern import batch_of, close, loss_of, part
+from tests.saved import wordpiece
 
 PATH = pathlib.Path("config.json")
 NEOBERT = {
@@ -47,7 +48,7 @@ def test_read_and_written_is_the_same_to_the_bit(modern, name):
     assert again.keys() == tensors.keys()
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(again[key], tensor, key)
-    written = write_config(model, 0, PRETRAINING, {})
+    written = write_config(model, wordpiece(), PRETRAINING, {})
     assert read_config(written, PATH, None) == (family, model)
     assert written["architectures"] == [HEADS[PRETRAINING].architecture(family)]
 
@@ -119,7 +120,9 @@ def test_settings_that_cannot_be_read_are_named(modern, changes, message):
 
 def test_a_network_of_no_family_names_what_stands_in_the_way():
     assert family_of(ModelConfig()).model_type == "bert"
-    with pytest.raises(UserError, match=r"model.norm='rms' cannot be written as bert, the nearest of bert, "):
+    message = "cannot be exported: model.norm='rms'; the nearest family, BERT, has 'layer'."
+    assert exports_as(ModelConfig(norm="rms")) == message
+    with pytest.raises(UserError, match=message):
         family_of(ModelConfig(norm="rms"))
     assert set(FAMILIES) == {"bert", "modernbert", "eurobert", "neobert"}
 
