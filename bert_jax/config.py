@@ -25,7 +25,7 @@ from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, ph
 class Config(RunConfig):
     """A whole config of pretraining, resolved and checked.
 
-    `init_growth` is `tile` if the network is made from a smaller one in `init_from`, see
+    `init_growth` is `tile` or `preserve` if the network is made from a smaller one in `init_from`, see
     `bert_jax.training.growing`. `phases` holds overrides for stretches of the run, see
     `bert_jax.training.phases`.
     """
@@ -100,7 +100,7 @@ class Config(RunConfig):
         return super().flat() | {"init_growth": self.init_growth} | own
 
 
-GROWTHS = ("none", "tile")
+GROWTHS = ("none", "tile", "preserve")
 PHASES = "phases"
 PROBE_KEY = re.compile(r"train\.probes\[(\d+)\]\.(\w+)")
 # Settings of `train` for fine-tuning, which counts examples -> what pretraining uses instead.

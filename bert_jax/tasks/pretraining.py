@@ -84,7 +84,8 @@ class Pretraining:
                 params, grown = opened.params(abstract), ""
             else:
                 build = functools.partial(self.objective.build, opened.model, compute=DEFAULT_COMPUTE)
-                params, grown = opened.grown_params(build, config.model, abstract), " grown to this network"
+                params = opened.grown_params(build, config.model, abstract, config.init_growth)
+                grown = " grown to this network"
             log.info(
                 "started at step 0 with the weights of %s%s; optimizer and schedule are new",
                 opened.folder,

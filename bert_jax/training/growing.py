@@ -1,9 +1,12 @@
 """Makes the parameters of a larger network from those of a smaller one, and those of new words.
 
-The rule of ModernBERT-large, which began as ModernBERT-base (Warner et al., 2024, appendix A.2): the smaller
-array lies in the centre of the larger one and repeats to all sides. Layers are repeated as in Gopher (Rae et
-al., 2021). As published, nothing is rescaled where inputs are repeated, so products with them become larger,
-and the more so the larger the factor: ModernBERT's was 1.33 in width, from 22 to 28 layers.
+`tile` is the rule of ModernBERT-large, which began as ModernBERT-base (Warner et al., 2024, appendix A.2):
+the smaller array lies in the centre of the larger one and repeats to all sides, and layers are repeated as
+in Gopher (Rae et al., 2021). Nothing is rescaled, so products with repeated inputs become larger.
+
+`preserve` is the same, but the larger network computes what the smaller one did (Chen et al., "Net2Net",
+2016): kernels are divided by the copies of their inputs, and of the copies of a layer all but the first add
+nothing to the residual stream at first.
 
 Axes: L layers, D hidden, N heads, H head size, F feed-forward, V vocabulary.
 """
@@ -24,25 +27,29 @@ SIZES = frozenset({
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size",
     "max_position_embeddings",
 })  # fmt: skip
-# The end of a parameter's path -> its axes: L, D and F as above, Q features of all heads, K of those of keys
-# and values, P positions, R the layer whose input a norm makes; - stays as it is.
+# The end of a parameter's path -> its axes. L, D and F as above, Q features of all heads, K of those of keys
+# and values, P positions, R the layer whose input a norm makes; - stays as it is. What `preserve` rescales has
+# small letters: d, f, q are summed over; z layers that add to the residual stream; s queries, whose
+# products with keys sum the features of a head; t the norm before a decoder that is the token embeddings.
 AXES = {
     "embeddings/(token|segment)/embedding": "-D",
     "embeddings/position/embedding": "PD",
-    "layers/attention/query/kernel": "LDQ",
-    "layers/attention/query/bias": "LQ",
-    "layers/attention/(key|value)/kernel": "LDK",
+    "layers/attention/query/kernel": "Lds",
+    "layers/attention/query/bias": "Ls",
+    "layers/attention/(key|value)/kernel": "LdK",
     "layers/attention/(key|value)/bias": "LK",
-    "layers/attention/output/kernel": "LQD",
-    "layers/(intermediate|gate)/kernel": "LDF",
+    "layers/attention/output/kernel": "zqD",
+    "layers/(intermediate|gate)/kernel": "LdF",
     "layers/(intermediate|gate)/bias": "LF",
-    "layers/output/kernel": "LFD",
-    "layers/(attention/output|attention_norm|output)/(scale|bias)": "LD",
+    "layers/output/kernel": "zfD",
+    "layers/(attention/output|output)/bias": "zD",
+    "layers/attention_norm/(scale|bias)": "LD",
     "layers/output_norm/(scale|bias)": "RD",
-    "(pooler|masked_lm/transform)/kernel": "DD",
-    "(embeddings/norm|pooler|masked_lm/transform|masked_lm/norm)/(scale|bias)": "D",
-    "masked_lm/decoder/embedding": "-D",
-    "next_sentence/kernel": "D-",
+    "(pooler|masked_lm/transform)/kernel": "dD",
+    "(embeddings/norm|pooler|masked_lm/transform)/(scale|bias)": "D",
+    "masked_lm/norm/(scale|bias)": "t",
+    "masked_lm/decoder/embedding": "-d",
+    "next_sentence/kernel": "d-",
     "(masked_lm|next_sentence)/bias": "-",
 }
 
@@ -59,17 +66,21 @@ def smaller_sizes(small: ModelConfig, large: ModelConfig) -> list[str]:
     ]
 
 
-def grow(params: Any, small: ModelConfig, large: ModelConfig) -> Any:
+def grow(params: Any, small: ModelConfig, large: ModelConfig, growth: str = "tile") -> Any:
     """Makes the parameters of `large` from those of `small`, which has no size that is larger.
 
-    Every element is copied from one of `params`; arrays of equal shapes are copied as they are. A local layer
-    is made from a local one, a global layer from a global one. Positions go on with the first ones again.
+    A local layer is made from a local one, a global layer from a global one. Positions go on with the first
+    ones again.
 
     Args:
         params: of `BertForPreTraining`, a nested dict of arrays.
         small, large: networks that differ in `SIZES` alone.
+        growth: `tile` copies every element. `preserve` rescales, so that the larger network computes the
+            same where its width is a multiple of the smaller one's and rotary positions turn as many
+            features. Norms after the blocks see other states in added layers: there it is nearly the same.
     """
     sources = _sources(small, large)
+    factors = _factors(small, large, sources) if growth == "preserve" else {}
     if small.norm_position == "before":  # output_norm makes the input of the next layer
         norms = jax.tree.map(
             lambda first, others: jnp.concatenate([first[None], others]),
@@ -83,9 +94,16 @@ def grow(params: Any, small: ModelConfig, large: ModelConfig) -> Any:
         for number, axis in enumerate(_axes_of(path_name(path))):
             if axis in sources:
                 array = jnp.take(array, sources[axis], axis=number)
+            if axis in factors:
+                dimensions = [other for other in range(array.ndim) if other != number]
+                array *= jnp.expand_dims(jnp.asarray(factors[axis], array.dtype), dimensions)
         return array
 
-    return jax.tree_util.tree_map_with_path(grown, params)
+    params = jax.tree_util.tree_map_with_path(grown, params)
+    if growth == "preserve" and small.norm_position == "after":
+        layers = _passing_on(params["encoder"]["layers"], factors["z"] == 0, small.norm)
+        params = params | {"encoder": params["encoder"] | {"layers": layers}}
+    return params
 
 
 def add_words(params: Any, pieces: Sequence[Sequence[int]]) -> Any:
@@ -130,17 +148,54 @@ def _sources(small: ModelConfig, large: ModelConfig) -> dict[str, np.ndarray]:
     keys = centred(small.key_value_heads, large.key_value_heads)
     queries = (keys[:, None] * shared[0] + centred(*shared)).ravel()  # with the keys that they had
     features, layers = _features_of_head(small, large), _layers(small, large)
+    hidden = centred(small.hidden_size, large.hidden_size)
+    feed_forward = centred(small.intermediate_size, large.intermediate_size)
+    all_features = (queries[:, None] * small.head_size + features).ravel()
     # The norm before the first layer is number 0, and the one behind the last layer that of a further layer.
     reading = np.append(layers[1:], small.num_hidden_layers) if small.norm_position == "before" else layers
     return {
-        "L": layers,
+        **dict.fromkeys("Lz", layers),
         "R": reading,
-        "D": centred(small.hidden_size, large.hidden_size),
-        "F": centred(small.intermediate_size, large.intermediate_size),
+        **dict.fromkeys("Ddt", hidden),
+        **dict.fromkeys("Ff", feed_forward),
         "P": np.arange(large.max_position_embeddings) % small.max_position_embeddings,
-        "Q": (queries[:, None] * small.head_size + features).ravel(),
+        **dict.fromkeys("qs", all_features),
         "K": (keys[:, None] * small.head_size + features).ravel(),
     }
+
+
+def _factors(small: ModelConfig, large: ModelConfig, sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns by what `preserve` multiplies along the axes of `AXES`."""
+    shares = {axis: 1 / np.bincount(sources[axis])[sources[axis]] for axis in "dfq"}
+    first = np.zeros(large.num_hidden_layers)
+    first[np.unique(sources["L"], return_index=True)[1]] = 1
+    features = _features_of_head(small, large)
+    # Products are divided by the root of the head's size, which is another now.
+    scores = np.sqrt(large.head_size / small.head_size) / np.bincount(features)[features]
+    tied = small.tie_word_embeddings
+    return shares | {
+        "z": first,
+        "s": np.tile(scores, large.num_attention_heads),
+        "t": shares["d"] if tied else np.ones(large.hidden_size),
+    }
+
+
+def _passing_on(layers: Any, added: np.ndarray, kind: str) -> Any:
+    """Sets the norms of layers that add nothing so that they leave normalised states nearly as they are.
+
+    They see g · n + b, with g and b of the norm before them and n of variance 1, whose variance over the
+    features is about mean(g²) + var(b).
+    """
+    norm = layers["output_norm"]
+    bias = norm.get("bias", jnp.zeros_like(norm["scale"]))
+    centre = jnp.mean(bias, axis=1, keepdims=True) if kind == "layer" else jnp.zeros(())
+    spread = jnp.sqrt(jnp.mean(norm["scale"] ** 2 + (bias - centre) ** 2, axis=1, keepdims=True))
+    values = {"scale": spread, "bias": centre}
+    changed = {
+        name: {key: jnp.where(added[:, None], values[key], array) for key, array in layers[name].items()}
+        for name in ("attention_norm", "output_norm")
+    }
+    return {**layers, **changed}
 
 
 def _features_of_head(small: ModelConfig, large: ModelConfig) -> np.ndarray:
@@ -154,17 +209,19 @@ def _features_of_head(small: ModelConfig, large: ModelConfig) -> np.ndarray:
 
 
 def _layers(small: ModelConfig, large: ModelConfig) -> np.ndarray:
-    """Returns the source of each layer [L]: of those of a kind, global or local, i comes from ⌊i · L / L'⌋.
+    """Returns the source of each layer [L], as Gopher's mapping has it: i comes from ⌊i · L / L'⌋.
 
-    This is Gopher's mapping, for each kind by itself. A network of one layer has no local one to copy.
+    With local layers, the same for groups of a global layer and its local ones. Sources do not fall, so that
+    what `preserve` leaves of them is the smaller network.
     """
-    sources = np.zeros(large.num_hidden_layers, int)
-    ours, theirs = (np.arange(model.num_hidden_layers) % model.group_size > 0 for model in (large, small))
-    for local in (False, True):
-        places, known = np.flatnonzero(ours == local), np.flatnonzero(theirs == local)
-        if known.size:
-            sources[places] = known[np.arange(places.size) * known.size // max(places.size, 1)]
-    return sources
+    size, layers = large.group_size, small.num_hidden_layers
+    groups = -(-layers // size)
+    in_last = layers - (groups - 1) * size
+    places = (large.num_hidden_layers - in_last) // size + 1  # groups that can hold the last one
+    numbers = np.arange(large.num_hidden_layers)
+    sources = np.minimum(numbers // size * groups // places, groups - 1) * size + numbers % size
+    # What the last group lacks comes from the one before it, or, where there is none, from its last layer.
+    return np.where(sources < layers, sources, sources - size if groups > 1 else layers - 1)
 
 
 def _axes_of(name: str) -> str:

@@ -65,13 +65,14 @@ class OpenedCheckpoint:
         """
         return checkpoint.restore(self.folder, self.meta, abstract)
 
-    def grown_params(self, build: Build, model: ModelConfig, abstract: Any) -> Any:
+    def grown_params(self, build: Build, model: ModelConfig, abstract: Any, growth: str) -> Any:
         """Makes the parameters of a larger network, see `growing`.
 
         Args:
             build: the checkpoint's network.
             model: the larger network.
             abstract: its parameters as ShapeDtypeStructs with shardings.
+            growth: as in `growing.grow`.
 
         Raises:
             UserError: when the checkpoint is damaged.
@@ -82,7 +83,7 @@ class OpenedCheckpoint:
             abstract_model(build)[1],
         )
         sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        grow = functools.partial(growing.grow, small=self.model, large=model)
+        grow = functools.partial(growing.grow, small=self.model, large=model, growth=growth)
         return jax.jit(grow, out_shardings=sharded)(self.params(small))
 
     def check_network(self, model: ModelConfig, growth: str = "none") -> None:
@@ -103,8 +104,13 @@ class OpenedCheckpoint:
                 f"init_growth={growth} needs {needs}; of checkpoint {self.folder} {'; '.join(obstacles)}. "
                 "Take its values or another checkpoint."
             )
+        if growth == "preserve" and model.tie_word_embeddings and not model.head_transform:
+            raise UserError(
+                "init_growth=preserve needs model.head_transform=True or model.tie_word_embeddings=False; use "
+                "init_growth=tile."
+            )
         if growth == "none" and differing:
-            larger = "" if obstacles else ", or make this larger network from it with init_growth=tile"
+            larger = "" if obstacles else ", or make the larger network from it with init_growth=preserve"
             raise UserError(
                 f"checkpoint {self.folder} holds another network: {'; '.join(differing.values())}. Take its "
                 f"values or another checkpoint{larger}."

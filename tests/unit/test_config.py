@@ -70,7 +70,7 @@ def test_through_json_and_back():
         ({"init_from": 3}, "config.init_from=3 is of type int; it must be str."),
         (
             {"init_growth": "stack", "init_from": "a"},
-            "init_growth='stack' is unknown; use one of none, tile.",
+            "init_growth='stack' is unknown; use one of none, tile, preserve.",
         ),
         (
             {"init_growth": "tile"},

@@ -1,6 +1,7 @@
 """A larger network from a smaller one's weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,11 @@ def numbered(model):
 
 def random(model, seed=0):
     return nnx.to_pure_dict(nnx.state(BertForPreTraining(model, nnx.Rngs(seed))))
+
+
+def logits(model, params, batch):
+    structure, _ = nnx.split(BertForPreTraining(model, nnx.Rngs(0)))
+    return nnx.merge(structure, params)(batch)[0]
 
 
 def sources_of(small, large, **arrays):
@@ -108,14 +114,20 @@ def test_rows_and_columns_and_both_halves_of_a_gated_block():
     [
         (1, 2, 4, [0, 0, 1, 1]),
         (1, 3, 5, [0, 0, 1, 1, 2]),
-        (3, 4, 8, [0, 1, 1, 0, 1, 2, 3, 2]),  # global layers: 0 and 3; 0, 3 and 6
-        # ModernBERT-base and -large: global layers 0 0 3 6 9 12 12 15 18 21, local ones 1 1 2 4 5 5 7 8 …
-        (3, 22, 28, [0, 1, 1, 0, 2, 4, 3, 5, 5, 6, 7, 8, 9, 10, 11, 12, 11, 13, 12, 14, 16, 15, 16, 17,
-                     18, 19, 20, 21]),
+        (
+            3,
+            4,
+            8,
+            [0, 1, 2, 0, 1, 2, 3, 2],
+        ),  # groups of a global layer and two local ones; the last lacks them
+        (3, 5, 7, [0, 1, 2, 3, 4, 2, 3]),
+        # ModernBERT-base and -large
+        (3, 22, 28, [0, 1, 2, 0, 1, 2, *range(3, 15), 12, 13, 14, *range(15, 22), 19, 20, 21]),
         (3, 1, 4, [0, 0, 0, 0]),
+        (3, 2, 4, [0, 1, 1, 0]),
     ],
-)  # fmt: skip
-def test_layers_are_repeated_and_keep_their_kind(every, small, large, expected):
+)
+def test_layers_are_repeated_by_groups_and_keep_their_kind(every, small, large, expected):
     window = {"local_attention": 8, "global_attn_every_n_layers": every} if every > 1 else {}
     small, large = (dataclasses.replace(SMALL, num_hidden_layers=n, **window) for n in (small, large))
     arrays = {"intermediate/bias": np.arange(small.num_hidden_layers)[:, None].repeat(3, 1)}
@@ -173,28 +185,69 @@ def test_twice_the_width_computes_what_doubled_kernels_compute(kind):
     np.testing.assert_allclose(grown, expected[..., centred(16, 32)], atol=1e-5)
 
 
-WIDER = {"hidden_size": 24, "num_attention_heads": 6, "intermediate_size": 48}
+@pytest.mark.parametrize("kind", ["modern", "euro"])
+def test_a_larger_network_computes_what_the_smaller_one_did(kind):
+    """In width, number of heads and depth; and what it adds at first adds nothing later only by chance."""
+    changes, twice = NETWORKS[kind]
+    small = dataclasses.replace(MODEL, initializer_range=0.1, **changes)
+    large = dataclasses.replace(small, **twice, num_hidden_layers=8, max_position_embeddings=64)
+    params, batch = random(small), random_batch(0, 2)
+    grown = grow(params, small, large, "preserve")
+    with jax.default_matmul_precision("highest"):
+        expected, there = logits(small, params, batch), logits(large, grown, batch)
+    np.testing.assert_allclose(there, expected, atol=1e-5)
+    output = grown["encoder"]["layers"]["output"]["kernel"]
+    assert np.sum(~np.any(output, axis=(1, 2))) == 8 - small.num_hidden_layers
 
 
+def test_a_wider_bert_computes_what_the_smaller_one_did():
+    small = dataclasses.replace(MODEL, initializer_range=0.1)
+    large = dataclasses.replace(small, **TWICE)
+    params, batch = random(small), random_batch(0, 2)
+    with jax.default_matmul_precision("highest"):
+        there = logits(large, grow(params, small, large, "preserve"), batch)
+        np.testing.assert_allclose(there, logits(small, params, batch), atol=1e-5)
+
+
+def test_larger_heads_have_the_same_scores():
+    small = dataclasses.replace(MODEL, initializer_range=0.1)
+    large = dataclasses.replace(small, hidden_size=32)
+    params, batch = random(small), random_batch(0, 2)
+    with jax.default_matmul_precision("highest"):
+        there = logits(large, grow(params, small, large, "preserve"), batch)
+        np.testing.assert_allclose(there, logits(small, params, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("growth", ["tile", "preserve"])
 @pytest.mark.parametrize(
-    ("kind", "sizes"), [("bert", {"num_hidden_layers": 3}), ("modern", WIDER | {"num_hidden_layers": 6})]
+    ("kind", "sizes"),
+    [
+        ("bert", {"num_hidden_layers": 3}),
+        (
+            "modern",
+            {"hidden_size": 24, "num_attention_heads": 6, "intermediate_size": 48} | {"num_hidden_layers": 6},
+        ),
+    ],
 )
-def test_a_grown_network_knows_what_the_smaller_one_has_learned(kind, sizes):
+def test_a_grown_network_knows_what_the_smaller_one_has_learned(kind, sizes, growth):
     mesh, batch = mesh_of(), random_batch(0, 8)
     small = Training(mesh, **NETWORKS[kind][0])
     large = dataclasses.replace(small.config, **sizes)
     state = small.initial_state()
     for _ in range(60):
         state, _ = small.train_step(state, batch, jax.random.key(0))
-    structure, _ = abstract_model(lambda rngs: BertForPreTraining(large, rngs))
 
-    @jax.jit
-    def loss(params):
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(model, params):
+        structure, _ = abstract_model(lambda rngs: BertForPreTraining(model, rngs))
         terms, _ = small.objective.evaluate(nnx.merge(structure, params), batch)
         total, weight = terms["mlm_loss"]
         return total / weight
 
-    assert loss(grow(state.params, small.config, large)) < loss(random(large)) - 1
+    grown = loss(large, grow(state.params, small.config, large, growth))
+    assert grown < loss(large, random(large)) - 1
+    if growth == "preserve":
+        assert abs(grown - loss(small.config, state.params)) < 0.3
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from bert_jax.model.partition import RULES, Rule, path_name, rule_of
 from bert_jax.training.step import abstract_model
 from tests.tiny import MODEL
 
-# Every parameter that BERT has not: gates, an untied matrix of the head, and what classifies without a pooler.
+# With what BERT has not: gates, an untied matrix of the head, and what classifies without a pooler.
 OTHER = dataclasses.replace(MODEL, feed_forward="gated", tie_word_embeddings=False, pooler=False)
 NETWORKS = {
     "pretraining": lambda rngs: BertForPreTraining(MODEL, rngs),
