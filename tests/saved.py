@@ -38,10 +38,11 @@ def wordpiece(more=(), lowercase=True, **rules) -> WordPieceTokenizer:
     return WordPieceTokenizer(pieces, lowercase, **rules)
 
 
-def save(folder, tokenizer, **axes):
+def save(folder, tokenizer, network=MODEL, **axes):
     """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network."""
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST))
+    model = dataclasses.replace(network, vocab_size=tokenizer.vocab_size)
+    pairs = "next_sentence" if model.type_vocab_size > 1 else "none"
+    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST, second_objective=pairs))
     return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), {}, axes)
 
 

@@ -1,5 +1,6 @@
 """Any tokenizer.json, as the `tokenizers` library reads it."""
 
+import codecs
 import json
 import re
 import unicodedata
@@ -62,7 +63,7 @@ class LibraryTokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{name} is not a file of the tokenizers library ({error}).") from None
         ids = read.get_vocab(with_added_tokens=True)
-        self._content = content
+        self._content = content.removeprefix(codecs.BOM_UTF8)
         self.roles = {role: token for role in ROLES if (token := _token(role, stated, ids, name))}
         special = [ids[self.roles.get(role, self.roles["pad_token"])] for role in ROLES]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special
@@ -142,6 +143,10 @@ class LibraryTokenizer(Tokenizer):
             return piece.removeprefix(self._prefix) or piece
         text = self._surface(piece).decode(errors="replace").removeprefix(" ")
         return piece if not text or "\ufffd" in text else text
+
+    def backend(self) -> tokenizers.Tokenizer:
+        """Returns the `tokenizers.Tokenizer` of the file."""
+        return tokenizers.Tokenizer.from_buffer(self._content)
 
     def files(self):
         settings = self.roles | {"vocab_size": self.vocab_size}

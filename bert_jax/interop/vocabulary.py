@@ -1,6 +1,7 @@
 """Reads the vocabulary of a Hugging Face directory, with the rules by which it splits text.
 
-The first of these files counts: sentencepiece.model (of our own export), tokenizer.json, vocab.txt.
+The first of these files counts: sentencepiece.model (of our own export), tokenizer.json, vocab.txt. A
+tokenizer.json that is not BERT's is used as it is.
 """
 
 import json
@@ -10,12 +11,13 @@ from typing import Any
 
 import tokenizers
 
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, Tokenizer
+from bert_jax.corpus.tokenizer import ROLES, SPECIAL_PIECES, Tokenizer
+from bert_jax.corpus.tokenizer_files import read_library_tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer, read_pieces
 from bert_jax.errors import UserError
 from bert_jax.interop.directory import check_fetched, read_json, read_text
-from bert_jax.interop.tokenizer_json import ROLES
 
 BERT = ("BertTokenizer", "BertTokenizerFast")
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # run tokenizer.json as it is
@@ -35,7 +37,8 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
         The tokenizer, and the most tokens of a text that it takes, None without a limit.
 
     Raises:
-        UserError: if there is none, or it splits text by rules that `WordPieceTokenizer` does not have.
+        UserError: if there is none, or it splits text by rules that neither its tokenizer.json nor
+            `WordPieceTokenizer` has.
     """
     settings = _read_settings(directory)
     longest = settings.get("model_max_length")
@@ -44,7 +47,10 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     for name in ("config.json", WordPieceTokenizer.SETTINGS):
         if (path := directory / name).exists():
             _check_rules(read_json(path), path)
-    for name in (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json"):
+    library = isinstance(tokenizer, LibraryTokenizer)  # which takes these into account
+    for name in (
+        () if library else (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json")
+    ):
         if (path := directory / name).exists():
             content = read_json(path)
             if name == "added_tokens.json":  # ids by token
@@ -60,8 +66,11 @@ def _read_tokenizer(directory: pathlib.Path, settings: dict[str, Any]) -> Tokeni
     if own.exists():
         path, known = own, GENERIC
         kind = settings.get("tokenizer_class") or GENERIC[0]
-    elif (path := directory / "tokenizer.json").exists():
-        vocabulary, rules = _read_tokenizer_json(path)
+    elif (path := directory / LibraryTokenizer.FILE).exists():
+        read = _read_library(path)
+        if _other_parts(read) and not _of_bert(settings):
+            return read_library_tokenizer(path, str(path), settings.get("vocab_size"))
+        vocabulary, rules = _read_tokenizer_json(read, path)
         known = BERT + GENERIC
     elif (path := directory / WordPieceTokenizer.FILE).exists():
         check_fetched(path)
@@ -84,10 +93,11 @@ def _read_tokenizer(directory: pathlib.Path, settings: dict[str, Any]) -> Tokeni
 
 
 def _read_settings(directory: pathlib.Path) -> dict[str, Any]:
-    """Reads tokenizer_config.json; config.json may name the class of the tokenizer instead."""
+    """Reads tokenizer_config.json; config.json has V, and may name the class of the tokenizer instead."""
     settings: dict[str, Any] = {}
     if (path := directory / "config.json").exists():
-        settings["tokenizer_class"] = read_json(path).get("tokenizer_class")
+        config = read_json(path)
+        settings = {name: config.get(name) for name in ("tokenizer_class", "model_type", "vocab_size")}
     if (path := directory / WordPieceTokenizer.SETTINGS).exists():
         settings |= {name: value for name, value in read_json(path).items() if value is not None}
     return settings
@@ -154,17 +164,33 @@ def _refuse_added(names: list[str], key: str, path: pathlib.Path) -> None:
         )
 
 
-def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:
-    """Reads the pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
+def _read_library(path: pathlib.Path) -> tokenizers.Tokenizer:
     text = read_text(path)
-    try:  # read by the library and written again, a file of any version has today's form
-        read = tokenizers.Tokenizer.from_str(text)
-        content = json.loads(read.to_str())
+    try:
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} is not a file of the tokenizers library ({error}).") from None
-    for part, kind in PARTS.items():
-        if (found := (content[part] or {}).get("type")) != kind:
-            raise UserError(f"{path}: its {part} is {found} and BERT's is {kind}: {REMEDY}.")
+
+
+def _other_parts(read: tokenizers.Tokenizer) -> dict[str, str | None]:
+    """Returns the kinds of the parts in which a tokenizer differs from BERT's."""
+    content = json.loads(read.to_str())
+    kinds = {part: (content[part] or {}).get("type") for part in PARTS}
+    return {part: kind for part, kind in kinds.items() if kind != PARTS[part]}
+
+
+def _of_bert(settings: Mapping[str, Any]) -> bool:
+    """Whether Transformers replaces the parts of tokenizer.json by those of BERT's class."""
+    if settings.get("tokenizer_class"):
+        return settings["tokenizer_class"] in BERT
+    return (settings.get("model_type") or "bert") == "bert"
+
+
+def _read_tokenizer_json(read: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:
+    """Reads the pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
+    for part, found in _other_parts(read).items():
+        raise UserError(f"{path}: its {part} is {found} and BERT's is {PARTS[part]}: {REMEDY}.")
+    content = json.loads(read.to_str())  # a file of any version has today's form
     model, normalizer = content["model"], content["normalizer"]
     pieces = model.pop("vocab")
     usual = json.loads(tokenizers.models.WordPiece({}, unk_token="[UNK]").__getstate__())
