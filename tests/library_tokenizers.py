@@ -46,6 +46,12 @@ def lines():
     return [*code, CODE, *english, *mixed_lines(1000 - len(code) - len(english) - 1)[1]]
 
 
+def _made_once(make):
+    """Every call gives a tokenizer of its own."""
+    content = functools.cache(lambda: make().to_str())
+    return functools.wraps(make)(lambda: tokenizers.Tokenizer.from_str(content()))
+
+
 def _trained(result, trainer):
     result.train_from_iterator(paragraphs(), trainer)
     return result
@@ -56,6 +62,7 @@ def _frame(result, cls, sep):
     return processors.TemplateProcessing(f"{cls} $A {sep}", f"{cls} $A {sep} $B {sep}", ids)
 
 
+@_made_once
 def modernbert():
     """Byte-level BPE as ModernBERT has it: special tokens last, white space and others added before them."""
     result = tokenizers.Tokenizer(models.BPE())
@@ -73,6 +80,7 @@ def modernbert():
     return result
 
 
+@_made_once
 def eurobert():
     """Byte-level BPE with the rules of Llama 3: padding is the end of the text, and no piece is unknown."""
     result = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
@@ -88,6 +96,7 @@ def eurobert():
     return result
 
 
+@_made_once
 def mmbert():
     """BPE as Gemma's: a space is ▁, none is put before a text, and rare characters become bytes."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
@@ -107,6 +116,7 @@ def mmbert():
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
+@_made_once
 def wordpiece():
     """WordPiece with other rules than BERT's."""
     result = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -119,6 +129,7 @@ def wordpiece():
     return result
 
 
+@_made_once
 def unigram():
     """A unigram model with the names of XLM-R."""
     result = tokenizers.Tokenizer(models.Unigram())
