@@ -99,7 +99,7 @@ class DocumentEncoder:
         for paragraphs in chunk.documents():
             text = "\n".join(paragraphs).encode()
             found = split_sentences(paragraphs, self.language)
-            sentences += found[:1] + [self.tokenizer.sentence_gap + sentence for sentence in found[1:]]
+            sentences += found[:1] + [self.tokenizer.gap + sentence for sentence in found[1:]]
             ends.append(len(sentences))
             splits.append(split_of(text, self.held_out_fraction))
             text_bytes += len(text)

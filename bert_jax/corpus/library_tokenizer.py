@@ -83,7 +83,7 @@ class LibraryTokenizer(Tokenizer):
         self._names = {ids[token]: token for token in self._stand_ins}
         self._describe_pieces(described, ids)
         apart = self._encode_words(["a", "b", " b", "a b"])
-        self.sentence_gap = "" if apart[0] + apart[1] == apart[3] else " "
+        self.gap = "" if apart[0] + apart[1] == apart[3] else " "
 
     def __reduce__(self):
         return type(self), (self._content, self.roles, "the tokenizer", self.vocab_size)

@@ -28,8 +28,8 @@ class Tokenizer(abc.ABC):
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the five special pieces.
         special_ids: the five, in this order.
         word_starts: bool [V], whether a piece starts a word (special pieces other than [UNK] do).
-        sentence_gap: what is put before a sentence that follows another in a document: a space, if a word
-            at the start of a text would be encoded as one that no space precedes.
+        gap: what is put before a sentence or word that follows another but is encoded by itself: a space,
+            if a text without it would be encoded as if none preceded; else nothing.
     """
 
     vocab_size: int
@@ -39,7 +39,7 @@ class Tokenizer(abc.ABC):
     sep_id: int
     mask_id: int
     word_starts: np.ndarray
-    sentence_gap = ""
+    gap = ""
     _words_are_independent = True  # no piece crosses a space, so words are encoded one by one
 
     @property

@@ -14,6 +14,9 @@ from bert_jax.corpus.tokenizer_files import load_tokenizer, read_tokenizer
 from bert_jax.data.batches import Batches
 from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
+from bert_jax.tasks.config import TaskConfig, TaskData
+from bert_jax.tasks.registry import make_task
+from bert_jax.tasks.token_classification import Sentence
 from tests.fakes import MemoryStore
 from tests.library_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, paragraphs, unigram
 
@@ -200,11 +203,18 @@ def test_sentences_keep_the_space_between_them(kind, tmp_path):
     )  # fmt: skip
     dataset = prepare(data, 1300, tmp_path / "data_dir", workers=1)
     store, tokenizer = dataset.split("train"), dataset.tokenizer
-    assert tokenizer.sentence_gap == ("" if kind is unigram else " ")
+    assert tokenizer.gap == ("" if kind is unigram else " ")
     found = store.read(np.arange(store.index.num_documents))
     assert len(found) == len(documents)
     for ids, document in zip(found, documents, strict=True):
         assert tokenizer.decode(ids) == " ".join(split_sentences(document, "en"))
+
+
+def test_words_of_a_tagged_sentence_keep_the_space_between_them():
+    tokenizer, words = ours_of(modernbert), ["The", "state", "of", "the", "union", "is", "strong", "."]
+    task = make_task(TaskConfig("token_classification"), TaskData(), {"labels": ["O"]})
+    encoded = task.encode([Sentence(words, ["O"] * len(words), "")] * 2, tokenizer, 64)
+    assert encoded.tokens.tolist() == tokenizer.encode([" ".join(words)])[0] * 2
 
 
 def test_masks_and_random_tokens_are_pieces_of_text():
