@@ -5,6 +5,7 @@ tokenizer.json that is not BERT's is used as it is.
 """
 
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ FIXED = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece", 
          "do_subword_tokenize": True, "do_basic_tokenize": True}  # fmt: skip
 # Keys of tokens that are found in a text before it is split.
 SPELLED = ("additional_special_tokens", "extra_special_tokens", "never_split", "added_tokens_decoder")
+log = logging.getLogger("bert_jax")
 REMEDY = "its ids would differ from the published ones. Give a model with BERT's tokenizer"
 
 
@@ -47,10 +49,10 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     for name in ("config.json", WordPieceTokenizer.SETTINGS):
         if (path := directory / name).exists():
             _check_rules(read_json(path), path)
-    library = isinstance(tokenizer, LibraryTokenizer)  # which takes these into account
-    for name in (
-        () if library else (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json")
-    ):
+    if isinstance(tokenizer, LibraryTokenizer):  # whose tokens may be any
+        _warn_of_frame(tokenizer, directory)
+        return tokenizer, longest
+    for name in (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json"):
         if (path := directory / name).exists():
             content = read_json(path)
             if name == "added_tokens.json":  # ids by token
@@ -205,6 +207,19 @@ def _read_tokenizer_json(read: tokenizers.Tokenizer, path: pathlib.Path) -> tupl
     _check_frame(read, pieces, path)
     rules = {ours: normalizer[theirs] for ours, theirs in WordPieceTokenizer.RULES.items()}
     return sorted(pieces, key=pieces.__getitem__), {k: v for k, v in rules.items() if v is not None}
+
+
+def _warn_of_frame(tokenizer: LibraryTokenizer, directory: pathlib.Path) -> None:
+    """Warns if the file sets other special tokens around texts than rows have here."""
+    read, (a, b) = tokenizer.backend(), tokenizer.encode(["a", "b"])
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    usual = [cls, *a, sep], [cls, *a, sep, *b, sep]
+    if read.post_processor is not None and (read.encode("a").ids, read.encode("a", "b").ids) != usual:
+        framed = [" ".join(read.encode(*texts).tokens) for texts in (("A",), ("A", "B"))]
+        log.warning(
+            "%s makes rows like %s and %s; those here are %s A %s B %s", directory / tokenizer.FILE, *framed,
+            *map(tokenizer.piece, (cls, sep, sep)),
+        )  # fmt: skip
 
 
 def _check_frame(read: tokenizers.Tokenizer, pieces: Mapping[str, int], path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -89,6 +90,21 @@ def test_a_file_without_a_frame_gets_one():
     assert written.encode("so", "it").ids == [cls, *a, sep, *b, sep]
     (masked,) = tokenizer.encode_with_masks(["so [MASK]"])  # without the space before the mask
     assert written.encode("so [MASK]", add_special_tokens=False).ids == masked == [*a, tokenizer.mask_id]
+
+
+def test_another_frame_is_told(tmp_path, caplog, monkeypatch):
+    """As Llama's, which has no token at the end."""
+    monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
+    write(tmp_path, modernbert)
+    assert read_vocabulary(tmp_path)[0].vocab_size == 1300
+    assert not caplog.records
+    content = json.loads(modernbert().to_str())
+    content["post_processor"]["single"].pop()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    read_vocabulary(tmp_path)
+    (record,) = caplog.records
+    told = "json makes rows like [CLS] A and [CLS] A [SEP] B [SEP]; those here are [CLS] A [SEP] B [SEP]"
+    assert told in record.getMessage()
 
 
 def test_berts_wordpiece_stays_berts(tmp_path):
