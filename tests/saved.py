@@ -44,7 +44,7 @@ def save(folder, tokenizer, changes=None, **axes):
     `changes` are of `MODEL`.
     """
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size, **changes or {})
-    pairs = "next_sentence" if model.pooler else "none"
+    pairs = "next_sentence" if model.pooler and model.type_vocab_size > 1 else "none"
     config = Config(model=model, data=DataConfig(max_seq_length=LONGEST, second_objective=pairs))
     return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), {}, axes)
 

@@ -40,15 +40,15 @@ def read_words(path: pathlib.Path) -> list[str]:
     return words
 
 
-def add_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[Tokenizer, list[list[int]]]:
+def add_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[Tokenizer, dict[int, list[int]]]:
     """Makes one token of each word that is several; text without these words keeps its ids.
 
     WordPiece and SentencePiece also find it where a longer word begins with it, as they find any piece; a
     tokenizer.json finds whole words.
 
     Returns:
-        The tokenizer with the new pieces behind the old ones, and for each new piece the ids that the word
-        has without it.
+        The tokenizer with the new pieces behind the old ones, and for each new id those that the word has
+        without it. A network may have rows behind the old pieces already.
 
     Raises:
         UserError: if no word is new, or one cannot be a single token.
@@ -61,19 +61,22 @@ def add_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[Tokenizer, li
             new.setdefault(_normalised(tokenizer, word), word)
     if not new:
         raise UserError(f"--add_words: each of the {len(words)} words is one token already; give new ones.")
-    known = {"", *map(tokenizer.piece, range(tokenizer.vocab_size))}
-    impossible = [word for piece, word in new.items() if piece in known]
+    old = {"", *map(tokenizer.piece, range(tokenizer.vocab_size))}
+    impossible = [word for piece, word in new.items() if piece in old]
     if not impossible:
         extended = _extended(tokenizer, new)
         found = extended.encode([f" {word}" for word in new.values()])
-        numbered = zip(range(tokenizer.vocab_size, extended.vocab_size), new.values(), found, strict=True)
-        impossible = [word for number, word, ids_of_word in numbered if ids_of_word != [number]]
+        impossible = [
+            word
+            for word, numbers in zip(new.values(), found, strict=True)
+            if len(numbers) > 1 or extended.piece(numbers[0]) in old
+        ]
     if impossible:
         raise UserError(
             f"--add_words: {', '.join(impossible[:5])} cannot be a token, because this tokenizer splits "
             "words at such characters or uses the piece otherwise; take it out of the list."
         )
-    return extended, [ids[word] for word in new.values()]
+    return extended, {numbers[0]: ids[word] for numbers, word in zip(found, new.values(), strict=True)}
 
 
 def _normalised(tokenizer: Tokenizer, word: str) -> str:
@@ -108,5 +111,5 @@ def _extended(tokenizer: Tokenizer, words: Mapping[str, str]) -> Tokenizer:
     whole = [tokenizers.AddedToken(word, single_word=True, lstrip=True) for word in words.values()]
     library.add_tokens(whole)
     assert isinstance(tokenizer, LibraryTokenizer)
-    roles = {role: token for role, token in tokenizer.roles.items() if token}
-    return LibraryTokenizer(library.to_str().encode(), roles)
+    size = max(tokenizer.vocab_size, 1 + max(library.get_vocab().values()))
+    return LibraryTokenizer(library.to_str().encode(), tokenizer.roles, vocab_size=size)

@@ -9,9 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from bert_jax.corpus.characters import Span, valid
+from bert_jax.corpus.characters import WORD_START, Span, valid
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Of the special pieces in tokenizer_config.json, in the order of `Tokenizer.special_ids`.
+ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+MASK = SPECIAL_PIECES[-1]  # how a text for `encode_with_masks` writes the mask of any vocabulary
+# Replaces a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
+# Without it SentencePiece would start a new word at the full stop of "[MASK].".
+STAND_IN = "\U0010fffd"
 
 
 class Tokenizer(abc.ABC):
@@ -22,6 +28,8 @@ class Tokenizer(abc.ABC):
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the five special pieces.
         special_ids: the five, in this order.
         word_starts: bool [V], whether a piece starts a word (special pieces other than [UNK] do).
+        gap: what is put before a sentence or word that follows another but is encoded by itself: a space,
+            if a text without it would be encoded as if none preceded; else nothing.
     """
 
     vocab_size: int
@@ -31,11 +39,17 @@ class Tokenizer(abc.ABC):
     sep_id: int
     mask_id: int
     word_starts: np.ndarray
+    gap = ""
     _words_are_independent = True  # no piece crosses a space, so words are encoded one by one
 
     @property
     def special_ids(self) -> tuple[int, ...]:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+
+    @property
+    def maskable(self) -> np.ndarray:
+        """Returns bool [V], the pieces that a text can have: all but the special ones."""
+        return ~np.isin(np.arange(self.vocab_size), self.special_ids)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of each text, without special tokens."""
@@ -90,6 +104,20 @@ class Tokenizer(abc.ABC):
             results.append((ids, offsets + np.repeat(begins, counts)[:, None]))
         return results
 
+    def encode_with_masks(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts in which `MASK` is the mask, which replaces one piece with the space before it."""
+        segments = [
+            segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
+        ]
+        stand_in, *encoded = self.encode([STAND_IN, *segments])
+        parts, result = iter(encoded), []
+        for text in texts:
+            ids = next(parts)
+            for _ in range(text.count(MASK)):
+                ids += [self.mask_id, *next(parts)[len(stand_in) :]]
+            result.append(ids)
+        return result
+
     @abc.abstractmethod
     def _encode_words(self, words: list[str]) -> list[list[int]]: ...
 
@@ -104,6 +132,11 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def piece(self, token: int) -> str:
         """Returns the piece of one token id, as in the vocabulary."""
+
+    def bare_piece(self, token: int) -> str:
+        """Returns a piece as people read it, without the mark of a word's start or of its continuation."""
+        piece = self.piece(token)
+        return piece.removeprefix("##").removeprefix(WORD_START) or piece
 
     @abc.abstractmethod
     def files(self) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import re
 from etils import epath
 
 from bert_jax.corpus.config import TRAINED, DataConfig
-from bert_jax.corpus.library_tokenizer import ROLES, LibraryTokenizer
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.corpus.tokenizer import Tokenizer
@@ -34,26 +34,39 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
         pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
         return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
     if (path := directory / LibraryTokenizer.FILE).exists():
-        return read_library_tokenizer(path, str(path))
+        settings = json.loads((directory / LibraryTokenizer.SETTINGS).read_bytes())
+        return read_library_tokenizer(path, str(path), settings["vocab_size"])
     files = f"{SentencePieceTokenizer.FILE}, {WordPieceTokenizer.FILE} or {LibraryTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
 
 
-def read_library_tokenizer(path: epath.Path | pathlib.Path, name: str) -> LibraryTokenizer:
+def read_library_tokenizer(
+    path: epath.Path | pathlib.Path, name: str, vocab_size: int | None = None
+) -> LibraryTokenizer:
     """Reads a tokenizer.json, with the roles of its tokens from the files that may be beside it.
 
     Raises:
-        UserError: if it is no tokenizer.json, or has no token for a role; begins with `name`.
+        UserError: as `LibraryTokenizer`; begins with `name`.
     """
-    roles: dict[str, str] = {}
-    for file in ("tokenizer_config.json", LibraryTokenizer.ROLES_FILE):
-        if (beside := path.parent / file).exists():
-            content = json.loads(beside.read_bytes())
-            tokens = {role: content[role] for role in ROLES if content.get(role)}
-            roles |= {
-                role: token["content"] if isinstance(token, dict) else token for role, token in tokens.items()
-            }
-    return LibraryTokenizer(path.read_bytes(), roles, name)
+    stated: dict[str, str] = {}
+    for beside in _beside(path):
+        try:
+            content = json.loads(beside.read_bytes().decode("utf-8-sig"))
+            tokens = {role: token for role, token in content.items() if role.endswith("_token") and token}
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{name}: {beside} is no JSON object ({error}).") from None
+        stated |= {
+            role: str(token.get("content")) if isinstance(token, dict) else token
+            for role, token in tokens.items()
+            if isinstance(token, str | dict)
+        }
+    return LibraryTokenizer(path.read_bytes(), stated, name, vocab_size)
+
+
+def _beside(path: epath.Path | pathlib.Path) -> list[epath.Path | pathlib.Path]:
+    """Lists the files that state the roles of a tokenizer.json's tokens; the last counts."""
+    names = ("special_tokens_map.json", LibraryTokenizer.SETTINGS)
+    return [file for name in names if (file := path.parent / name).exists()]
 
 
 def tokenizer_file(data: DataConfig) -> str | None:
@@ -64,9 +77,9 @@ def tokenizer_file(data: DataConfig) -> str | None:
     Raises:
         MissingInput: if there is no such file.
     """
-    kind, _, name = data.tokenizer.partition(":")
-    if kind in TRAINED:
+    if data.tokenizer in TRAINED:
         return None
+    kind, _, name = data.tokenizer.partition(":")
     path, shipped = os.path.expanduser(name), VOCABULARIES / f"{name}.txt"
     if kind == "wordpiece" and not epath.Path(path).exists() and shipped.exists():
         path = str(shipped)
@@ -76,23 +89,36 @@ def tokenizer_file(data: DataConfig) -> str | None:
     return path
 
 
+def deciding_files(data: DataConfig) -> list[str]:
+    """Lists the files whose content decides the tokenizer, `tokenizer_file` first; none if it is trained.
+
+    Raises:
+        MissingInput: if there is no such file.
+    """
+    if not (file := tokenizer_file(data)):
+        return []
+    roles = _beside(epath.Path(file)) if data.tokenizer.startswith("tokenizer_json:") else []
+    return [file, *map(str, roles)]
+
+
 def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     """Reads the tokenizer from the file that `data.tokenizer` names.
 
     Raises:
-        UserError: if the file holds no tokenizer with BERT's special pieces, or not `vocab_size` pieces.
+        UserError: if the file holds no tokenizer with BERT's special pieces, or not `vocab_size` pieces; a
+            tokenizer.json may have fewer.
     """
     path = epath.Path(tokenizer_file(data))
     name = f"data.tokenizer={data.tokenizer!r}"
+    if data.tokenizer.startswith("tokenizer_json:"):
+        return read_library_tokenizer(path, name, vocab_size)
     content, wordpiece = path.read_bytes(), data.tokenizer.startswith("wordpiece:")
     if wordpiece and MODEL_START.match(content):
         raise UserError(f"{name} is a SentencePiece model; use data.tokenizer=sentencepiece:{path}.")
     if not wordpiece and b"[MASK]" in content.splitlines():
         raise UserError(f"{name} is a vocabulary of a piece a line; use data.tokenizer=wordpiece:{path}.")
     tokenizer: Tokenizer
-    if data.tokenizer.startswith("tokenizer_json:"):
-        tokenizer = read_library_tokenizer(path, name)
-    elif wordpiece:
+    if wordpiece:
         tokenizer = WordPieceTokenizer(read_pieces(path, name), data.lowercase, name)
     else:
         tokenizer = SentencePieceTokenizer(content, name)

@@ -19,7 +19,7 @@ from etils import epath
 from flax import nnx
 
 from bert_jax.config import Config, from_checkpoint
-from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer import MASK, Tokenizer
 from bert_jax.data.batch import assemble
 from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
@@ -39,10 +39,6 @@ from bert_jax.training.opening import OpenedCheckpoint, first_device_compute, op
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
 
-MASK = "[MASK]"
-# Replaces a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
-# Without it SentencePiece would start a new word at the full stop of "[MASK].".
-STAND_IN = "\U0010fffd"
 SHORTEST = 16  # tokens of a row; a row is padded to a power of two, so that few shapes are compiled
 MASKS = 64  # whose probabilities, over the whole vocabulary, are in memory at a time
 
@@ -241,7 +237,7 @@ class Pretrained:
         if isinstance(texts, str):
             raise UserError(f"texts={texts[:40]!r} is a single text; give a list of texts.")
         parts = [(text,) if isinstance(text, str) else text for text in texts]
-        ids = iter(self._ids([part for pair in parts for part in pair]))
+        ids = iter(self.tokenizer.encode_with_masks([part for pair in parts for part in pair]))
         rows = []
         for text, pair in zip(texts, parts, strict=True):
             if len(pair) > 1 and (problem := self._why_no_pairs()):
@@ -256,20 +252,6 @@ class Pretrained:
                 )
             rows.append(row)
         return rows
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Encodes texts. A mask replaces one piece, with the space before it if there is one."""
-        segments = [
-            segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
-        ]
-        stand_in, *encoded = self.tokenizer.encode([STAND_IN, *segments])
-        parts, result = iter(encoded), []
-        for text in texts:
-            ids = next(parts)
-            for _ in range(text.count(MASK)):
-                ids += [self.tokenizer.mask_id, *next(parts)[len(stand_in) :]]
-            result.append(ids)
-        return result
 
     def _batches(self, rows: list["Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
         """Batches rows of similar length; yields the numbers of the texts in the rows, and the batch."""

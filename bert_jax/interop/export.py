@@ -46,9 +46,9 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
         **bert.tokenizer.files(),
         "model.safetensors": weights,
         "config.json": _json(config),
-        "tokenizer_config.json": _json(settings),  # replaces that of WordPiece, which has fewer keys
+        "tokenizer_config.json": _json(settings),  # replaces that of the tokenizer, which has other keys
         "special_tokens_map.json": _json({k: v for k, v in settings.items() if k.endswith("_token")}),
-        "tokenizer.json": tokenizer_json.build(bert.tokenizer).to_str(pretty=True),
+        "tokenizer.json": tokenizer_json.content(bert.tokenizer),
         "README.md": model_card(opened, bert.config, task, label_info),
     }
     for name, content in files.items():

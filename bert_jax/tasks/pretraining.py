@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import TOKENIZER
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
 from bert_jax.corpus.mixture import PreparedSources
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.specs import parse
@@ -110,7 +111,9 @@ class Pretraining:
             return
         path = folder / TOKENIZER / SentencePieceTokenizer.FILE
         remedy = f"use its tokenizer: data.tokenizer=sentencepiece:{path}"
-        if not path.exists():
+        if (library := folder / TOKENIZER / LibraryTokenizer.FILE).exists():
+            remedy = f"use its tokenizer: data.tokenizer=tokenizer_json:{library}"
+        elif not path.exists():
             path = folder / TOKENIZER / WordPieceTokenizer.FILE
             remedy = f"use its tokenizer: data.tokenizer=wordpiece:{path}"
             rules = json.loads((path.parent / WordPieceTokenizer.SETTINGS).read_bytes())

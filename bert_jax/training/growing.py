@@ -12,7 +12,7 @@ Axes: L layers, D hidden, N heads, H head size, F feed-forward, V vocabulary.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,19 +106,21 @@ def grow(params: Any, small: ModelConfig, large: ModelConfig, growth: str = "til
     return params
 
 
-def add_words(params: Any, pieces: Sequence[Sequence[int]]) -> Any:
-    """Adds words behind the vocabulary, each with the mean of what its pieces have; all else is as it was.
+def add_words(params: Any, pieces: Mapping[int, Sequence[int]]) -> Any:
+    """Gives new words the mean of what their pieces have; all else is as it was.
 
     Args:
         params: a nested dict of arrays; of pretraining, or of a fine-tuned network.
-        pieces: token ids of each new word.
+        pieces: id of each new word -> token ids that it had; ids behind the vocabulary enlarge it.
     """
+    numbers = jnp.asarray(list(pieces))
 
     def extended(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
         if not re.search(f"(^|/){WORDS}$", path_name(path)):
             return array
-        means = [jnp.mean(array[jnp.asarray(ids)], axis=0) for ids in pieces]
-        return jnp.concatenate([array, jnp.stack(means)])
+        means = jnp.stack([jnp.mean(array[jnp.asarray(ids)], axis=0) for ids in pieces.values()])
+        surplus = max(0, 1 + max(pieces) - len(array))
+        return jnp.pad(array, ((0, surplus), *[(0, 0)] * (array.ndim - 1))).at[numbers].set(means)
 
     return jax.tree_util.tree_map_with_path(extended, params)
 

@@ -71,7 +71,8 @@ def test_new_words_are_one_token_and_all_other_text_keeps_its_ids(make, tmp_path
     old = make()
     new, pieces = add_words(old, NEW)
     assert new.vocab_size == old.vocab_size + 3
-    assert pieces == old.encode([f" {word}" for word in NEW])
+    ids = range(old.vocab_size, old.vocab_size + 3)
+    assert pieces == dict(zip(ids, old.encode([f" {word}" for word in NEW]), strict=True))
     assert new.special_ids == old.special_ids
     assert new.encode(lines()) == old.encode(lines())
     first = old.vocab_size
