@@ -29,7 +29,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     model, params, task, label_info = bert.config.model, bert.params, heads.PRETRAINING, {}
     if isinstance(bert, Finetuned):
         task, label_info = bert.config.task.name, bert.task.label_info
-    longest = bert.config.data.max_seq_length
+    longest = bert.config.longest_row
     # Their regression has its output in the units of the data.
     theirs = heads.fold_standardisation(params, label_info) if task == "regression" else params
     network = Network(family_of(model), model, HEADS[task], heads.num_labels(task, label_info))

@@ -79,7 +79,7 @@ class Pretraining:
         if config.init_from:
             opened = open_checkpoint(config.init_from, "init_from")
             self._check_tokenizer(opened.folder)
-            opened.check_network(config.model)
+            opened.check_network(config.phase_list()[0].config.model)
             params = opened.params(abstract)
             log.info(
                 "started at step 0 with the weights of %s; optimizer and schedule are new", opened.folder
