@@ -1,6 +1,6 @@
 """A small encoder like ModernBERT (Warner et al., 2024) on the embedded corpus, as `bert_tiny` for BERT.
 
-make pretrain CONFIG=modern_tiny
+    make pretrain CONFIG=modern_tiny
 """
 
 from bert_jax.config import default_config

@@ -68,7 +68,7 @@ def get_config():
         beta2=0.98,
         clip_norm=0.0,
     )
-    config.train.update(num_steps=0, remat="dots", gradient_accumulation_steps=12)
+    config.train.update(num_steps=0, remat="full", gradient_accumulation_steps=12)
     # Equally many updates with every size of a batch.
     sizes = range(UNIT, ROWS, UNIT)
     updates = GROWTH_TOKENS // (1024 * sum(sizes))

@@ -28,7 +28,7 @@ def get_config():
     )
     config.data.update(global_batch_size=UNIT)
     config.optimizer.update(learning_rate=5e-4, warmup_steps=1_663)  # 2 billion tokens
-    config.train.update(gradient_accumulation_steps=1)
+    config.train.update(remat="dots", gradient_accumulation_steps=1)
     sizes = range(UNIT, ROWS, UNIT)
     updates = GROWTH_TOKENS // (1024 * sum(sizes))
     growing = [
