@@ -121,7 +121,7 @@ class BertForPreTraining(nnx.Module):
         if self.next_sentence is None:
             return None
         pooled = self.encoder.pool(hidden, cls_positions)
-        return self.next_sentence(pooled).astype(self.next_sentence.bias.dtype)
+        return self.next_sentence(pooled).astype(self.next_sentence.kernel.dtype)
 
 
 def _parts(arrays: Any, size: int) -> Any:
