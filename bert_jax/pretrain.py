@@ -88,7 +88,8 @@ def check(config: Config, workdir: epath.Path) -> bool:
     folder = check_workdir(workdir, config)
     resumes = bool(committed_steps(folder / "checkpoints"))
     if config.init_from and not resumes:
-        open_checkpoint(config.init_from, "init_from").check_network(config.model, config.init_growth)
+        first = config.phase_list()[0].config.model
+        open_checkpoint(config.init_from, "init_from").check_network(first, config.init_growth)
     return resumes
 
 

@@ -92,7 +92,7 @@ class Pretrained:
         self.tokenizer, self.meta = opened.tokenizer, opened.meta
         kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
         self.config = config = from_checkpoint(opened.meta["config"], kind, opened.folder)
-        self.max_length = config.data.max_seq_length
+        self.max_length = config.longest_row
         network = EncoderOnly if opened.is_finetuned else BertForPreTraining
         compute = first_device_compute(dtype)
         structure, self.params = opened.network(lambda rngs: network(config.model, rngs, compute))

@@ -32,7 +32,7 @@ def export(source: pathlib.Path, output: pathlib.Path) -> None:
     model, params, task, label_info = bert.config.model, bert.params, heads.PRETRAINING, {}
     if isinstance(bert, Finetuned):
         task, label_info = bert.config.task.name, bert.task.label_info
-    family, head, longest = family_of(model), HEADS[task], bert.config.data.max_seq_length
+    family, head, longest = family_of(model), HEADS[task], bert.config.longest_row
     head.check(family)
     # Their regression has its output in the units of the data.
     theirs = heads.fold_standardisation(params, label_info) if task == "regression" else params

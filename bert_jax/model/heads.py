@@ -1,5 +1,9 @@
 """The heads: of pretraining (Devlin et al., 2019, section 3.1) and of fine-tuning (section 3.2)."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,8 +22,9 @@ from bert_jax.model.encoder import (
 )
 from bert_jax.model.features import pool
 from bert_jax.model.layers import Dense, Embedding, dense
-from bert_jax.model.partition import ROWS, TENSOR, constrain
+from bert_jax.model.partition import DATA, FSDP, ROWS, TENSOR, axis_size, constrain
 
+LOGITS = 2**27  # at most so many logits of words, 512 MiB in float32, are on a device at a time
 CLASSIFIER_DROPOUT = 2  # the use of a row's key that follows those of the encoder
 
 
@@ -37,21 +42,25 @@ class MaskedLanguageModelHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.decoder_bias else None
 
     def __call__(self, hidden: jax.Array, token_table: jax.Array) -> jax.Array:
-        """hidden [..., D], token_table [V, D] -> logits [..., V] in the parameters' dtype.
+        """hidden [..., D], token_table [V, D] -> logits [..., V] in the parameters' dtype."""
+        return self.logits(self.transformed(hidden), self.table(token_table))
 
-        Rows that pad the table (see `Embeddings.token_table`) have logits of -inf.
-        """
-        x = hidden
-        if self.transform is not None and self.norm is not None:
-            x = self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(x)))
-        if self.decoder is not None:
-            token_table = words_split(self.decoder)
-        surplus = token_table.shape[0] - self.config.vocab_size
-        bias = (
-            jnp.zeros((self.config.vocab_size,), token_table.dtype) if self.bias is None else self.bias[...]
-        )
+    def transformed(self, hidden: jax.Array) -> jax.Array:
+        """Applies what comes before the vocabulary's matrix: [..., D] -> [..., D]."""
+        if self.transform is None or self.norm is None:
+            return hidden
+        return self.norm(ACTIVATIONS[self.config.hidden_act](self.transform(hidden)))
+
+    def table(self, token_table: jax.Array) -> jax.Array:
+        """Returns the vocabulary's matrix [V, D]: that of the token embeddings if it is tied to it."""
+        return token_table if self.decoder is None else words_split(self.decoder)
+
+    def logits(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        """x [..., D], table [V, D] -> logits [..., V]; rows that pad the table have logits of -inf."""
+        surplus = table.shape[0] - self.config.vocab_size
+        bias = jnp.zeros((self.config.vocab_size,), table.dtype) if self.bias is None else self.bias[...]
         bias = constrain(jnp.pad(bias, (0, surplus), constant_values=-jnp.inf), TENSOR)
-        logits = dense(x, token_table.T, bias, bias.dtype)
+        logits = dense(x, table.T, bias, bias.dtype)
         return constrain(logits, ROWS, *[None] * (logits.ndim - 2), TENSOR)
 
 
@@ -61,8 +70,8 @@ class BertForPreTraining(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute = DEFAULT_COMPUTE):
         self.encoder = Encoder(config, rngs, compute)
         self.masked_lm = MaskedLanguageModelHead(config, rngs)
-        pairs = config.pooler
-        self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs) if pairs else None
+        judges = config.pooler
+        self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, rngs) if judges else None
 
     def __call__(
         self, batch: dict[str, jax.Array], dropout_keys: jax.Array | None = None, causal: bool = False
@@ -75,10 +84,54 @@ class BertForPreTraining(nnx.Module):
         hidden = self.encoder(batch, dropout_keys, causal=causal)
         chosen = gather_positions(hidden, batch["masked_lm_positions"])
         masked_lm_logits = self.masked_lm(chosen, self.encoder.embeddings.token_table())
+        return masked_lm_logits, self.pairs(hidden, batch["cls_positions"])
+
+    def words(
+        self, hidden: jax.Array, slots: dict[str, jax.Array], of: Callable[[jax.Array, dict], Any]
+    ) -> Any:
+        """Adds up what `of` computes of the words' logits, of so many at a time as memory should hold.
+
+        Where all would be more than `LOGITS` on a device, the next ones are computed when these are gone, and
+        all of them again for the gradient.
+
+        Args:
+            hidden: of the encoder, [B, T, D].
+            slots: `masked_lm_positions`, `masked_lm_weights` and what else `of` reads, [B, M] each.
+            of: (logits [B, m, V], slots [B, m] each) -> arrays, sums over slots that leave out those of
+                weight 0.
+        """
+        positions = slots["masked_lm_positions"]
+        states = self.masked_lm.transformed(gather_positions(hidden, positions))
+        table = self.masked_lm.table(self.encoder.embeddings.token_table())
+
+        def of_part(states, slots):
+            return of(self.masked_lm.logits(states, table), slots)
+
+        devices = axis_size(DATA) * axis_size(FSDP) * axis_size(TENSOR)
+        parts = math.ceil(positions.size * table.shape[0] / (LOGITS * devices))
+        if parts == 1:
+            return of_part(states, slots)
+        size = max(1, positions.shape[1] // parts)
+        summed = jax.checkpoint(of_part, prevent_cse=False)  # a loop: nothing to prevent
+        sums = jax.lax.map(lambda part: summed(*part), _parts((states, slots), size))
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+    def pairs(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array | None:
+        """Judges pairs of sentences: hidden [B, T, D], positions [B, S] -> logits [B, S, 2], or None."""
         if self.next_sentence is None:
-            return masked_lm_logits, None
-        pooled = self.encoder.pool(hidden, batch["cls_positions"])
-        return masked_lm_logits, self.next_sentence(pooled).astype(masked_lm_logits.dtype)
+            return None
+        pooled = self.encoder.pool(hidden, cls_positions)
+        return self.next_sentence(pooled).astype(self.next_sentence.kernel.dtype)
+
+
+def _parts(arrays: Any, size: int) -> Any:
+    """Cuts arrays [B, M, …] along M into parts [parts, B, size, …]; zeros fill the last one."""
+
+    def cut(x):
+        padded = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)])
+        return padded.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, arrays)
 
 
 class ClassifierHead(nnx.Module):

@@ -80,12 +80,13 @@ class Pretraining:
         if config.init_from:
             opened = open_checkpoint(config.init_from, "init_from")
             self._check_tokenizer(opened.folder)
-            opened.check_network(config.model, config.init_growth)
+            first = config.phase_list()[0].config.model
+            opened.check_network(first, config.init_growth)
             if config.init_growth == "none":
                 params, grown = opened.params(abstract), ""
             else:
                 build = functools.partial(self.objective.build, opened.model, compute=DEFAULT_COMPUTE)
-                params = opened.grown_params(build, config.model, abstract, config.init_growth)
+                params = opened.grown_params(build, first, abstract, config.init_growth)
                 grown = " grown to this network"
             log.info(
                 "started at step 0 with the weights of %s%s; optimizer and schedule are new",

@@ -28,8 +28,8 @@ SIZES = frozenset({
     "max_position_embeddings",
 })  # fmt: skip
 # The end of a parameter's path -> its axes. L, D and F as above, Q features of all heads, K of those of keys
-# and values, P positions, R the layer whose input a norm makes; - stays as it is. What `preserve` rescales has
-# small letters: d, f, q are summed over; z layers that add to the residual stream; s queries, whose
+# and values, P positions, R the layer whose input a norm makes; - stays as it is. What `preserve` rescales
+# has small letters: d, f, q are summed over; z layers that add to the residual stream; s queries, whose
 # products with keys sum the features of a head; t the norm before a decoder that is the token embeddings.
 AXES = {
     "embeddings/(token|segment)/embedding": "-D",

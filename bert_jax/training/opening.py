@@ -110,7 +110,7 @@ class OpenedCheckpoint:
                 "init_growth=tile."
             )
         if growth == "none" and differing:
-            larger = "" if obstacles else ", or make the larger network from it with init_growth=preserve"
+            larger = "" if obstacles else ", or grow this network from it with init_growth=preserve"
             raise UserError(
                 f"checkpoint {self.folder} holds another network: {'; '.join(differing.values())}. Take its "
                 f"values or another checkpoint{larger}."

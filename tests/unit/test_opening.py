@@ -66,9 +66,7 @@ def test_a_larger_network_may_grow_from_a_smaller_one(tmp_path):
     large = dataclasses.replace(opened.model, **sizes, max_position_embeddings=64, hidden_dropout=0.3)
     opened.check_network(large, "tile")
     opened.check_network(opened.model, "tile")
-    with pytest.raises(
-        UserError, match="or make the larger network from it with init_growth=preserve"
-    ) as error:
+    with pytest.raises(UserError, match="or grow this network from it with init_growth=preserve") as error:
         opened.check_network(large)
     assert "model.hidden_size is 16 there and 20 here" in str(error.value)
     for changes, message in (

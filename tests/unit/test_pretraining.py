@@ -112,9 +112,14 @@ def test_unigram_bias_is_the_log_of_the_frequencies_and_nothing_else():
 class FixedLogits:
     """A network that says the same of everything: token 6, and IsNext."""
 
-    def __call__(self, batch, _):
-        logits = jnp.zeros((*batch["masked_lm_ids"].shape, VOCABULARY)).at[..., 6].set(2.0)
-        return logits, jnp.broadcast_to(jnp.array([1.0, 0.0]), (*batch["cls_positions"].shape, 2))
+    def encoder(self, *_):
+        return None
+
+    def words(self, _, slots, of):
+        return of(jnp.zeros((*slots["masked_lm_ids"].shape, VOCABULARY)).at[..., 6].set(2.0), slots)
+
+    def pairs(self, _, cls_positions):
+        return jnp.broadcast_to(jnp.array([1.0, 0.0]), (*cls_positions.shape, 2))
 
 
 def test_evaluation_looks_at_mask_tokens_apart():
