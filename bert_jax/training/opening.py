@@ -106,8 +106,8 @@ class OpenedCheckpoint:
             )
         if growth == "preserve" and model.tie_word_embeddings and not model.head_transform:
             raise UserError(
-                "init_growth=preserve needs model.head_transform=True or model.tie_word_embeddings=False; use "
-                "init_growth=tile."
+                "init_growth=preserve needs model.head_transform=True or model.tie_word_embeddings=False; "
+                "use init_growth=tile."
             )
         if growth == "none" and differing:
             larger = "" if obstacles else ", or grow this network from it with init_growth=preserve"
