@@ -96,14 +96,19 @@ def test_another_frame_is_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
     write(tmp_path, modernbert)
     assert read_vocabulary(tmp_path)[0].vocab_size == 1300
-    assert not caplog.records
+    assert not told(caplog)
     content = json.loads(modernbert().to_str())
     content["post_processor"]["single"].pop()
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     read_vocabulary(tmp_path)
-    (record,) = caplog.records
-    told = "json makes rows like [CLS] A and [CLS] A [SEP] B [SEP]; those here are [CLS] A [SEP] B [SEP]"
-    assert told in record.getMessage()
+    (line,) = told(caplog)
+    assert (
+        "json makes rows like [CLS] A and [CLS] A [SEP] B [SEP]; those here are [CLS] A [SEP] B [SEP]" in line
+    )
+
+
+def told(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "bert_jax"]
 
 
 def test_berts_wordpiece_stays_berts(tmp_path):

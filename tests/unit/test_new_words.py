@@ -136,10 +136,12 @@ def test_rows_are_means_of_those_of_the_pieces_wherever_words_have_rows():
         "masked_lm": {"decoder": {"embedding": jnp.array([[0.0, 4.0], [2.0, 0.0], [4.0, 5.0]])},
                       "bias": jnp.array([1.0, 2.0, 6.0]), "transform": {"bias": jnp.ones(2)}},
     }  # fmt: skip
-    new = add_rows(params, [[0, 1], [0, 1, 2, 2]])
+    new = add_rows(params, {3: [0, 1], 4: [0, 1, 2, 2]})
     embedding = new["encoder"]["embeddings"]["token"]["embedding"]
     assert embedding.tolist() == [[1, 2], [3, 6], [5, 1], [2, 4], [3.5, 2.5]]
     assert new["masked_lm"]["decoder"]["embedding"].tolist()[3:] == [[1, 2], [2.5, 3.5]]
+    among = add_rows(params, {1: [0, 2]})["encoder"]["embeddings"]["token"]["embedding"]
+    assert among.tolist() == [[1, 2], [3, 1.5], [5, 1]]  # rows that no piece has had
     assert new["masked_lm"]["bias"].tolist() == [1, 2, 6, 1.5, 3.75]
     assert new["encoder"]["embeddings"]["norm"]["bias"].tolist() == [1, 1, 1]
     assert new["masked_lm"]["transform"]["bias"].tolist() == [1, 1]
