@@ -6,7 +6,8 @@
     python -m tests.recipes muon-4e-3 adamw-2e-3 [--seeds=0,1] [--workers=2] [--folder=runs/recipes]
 
 Each worker has as many of the machine's cores as the others, and trains one run at a time. A run that was
-interrupted is resumed, and one that has ended is only read again. Prints a row of a table for every run.
+interrupted is resumed (its minutes then count the pause), and one that has ended is only read again. Prints a
+row of a table for every run.
 """
 
 import argparse
