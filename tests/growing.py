@@ -28,7 +28,6 @@ LARGE: dict[str, Any] = {
     "train.eval_batches": 8,
 }
 FEED_FORWARD = {"modern_tiny": 768, "bert_tiny": 1024}
-HEADER = ["step", "random: loss", "held-out", "grown: loss", "held-out"]
 LOSS, HELD_OUT = "mlm_loss", "eval_mask_token_loss"
 
 
@@ -68,12 +67,15 @@ def main() -> None:
         train(source := options.folder / f"{options.config}-small", options.config, SMALL)
     large = LARGE | {"train.num_steps": options.steps, "train.checkpoint_every": options.steps}
     large["model.intermediate_size"] = FEED_FORWARD[options.config]
-    starts: dict[str, dict[str, Any]] = {"random": {}, "grown": {"init_from": source, "init_growth": "tile"}}
+    starts: dict[str, dict[str, Any]] = {"random": {}} | {
+        growth: {"init_from": source, "init_growth": growth} for growth in ("tile", "preserve")
+    }
     runs = [
         train(options.folder / f"{options.config}-{name}", options.config, large | start)
         for name, start in starts.items()
     ]
-    for cells in (HEADER, ["---"] * len(HEADER), *table(runs, LARGE["train.eval_every"])):
+    header = ["step", *(cell for name in starts for cell in (f"{name}: loss", "held-out"))]
+    for cells in (header, ["---"] * len(header), *table(runs, LARGE["train.eval_every"])):
         print(f"| {' | '.join(cells)} |")
 
 
