@@ -217,14 +217,14 @@ def test_scanned_layers_are_a_loop_over_layers(one_device):
 
     @jax.jit
     def loop():
-        x = model.encoder.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
-        x = dropout(x, fold_in_each(keys, EMBEDDING_DROPOUT), 0.1)
+        _, x = model.encoder.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
+        states = (dropout(x, fold_in_each(keys, EMBEDDING_DROPOUT), 0.1),)
         structure, weights = nnx.split(model.encoder.layers)
         for number in range(MODEL.num_hidden_layers):
             layer = nnx.merge(structure, jax.tree.map(lambda x, number=number: x[number], weights))
             layer_keys = fold_in_each(fold_in_each(keys, LAYER_DROPOUT), number)
-            x = layer(x, batch["sequence_ids"], layer_keys)
-        return x
+            states = layer(states, batch["sequence_ids"], None, layer_keys, causal=False, window=0)
+        return states[-1]
 
     close(jax.jit(lambda: model.encoder(batch, keys))(), loop())
 
