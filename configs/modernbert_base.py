@@ -9,7 +9,7 @@ billion the batch grows from 768 rows to 4,608. 30% of the tokens are masked; he
 15%, in rows of 1,024 tokens.
 
 Corpus: that of bert_base; the published one is not available.
-Time: published 194 hours on 8 H100; `make plan CONFIG=modernbert_base TOPOLOGY=v5p:4x4x4` estimates others.
+Time: `make plan CONFIG=modernbert_base TOPOLOGY=v5e:4x4` estimates it.
 Deviations: the rate warms up by steps, not by tokens; the published model is a mean of checkpoints.
 Published: GLUE average 88.5 after fine-tuning; not measured here.
 """

@@ -7,7 +7,7 @@ The recipe of `modernbert_base` with other rates and batches: the rate is 5e-4 f
 5e-5. In the first 10 billion tokens the batch grows from 448 rows to 4,928.
 
 Corpus: that of bert_base; the published one is not available.
-Time: published 425 hours on 8 H100; `make plan CONFIG=modernbert_large TOPOLOGY=v5p:4x4x4` estimates others.
+Time: `make plan CONFIG=modernbert_large TOPOLOGY=v5p:4x4x4` estimates it.
 Deviations: the rate warms up by steps, not by tokens; batches of 640 rows of 8,192 tokens (published 616), so
 that 64 chips can share them; random initial values (published: the base model's, tiled).
 Published: GLUE average 90.5 after fine-tuning; not measured here.
