@@ -25,10 +25,13 @@ from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, ph
 class Config(RunConfig):
     """A whole config of pretraining, resolved and checked.
 
-    `phases` holds overrides for stretches of the run, see `bert_jax.training.phases`.
+    `init_growth` is `tile` or `preserve` if the network is made from a smaller one in `init_from`, see
+    `bert_jax.training.growing`. `phases` holds overrides for stretches of the run, see
+    `bert_jax.training.phases`.
     """
 
     data: DataConfig = DataConfig()
+    init_growth: str = "none"
     phases: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self):
@@ -42,8 +45,21 @@ class Config(RunConfig):
             )
         if self.data.pairs and self.model.type_vocab_size < 2:
             raise UserError(
-                "model.type_vocab_size=1 has no segment for the second sentence; "
+                f"model.type_vocab_size={self.model.type_vocab_size} has no segment for the second sentence; "
                 "use 2 or data.second_objective=none."
+            )
+        if self.data.pairs and not self.model.pooler:
+            raise UserError(
+                f"model.pooler=False has nothing that judges pairs, and data.second_objective="
+                f"{self.data.second_objective}; set data.second_objective=none."
+            )
+        if self.train.unigram_bias and not self.model.decoder_bias:
+            raise UserError("train.unigram_bias=True needs model.decoder_bias=True; change one of them.")
+        if self.init_growth not in GROWTHS:
+            raise UserError(f"init_growth={self.init_growth!r} is unknown; use one of {', '.join(GROWTHS)}.")
+        if self.init_growth != "none" and not self.init_from:
+            raise UserError(
+                f"init_growth={self.init_growth} has nothing to start from; set init_from to a checkpoint."
             )
         for name, instead in FINETUNING_ONLY.items():
             if getattr(self.train, name) != getattr(TrainConfig, name):
@@ -81,9 +97,10 @@ class Config(RunConfig):
             for index, phase in enumerate(self.phases)
             for key, value in flat_overrides(phase).items()
         }
-        return super().flat() | own
+        return super().flat() | {"init_growth": self.init_growth} | own
 
 
+GROWTHS = ("none", "tile", "preserve")
 PHASES = "phases"
 PROBE_KEY = re.compile(r"train\.probes\[(\d+)\]\.(\w+)")
 # Settings of `train` for fine-tuning, which counts examples -> what pretraining uses instead.

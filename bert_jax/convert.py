@@ -6,14 +6,21 @@
 A directory with the head of a task, e.g. a BertForSequenceClassification, becomes a fine-tuned checkpoint;
 --task=none imports its encoder alone, to train it further.
 
+    python -m bert_jax.convert --input=runs/bert_tiny --output=imported/extended --add_words=words.txt
+
+--add_words adds the words of a text file, one a line, to the vocabulary of published weights or of a run.
+The embedding of a word is the mean of those of the pieces that it had.
+
 No code in the files is executed, and neither PyTorch nor TensorFlow is needed.
 """
 
 import logging
+import pathlib
 
 from absl import flags
 
 from bert_jax import command
+from bert_jax.corpus.new_words import read_words
 from bert_jax.files import new_folder
 from bert_jax.interop.convert import convert
 from bert_jax.interop.heads import HEADS
@@ -26,14 +33,16 @@ def main() -> None:
     source, output = command.folder_flag("input"), command.folder_flag("output")
     values = {name: flags.FLAGS[name].value for name in ("pairs", "version_2")}
     overrides = {name: value for name, value in values.items() if value is not None}
+    file = flags.FLAGS.add_words
+    words = read_words(pathlib.Path(file).expanduser()) if file else ()
     with new_folder(output) as folder:
-        left_out = flags.FLAGS.leave_out or ()
-        convert(source, folder, flags.FLAGS.hidden_act, flags.FLAGS.task, overrides, left_out)
+        left_out, act, task = flags.FLAGS.leave_out or (), flags.FLAGS.hidden_act, flags.FLAGS.task
+        convert(source, folder, act, task, overrides, left_out, words)
     log.info("wrote %s; --checkpoint and --config.init_from take it", output / "checkpoints" / "0")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "The folder to read: config, weights and vocabulary.")
+    flags.DEFINE_string("input", None, "The folder to read: config, weights and vocabulary; or a run.")
     flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
     flags.DEFINE_enum(
         "task", None, list(HEADS), "The task whose head is imported (default: that of its config)."
@@ -48,6 +57,9 @@ if __name__ == "__main__":
         "hidden_act", None, ACTIVATIONS, "The activation, where that of its config is not known or wrong."
     )
     flags.DEFINE_list(
-        "leave_out", None, "Tensors that BERT does not have: names, or what names begin with before a dot."
+        "leave_out",
+        None,
+        "Tensors that the network does not have: names, or what they begin with before a dot.",
     )
+    flags.DEFINE_string("add_words", None, "A text file with a word a line, to add to the vocabulary.")
     command.run(main)

@@ -22,6 +22,7 @@ from etils import epath
 from bert_jax import command
 from bert_jax.files import write, write_rows
 from bert_jax.inference.finetuned import load_finetuned
+from bert_jax.interop.huggingface import exports_as
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
@@ -52,6 +53,7 @@ def set_up() -> command.Training:
     check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
     init_from = open_init_from(config.init_from)
     check_model(mesh.shape, init_from.model)
+    log.info(exports_as(init_from.model, config.task.name))
     runs = {folder: Experiment.read(fold, init_from) for folder, fold in folds(config, workdir)}
     for folder, experiment in runs.items():
         splits = experiment.splits if flags.FLAGS.test else experiment.splits._replace(test=[])

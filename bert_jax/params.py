@@ -1,4 +1,4 @@
-"""Print the parameters of a network by part, and the memory that training keeps for them.
+"""Print the parameters of a network by part, the memory that training keeps for them, and what it exports as.
 
 python -m bert_jax.params --config=bert_base
 python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 
 from bert_jax import command
 from bert_jax.config import Config
+from bert_jax.interop.huggingface import exports_as
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.partition import AXES, path_name, rule_of
@@ -23,6 +24,7 @@ from bert_jax.training.step import abstract_model
 
 BYTES_PER_PARAMETER = 12  # float32: the parameter and the two moments of Adam
 LECTURE_VOCABULARY = 30_000
+NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 
 
 def main() -> None:
@@ -30,9 +32,9 @@ def main() -> None:
     if flags.FLAGS.like_lecture:
         print(lecture(config.model))
     else:
-        print(
-            table(config.model), sharding_table(config, flags.FLAGS.devices or jax.device_count()), sep="\n\n"
-        )
+        devices = flags.FLAGS.devices or jax.device_count()
+        line = exports_as(config.phase_list()[-1].config.model)
+        print(table(config.model), sharding_table(config, devices), line, sep="\n\n")
 
 
 def sharding_table(config: Config, devices: int) -> str:
@@ -73,22 +75,28 @@ def table(model: ModelConfig) -> str:
         return [part, note, f"{parameters:,}", f"{parameters * BYTES_PER_PARAMETER / 2**20:,.1f}"]
 
     count, layers = counts(model), model.num_hidden_layers
-    positions = f"{model.max_position_embeddings} positions"
+    norm, words = f"with its {NORMS[model.norm]}", f"{model.vocab_size:,} × {model.hidden_size}"
+    matrix = "its matrix is the token embeddings" if model.tie_word_embeddings else f"its matrix {words}"
+    notes = {
+        "token embeddings": words,
+        "segment embeddings": "",
+        "position embeddings": f"{model.max_position_embeddings} positions",
+        "embeddings' LayerNorm": "",
+    }
+    heads = [name for name in count if name.endswith("head")]
+    encoder = sum(count[name] for name in count if name not in heads)
     rows = [
-        row("token embeddings", f"{model.vocab_size:,} × {model.hidden_size}", count["token embeddings"]),
-        row("segment embeddings", "", count["segment embeddings"]),
-        row("position embeddings", positions, count["position embeddings"]),
-        row("embeddings' LayerNorm", "", count["embeddings' LayerNorm"]),
-        row("attention, each layer", "with its LayerNorm", count["attention"] // layers),
-        row("feed-forward, each layer", "with its LayerNorm", count["feed-forward"] // layers),
+        *(row(part, note, count[part]) for part, note in notes.items() if part in count),
+        row("attention, each layer", norm, count["attention"] // layers),
+        row("feed-forward, each layer", norm, count["feed-forward"] // layers),
         row(f"{layers} layers", "", count["attention"] + count["feed-forward"]),
-        row("pooler", "", count["pooler"]),
+        *([row("pooler", "", count["pooler"])] if model.pooler else []),
         [],
-        row("encoder with pooler", "", sum(count[name] for name in count if not name.endswith("head"))),
-        row("masked-LM head", "its matrix is the token embeddings", count["masked-LM head"]),
-        row("next-sentence head", "", count["next-sentence head"]),
+        row("encoder with pooler" if model.pooler else "encoder", "", encoder),
+        row("masked-LM head", matrix, count["masked-LM head"]),
+        *([row("next-sentence head", "", count["next-sentence head"])] if model.pooler else []),
         [],
-        row("with both pretraining heads", "", sum(count.values())),
+        row(f"with {'both pretraining heads' if model.pooler else 'its head'}", "", sum(count.values())),
     ]
     return (
         text_table(rows, ["part", "", "parameters", "MiB in training"], left=2)

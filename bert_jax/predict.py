@@ -81,14 +81,16 @@ def features() -> None:
         raise UserError(f"--output={output} must end in .npy or .parquet.")
     if with_text and kind == ".npy":
         raise UserError(f"--with_text: {output} would be an array without text; give --output=NAME.parquet.")
-    array = load(_checkpoint()).features(texts, flags.FLAGS.pooling, flags.FLAGS.layer)
+    bert = load(_checkpoint())
+    pooling = flags.FLAGS.pooling or bert.pooling
+    array = bert.features(texts, pooling, flags.FLAGS.layer)
     if kind == ".npy":
         _write(output, lambda file: np.save(file, array))
     else:
         vectors = pa.FixedSizeListArray.from_arrays(array.ravel(), array.shape[1])
         table = pa.table(({"text": texts} if with_text else {}) | {"features": vectors})
         _write(output, lambda file: pq.write_table(table, file))
-    print(f"{output}: {array.shape[0]} × {array.shape[1]} {array.dtype}, pooling {flags.FLAGS.pooling}")
+    print(f"{output}: {array.shape[0]} × {array.shape[1]} {array.dtype}, pooling {pooling}")
 
 
 def fine_tuned(*tasks: str) -> None:
@@ -218,7 +220,11 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("with_text", False, "For features in .parquet: write the texts too.")
     flags.DEFINE_enum(
-        "pooling", "mean", ["mean", "cls"], "For features: mean over all tokens, or the state of [CLS]."
+        "pooling",
+        None,
+        ["mean", "cls"],
+        "For features: mean over all tokens, or the state of [CLS] (default: mean; without a pooler as "
+        "model.classifier_pooling).",
     )
     flags.DEFINE_integer("layer", -1, "For features: 0 is the embeddings, -1 the last layer.")
     flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)

@@ -22,6 +22,7 @@ from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.data.obstacles import obstacles
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
+from bert_jax.interop.huggingface import exports_as
 from bert_jax.report.charts import probe_metrics
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
@@ -53,6 +54,7 @@ def set_up() -> command.Training:
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     resumes = check(config, workdir)
     probes = read_probes(config.train, config.model)
+    log.info(exports_as(config.phase_list()[-1].config.model))
     if jax.process_index() == 0:
         lock(workdir)
     use_compilation_cache(workdir)
@@ -86,7 +88,8 @@ def check(config: Config, workdir: epath.Path) -> bool:
     folder = check_workdir(workdir, config)
     resumes = bool(committed_steps(folder / "checkpoints"))
     if config.init_from and not resumes:
-        open_checkpoint(config.init_from, "init_from").check_network(config.model)
+        first = config.phase_list()[0].config.model
+        open_checkpoint(config.init_from, "init_from").check_network(first, config.init_growth)
     return resumes
 
 

@@ -16,12 +16,16 @@ class FakeTokenizer:
     def __init__(self, vocab_size=1000, word_starts=None):
         self.vocab_size = vocab_size
         self.word_starts = np.ones(vocab_size, bool) if word_starts is None else word_starts
+        self.maskable = np.arange(vocab_size) >= 5
 
     def piece(self, token):
         names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         if token < len(names):
             return names[token]
         return f"w{token}" if self.word_starts[token] else f"##{token}"
+
+    def bare_piece(self, token):
+        return self.piece(token).removeprefix("##")
 
 
 class MemoryStore:

@@ -10,7 +10,9 @@ from flax import nnx
 
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.interop.heads import HEADS, num_labels
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
@@ -36,16 +38,23 @@ def wordpiece(more=(), lowercase=True, **rules) -> WordPieceTokenizer:
     return WordPieceTokenizer(pieces, lowercase, **rules)
 
 
-def save(folder, tokenizer, **axes):
-    """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network."""
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST))
+def save(folder, tokenizer, changes=None, **axes):
+    """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network.
+
+    `changes` are of `MODEL`.
+    """
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size, **changes or {})
+    pairs = "next_sentence" if model.pooler and model.type_vocab_size > 1 else "none"
+    config = Config(model=model, data=DataConfig(max_seq_length=LONGEST, second_objective=pairs))
     return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), {}, axes)
 
 
-def save_finetuned(folder, tokenizer, task, facts, **data):
-    """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network."""
-    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+def save_finetuned(folder, tokenizer, task, facts, changes=None, **data):
+    """A fine-tuned checkpoint of random weights, with what the task remembers; returns its network.
+
+    `changes` are of `MODEL`.
+    """
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size, **changes or {})
     settings = TaskConfig(task)
     if task == "question_answering":  # leave room for a paragraph
         settings = dataclasses.replace(settings, max_question_tokens=LONGEST // 4)

@@ -21,6 +21,23 @@ MODEL = ModelConfig(
     num_hidden_layers=2, hidden_size=16, num_attention_heads=4, intermediate_size=32, vocab_size=64,
     max_position_embeddings=32, hidden_dropout=0.0,
 )  # fmt: skip
+ROTARY = {
+    "positions": "rotary", "norm_position": "before", "norm_bias": False, "linear_bias": False,
+    "feed_forward": "gated", "type_vocab_size": 0, "pooler": False, "layer_norm_eps": 1e-5,
+}  # fmt: skip
+# What differs from `MODEL` in an encoder like ModernBERT's, like EuroBERT's and like NeoBERT's.
+MODERN = {
+    **ROTARY, "num_hidden_layers": 5, "local_attention": 8, "global_attn_every_n_layers": 3,
+    "rope_theta": 160_000.0, "local_rope_theta": 10_000.0,
+}  # fmt: skip
+EURO = {
+    **ROTARY, "norm": "rms", "normalize_embeddings": False, "hidden_act": "silu", "num_key_value_heads": 2,
+    "head_transform": False, "tie_word_embeddings": False, "decoder_bias": False,
+}  # fmt: skip
+NEO = {
+    **ROTARY, "norm": "rms", "normalize_embeddings": False, "hidden_act": "silu", "head_transform": False,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 ADAMW = OptimizerConfig()
 CLS, SEP, MASK, FIRST_WORD = 2, 3, 4, 5
 
@@ -86,8 +103,8 @@ def random_batch(seed: int, rows: int) -> dict[str, np.ndarray]:
     return batch_of([[some(6, 16) for _ in range(rng.integers(1, 3))] for _ in range(rows)], 32, 6, 2)
 
 
-def objective(vocab_size: int = 64) -> PretrainingObjective:
-    return PretrainingObjective(MASK, np.full(vocab_size, np.log(vocab_size), np.float32))
+def objective(vocab_size: int = 64, pairs: bool = True) -> PretrainingObjective:
+    return PretrainingObjective(MASK, np.full(vocab_size, np.log(vocab_size), np.float32), pairs)
 
 
 class Training:
@@ -105,9 +122,10 @@ class Training:
 
         self.structure, abstract_params = step_lib.abstract_model(build)
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)
-        self.build, self.objective = build, objective(self.config.vocab_size)
+        self.build, self.objective = build, objective(self.config.vocab_size, self.config.pooler)
         self.train_step = step_lib.make_train_step(
             self.structure,
+            self.config,
             self.objective,
             self.optimizer,
             optax.constant_schedule(learning_rate),

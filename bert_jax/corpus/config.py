@@ -5,8 +5,8 @@ import dataclasses
 from bert_jax.errors import UserError
 from bert_jax.settings import check, setting
 
-TRAINED = ("unigram", "bpe")  # tokenizers that `prepare` trains on the text
-TOKENIZERS = (*TRAINED, "wordpiece", "sentencepiece")
+TRAINED = ("unigram", "bpe", "byte_bpe", "wordpiece")  # tokenizers that `prepare` trains on the text
+READ = ("wordpiece", "sentencepiece", "tokenizer_json")  # what KIND:FILE may name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class DataConfig:
     # skip: leaves out the broken line or record, and counts it in the log
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)
     language: str = setting("en", prepares=True)  # of the sentence splitter
-    # unigram | bpe (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased | sentencepiece:FILE.model
+    # unigram | bpe | byte_bpe | wordpiece (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased
+    # | sentencepiece:FILE.model | tokenizer_json:FILE.json (the last two have rules instead of `lowercase`)
     tokenizer: str = setting("unigram", prepares=True)
     lowercase: bool = setting(True, prepares=True)
     tokenizer_sample_mb: int = setting(32, least=1, prepares=True)  # MB of text to train it on
@@ -64,10 +65,10 @@ class DataConfig:
 
     def __post_init__(self):
         check("data", self)
-        if self.tokenizer.split(":", 1)[0] not in TOKENIZERS:
+        if self.tokenizer not in TRAINED and self.tokenizer.split(":", 1)[0] not in READ:
             raise UserError(
-                f"data.tokenizer={self.tokenizer!r} is unknown; use unigram, bpe, wordpiece:VOCAB.txt or "
-                "sentencepiece:FILE.model."
+                f"data.tokenizer={self.tokenizer!r} is unknown; use {', '.join(TRAINED)}, "
+                "wordpiece:VOCAB.txt, sentencepiece:FILE.model or tokenizer_json:FILE.json."
             )
         if self.objective == "causal" and self.pairs:
             raise UserError(

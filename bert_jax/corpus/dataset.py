@@ -23,11 +23,12 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from bert_jax.corpus import writer
-from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tokenizer_file
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
@@ -201,7 +202,7 @@ def prepare(
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
     with building(directory, MANIFEST) as new, Workers(workers or default_workers(sources)) as pool:
-        if tokenizer_file(data):
+        if data.tokenizer not in TRAINED:
             tokenizer = read_tokenizer(data, vocab_size)
         else:
             tokenizer = train_tokenizer([sources], data, vocab_size, pool)
@@ -238,9 +239,9 @@ def _find(
     try:
         sources = open_sources(data)
         fingerprints = fingerprints_of(sources, data_dir)
-        file = tokenizer_file(data)
+        files = deciding_files(data)
         kind = data.tokenizer.split(":")[0]
-        decides = Digests(data_dir / DIGESTS).of([file]) if file else [data.tokenizer_sample_mb]
+        decides = Digests(data_dir / DIGESTS).of(files) if files else [data.tokenizer_sample_mb]
         content = {
             "format": FORMAT,
             "sources": fingerprints,

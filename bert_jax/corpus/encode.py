@@ -9,9 +9,11 @@ import numpy as np
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.index import storable
+from bert_jax.corpus.library_training import train_byte_bpe, train_wordpiece
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import Chunk, Source, chunks_of
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
@@ -34,6 +36,10 @@ def train_tokenizer(
         counts.update(more)
     if not counts:
         raise UserError(f"data.source={data.source!r} has no text: every document is empty.")
+    if data.tokenizer == "byte_bpe":
+        return train_byte_bpe(counts, vocab_size, data.lowercase)
+    if data.tokenizer == "wordpiece":
+        return train_wordpiece(counts, vocab_size, data.lowercase)
     return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase)
 
 
@@ -92,7 +98,8 @@ class DocumentEncoder:
         ends, splits, text_bytes = [0], [], 0
         for paragraphs in chunk.documents():
             text = "\n".join(paragraphs).encode()
-            sentences += split_sentences(paragraphs, self.language)
+            found = split_sentences(paragraphs, self.language)
+            sentences += found[:1] + [self.tokenizer.gap + sentence for sentence in found[1:]]
             ends.append(len(sentences))
             splits.append(split_of(text, self.held_out_fraction))
             text_bytes += len(text)

@@ -22,9 +22,12 @@ from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
 from bert_jax.corpus.encode import train_tokenizer
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import MissingInput, Source, open_sources
 from bert_jax.corpus.specs import names, parse
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
@@ -149,16 +152,21 @@ def _find_tokenizer(
         sources = open_sources(data)
         fingerprints = dataset_lib.fingerprints_of(sources, data_dir)
     except MissingInput as missing:
-        return True, _file(_of_same_settings(data, vocab_size, data_dir, missing)), [], []
+        return True, _file(data.tokenizer, _of_same_settings(data, vocab_size, data_dir, missing)), [], []
     # The sources in any order, and without weights: these may change, and nothing is prepared again.
     content = [FORMAT, sorted(fingerprints, key=json.dumps), _settings(data, vocab_size)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = data_dir / f"tokenizer-{data.tokenizer}-{vocab_size}-{key}"
-    return (folder / TRAINED_ON).exists(), _file(folder), sources, fingerprints
+    return (folder / TRAINED_ON).exists(), _file(data.tokenizer, folder), sources, fingerprints
 
 
-def _file(folder: epath.Path) -> str:
-    return f"sentencepiece:{folder / SentencePieceTokenizer.FILE}"
+def _file(kind: str, folder: epath.Path) -> str:
+    """Names the file that a trained tokenizer of a kind leaves in a folder, as `data.tokenizer`."""
+    read, file = {
+        "byte_bpe": ("tokenizer_json", LibraryTokenizer.FILE),
+        "wordpiece": ("wordpiece", WordPieceTokenizer.FILE),
+    }.get(kind, ("sentencepiece", SentencePieceTokenizer.FILE))
+    return f"{read}:{folder / file}"
 
 
 def _train(

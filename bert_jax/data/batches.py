@@ -33,7 +33,7 @@ class Batches:
     Args:
         store: a split of a prepared dataset: `index`, and `read(documents) -> list of token ids`.
         data: sizes and rates.
-        tokenizer: special ids and word starts.
+        tokenizer: special ids, maskable pieces and word starts.
         seed: different seeds give different batches. Evaluation uses a fixed one and steps 0, 1, …
         num_steps: over which the rate of masks goes from `mask_rate` to `final_mask_rate`.
         first_row: number of the first row of step 0, through all epochs.
@@ -59,8 +59,7 @@ class Batches:
         self._planned = index, _plan_settings(data), seed
         self._epochs = EpochRows(functools.partial(_epoch_rows, *self._planned))
         self._lock = threading.Lock()
-        self._maskable = np.ones(tokenizer.vocab_size, bool)
-        self._maskable[list(tokenizer.special_ids)] = False
+        self._maskable = tokenizer.maskable
         self._replacements = np.flatnonzero(self._maskable).astype(np.int32)
         self.max_predictions = max_predictions(data)
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import WORD_START
 
 FATES = ("masked", "replaced", "kept")  # of a token to predict
 # Names of labels 0 and 1 by second objective.
@@ -37,13 +36,12 @@ def piece_text(tokenizer, token: int, *, spaces: bool = False) -> str:
     """Returns the text of a piece without the tokenizer's marks of words.
 
     Args:
-        tokenizer: its `piece` and `word_starts`.
+        tokenizer: its `bare_piece` and `word_starts`.
         token: an id.
         spaces: False marks a piece that continues a word with ## ("play", "##ing", ","); True puts a space
             before a piece that starts a word (" play", "ing", " ,"), so that pieces join to a text.
     """
-    piece = tokenizer.piece(token)
-    text = piece.removeprefix("##").removeprefix(WORD_START) or piece
+    text = tokenizer.bare_piece(token)
     starts = bool(tokenizer.word_starts[token])
     if spaces:
         return f" {text}" if starts else text

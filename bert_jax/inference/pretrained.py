@@ -19,11 +19,19 @@ from etils import epath
 from flax import nnx
 
 from bert_jax.config import Config, from_checkpoint
-from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer import MASK, Tokenizer
 from bert_jax.data.batch import assemble
 from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
-from bert_jax.model.features import POOLINGS, TOKENS, EncoderOnly, hidden_states, layer_number, pool
+from bert_jax.model.features import (
+    POOLINGS,
+    TOKENS,
+    EncoderOnly,
+    default_pooling,
+    hidden_states,
+    layer_number,
+    pool,
+)
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.packed import Placement
@@ -31,10 +39,6 @@ from bert_jax.training.opening import OpenedCheckpoint, first_device_compute, op
 
 Text = str | tuple[str, str]  # one text, or a first and a second one: [CLS] A [SEP] B [SEP]
 
-MASK = "[MASK]"
-# Replaces a mask where the text behind it is encoded: a private-use character that is in no vocabulary.
-# Without it SentencePiece would start a new word at the full stop of "[MASK].".
-STAND_IN = "\U0010fffd"
 SHORTEST = 16  # tokens of a row; a row is padded to a power of two, so that few shapes are compiled
 MASKS = 64  # whose probabilities, over the whole vocabulary, are in memory at a time
 
@@ -88,7 +92,7 @@ class Pretrained:
         self.tokenizer, self.meta = opened.tokenizer, opened.meta
         kind: type[Config | FinetuneConfig] = FinetuneConfig if opened.is_finetuned else Config
         self.config = config = from_checkpoint(opened.meta["config"], kind, opened.folder)
-        self.max_length = config.data.max_seq_length
+        self.max_length = config.longest_row
         network = EncoderOnly if opened.is_finetuned else BertForPreTraining
         compute = first_device_compute(dtype)
         structure, self.params = opened.network(lambda rngs: network(config.model, rngs, compute))
@@ -189,16 +193,23 @@ class Pretrained:
                 result[text] = states[: rows[text].length].copy()
         return result
 
-    def features(self, texts: Sequence[Text], pooling: str = "mean", layer: int = -1) -> np.ndarray:
+    @property
+    def pooling(self) -> str:
+        """How `features` pools if it is not told, see `default_pooling`."""
+        return default_pooling(self.config.model)
+
+    def features(self, texts: Sequence[Text], pooling: str = "", layer: int = -1) -> np.ndarray:
         """Computes one vector for each text: float32 [texts, D].
 
         Args:
             texts, layer: as in `encode`.
-            pooling: `mean` over all tokens, `[CLS]` and `[SEP]` included, or `cls` for the state of `[CLS]`.
+            pooling: `mean` over all tokens, `[CLS]` and `[SEP]` included, or `cls` for the state of `[CLS]`;
+                "" is the network's own `pooling`.
 
         Raises:
             UserError: for another pooling, and as `encode`.
         """
+        pooling = pooling or self.pooling
         if pooling not in POOLINGS:
             raise UserError(f"pooling={pooling!r} is unknown; use {' or '.join(POOLINGS)}.")
         number = layer_number(layer, self.config.model)
@@ -218,7 +229,7 @@ class Pretrained:
     def _why_no_pairs(self) -> str:
         """Returns the setting by which the network was trained without pairs, or an empty string."""
         if isinstance(self.config, FinetuneConfig):
-            return "model.type_vocab_size=1" if self.config.model.type_vocab_size < 2 else ""
+            return "model.type_vocab_size=1" if self.config.model.type_vocab_size == 1 else ""
         return "data.second_objective=none" if self.config.second_objective == "none" else ""
 
     def _rows(self, texts: Sequence[Text]) -> list["Row"]:
@@ -226,7 +237,7 @@ class Pretrained:
         if isinstance(texts, str):
             raise UserError(f"texts={texts[:40]!r} is a single text; give a list of texts.")
         parts = [(text,) if isinstance(text, str) else text for text in texts]
-        ids = iter(self._ids([part for pair in parts for part in pair]))
+        ids = iter(self.tokenizer.encode_with_masks([part for pair in parts for part in pair]))
         rows = []
         for text, pair in zip(texts, parts, strict=True):
             if len(pair) > 1 and (problem := self._why_no_pairs()):
@@ -241,20 +252,6 @@ class Pretrained:
                 )
             rows.append(row)
         return rows
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Encodes texts. A mask replaces one piece, with the space before it if there is one."""
-        segments = [
-            segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
-        ]
-        stand_in, *encoded = self.tokenizer.encode([STAND_IN, *segments])
-        parts, result = iter(encoded), []
-        for text in texts:
-            ids = next(parts)
-            for _ in range(text.count(MASK)):
-                ids += [self.tokenizer.mask_id, *next(parts)[len(stand_in) :]]
-            result.append(ids)
-        return result
 
     def _batches(self, rows: list["Row"]) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
         """Batches rows of similar length; yields the numbers of the texts in the rows, and the batch."""

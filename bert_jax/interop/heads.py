@@ -11,20 +11,13 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.errors import UserError
+from bert_jax.interop.family import Family, Place
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.heads import BertForPreTraining, BertForSequences, BertForTokens
 from bert_jax.tasks.registry import TASK_CLASSES
 
 PRETRAINING = "none"
 POOLER = "encoder/pooler"
-
-
-PRETRAINING_NAMES = {
-    "masked_lm": "cls.predictions",
-    "masked_lm/transform": "cls.predictions.transform.dense",
-    "masked_lm/norm": "cls.predictions.transform.LayerNorm",
-    "next_sentence": "cls.seq_relationship",
-}
 
 
 class Head(NamedTuple):
@@ -34,7 +27,7 @@ class Head(NamedTuple):
     `task_specific_params` of config.json holds the `extra_keys`.
     """
 
-    architecture: str
+    kind: str  # the end of the architecture's name, e.g. ForSequenceClassification
     pipeline: str
     classifier: str = "classifier"
     problem_type: str | None = None
@@ -45,13 +38,24 @@ class Head(NamedTuple):
     @property
     def auto_class(self) -> str:
         """What users load it with."""
-        kind = self.architecture.removeprefix("BertFor") if self.classifier else "MaskedLM"
-        return f"AutoModelFor{kind}"
+        return f"AutoModel{self.kind if self.classifier else 'ForMaskedLM'}"
 
-    @property
-    def names(self) -> dict[str, str]:
-        """The modules beside the encoder: ours -> theirs."""
-        return {"classifier": self.classifier} if self.classifier else PRETRAINING_NAMES
+    def architecture(self, family: Family) -> str:
+        """Returns the name of its class in Transformers, or in the code of the family's authors."""
+        return family.architecture + (self.kind if self.classifier else family.masked_lm)
+
+    def check(self, family: Family) -> None:
+        """Raises UserError if the family has no such head, or one that computes otherwise."""
+        if self.classifier and self.kind not in family.kinds:
+            known = ", ".join(f"{family.architecture}{kind}" for kind in (family.masked_lm, *family.kinds))
+            raise UserError(
+                f"{self.architecture(family)} cannot be imported or exported; of {family.name} these can: "
+                f"{known}."
+            )
+
+    def places(self, family: Family) -> dict[str, Place]:
+        """Returns where the modules beside the encoder are."""
+        return {"classifier": Place(self.classifier), **family.task_places} if self.classifier else {}
 
     @property
     def optional(self) -> tuple[str, ...]:
@@ -68,11 +72,10 @@ class Head(NamedTuple):
         return lambda rngs: kind(model, num_labels, rngs)
 
 
-HEADS = {PRETRAINING: Head("BertForPreTraining", "fill-mask", classifier="", num_outputs=0)} | {
+HEADS = {PRETRAINING: Head("", "fill-mask", classifier="", num_outputs=0)} | {
     kind.name: Head(*kind.hub, num_outputs=kind.num_outputs, per_token=kind.per_token)
     for kind in TASK_CLASSES
 }
-PREFIXES = {"cls."} | {f"{head.classifier}." for head in HEADS.values() if head.classifier}  # of tensors
 
 
 def num_labels(task: str, label_info: Mapping[str, Any]) -> int:
@@ -81,11 +84,22 @@ def num_labels(task: str, label_info: Mapping[str, Any]) -> int:
     return len(label_info["labels"]) if outputs is None else outputs
 
 
-def detect_task(settings: Mapping[str, Any]) -> str:
-    """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
+def architecture_of(settings: Mapping[str, Any]) -> str | None:
+    """Returns the architecture that a config.json names, if it names any."""
     named = settings.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
-    tasks = [task for task, head in HEADS.items() if head.architecture == architecture]
+    return str(named[0]) if isinstance(named, list) and named else None
+
+
+def known_architectures(family: Family) -> list[str]:
+    """Lists the architectures that are read as what they are."""
+    ends = ("", "Model", "ForMaskedLM", family.masked_lm, *family.kinds)
+    return [family.architecture + end for end in dict.fromkeys(ends)]
+
+
+def detect_task(settings: Mapping[str, Any], family: Family) -> str:
+    """Finds the task of a config.json by its architecture; `PRETRAINING` where it has no task's head."""
+    architecture = architecture_of(settings)
+    tasks = [task for task, head in HEADS.items() if head.architecture(family) == architecture]
     if "regression" in tasks:  # and classification: both are of one architecture
         labels = settings.get("id2label")
         one = isinstance(labels, dict) and len(labels) == 1
@@ -126,10 +140,10 @@ def read_label_info(
     return label_info
 
 
-def write_settings(task: str, label_info: Mapping[str, Any]) -> dict[str, Any]:
+def write_settings(task: str, label_info: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Writes the settings of config.json that `detect_task` and `read_label_info` read."""
     head = HEADS[task]
-    settings: dict[str, Any] = {"architectures": [head.architecture]}
+    settings: dict[str, Any] = {"architectures": [head.architecture(family)]}
     if task == PRETRAINING:
         return settings
     labels = label_info.get("labels") or [f"LABEL_{number}" for number in range(num_labels(task, label_info))]

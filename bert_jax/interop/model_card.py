@@ -10,11 +10,18 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from bert_jax.config import Config, find_config
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.files import read_rows
-from bert_jax.interop.heads import HEADS, PRETRAINING
+from bert_jax.interop.families import family_of
+from bert_jax.interop.family import Family
+from bert_jax.interop.heads import HEADS, PRETRAINING, Head
+from bert_jax.model.config import ModelConfig
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training.opening import OpenedCheckpoint
 from bert_jax.version import __version__
+
+NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 
 
 def model_card(
@@ -30,9 +37,12 @@ def model_card(
         task: as in `heads`.
     """
     head, meta, step = HEADS[task], opened.meta, opened.meta.get("step", 0)
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {head.pipeline}"]
-    lines += ["tags: [bert, jax]", "---", "", f"# {opened.folder.parents[1].name}", ""]
-    lines += [f"BERT, written by bert_jax {__version__} after step {step}.", ""]
+    family = family_of(opened.model)
+    lines = ["---", *([] if family.code else ["library_name: transformers"])]
+    lines += [f"pipeline_tag: {head.pipeline}", f"tags: [{family.model_type}, jax]", "---", ""]
+    lines += [f"# {opened.folder.parents[1].name}", ""]
+    lines += [f"{family.name}, written by bert_jax {__version__} after step {step}.", ""]
+    lines += ["## Network", "", _network(opened.model), _vocabulary(opened.tokenizer), ""]
     if task != PRETRAINING:
         lines += ["## Task", "", _about(task, label_info), ""]
     data = config.data.train if isinstance(config, FinetuneConfig) else config.data.source
@@ -41,13 +51,50 @@ def model_card(
         untrained = ", ".join(imported["initialised"]) or "none"
         lines += [f"Imported from {imported['from']}; parts without training: {untrained}.", ""]
     else:
+        lines += [_objective(config.data), ""] if isinstance(config, Config) else []
         lines += ["## Command", "", "```bash", _command(config), "```", ""]
     if metrics := _metrics(opened.folder, step):
         lines += ["## Metrics, held-out text", "", "| name | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()] + [""]
-    lines += ["## Use", "", "```python", f"from transformers import {head.auto_class}, AutoTokenizer", ""]
-    lines += [f'{head.auto_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")', "```", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Use", "", *_use(family, head), ""])
+
+
+def _network(model: ModelConfig) -> str:
+    local = f", all but every {model.group_size}. layer with a window of {model.local_attention} tokens"
+    return (
+        f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.num_attention_heads} "
+        f"attention heads{local if model.local_attention else ''}, feed-forward {model.intermediate_size} "
+        f"({model.feed_forward}, {model.hidden_act}), {model.positions} positions up to "
+        f"{model.max_position_embeddings}, {NORMS[model.norm]} {model.norm_position} each block."
+    )
+
+
+def _vocabulary(tokenizer: Tokenizer) -> str:
+    kind = type(tokenizer).__name__.removesuffix("Tokenizer")
+    if (content := tokenizer.files().get("tokenizer.json")) is not None:
+        kind = json.loads(content)["model"]["type"]
+    return f"{kind} vocabulary of {tokenizer.vocab_size:,} pieces."
+
+
+def _objective(data: DataConfig) -> str:
+    second = "" if data.second_objective == "none" else f", with {data.second_objective.replace('_', ' ')}"
+    if data.objective == "causal":
+        return "Objective: the next token from those before it."
+    rate = data.final_mask_rate or data.mask_rate
+    return f"Objective: masked language model ({data.masking.replace('_', ' ')}, rate {rate:g}){second}."
+
+
+def _use(family: Family, head: Head) -> list[str]:
+    if family.code:
+        return [
+            f"Transformers has no {family.name}. Tensors and config.json have the names of its authors' "
+            f"code, {family.code}, which is needed to open them elsewhere."
+        ]
+    return [
+        *("```python", f"from transformers import {head.auto_class}, AutoTokenizer", ""),
+        f'{head.auto_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+        "```",
+    ]
 
 
 def _about(task: str, label_info: Mapping[str, Any]) -> str:

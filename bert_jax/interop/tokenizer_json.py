@@ -1,23 +1,20 @@
 """Writes our tokenizers as a `tokenizer.json`, for the `tokenizers` library and AutoTokenizer."""
 
 import itertools
+import re
 from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from bert_jax.corpus.tokenizer import (
-    WORD_START,
-    ModelProto,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WordPieceTokenizer,
-)
+from bert_jax.corpus.characters import WORD_START
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import ModelProto, SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import ROLES, Tokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
-# Of the special pieces in tokenizer_config.json, in the order of `Tokenizer.special_ids`.
-ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # What SentencePiece's rule nmt_nfkc does besides NFKC: it removes REMOVED and replaces SPACES by a space.
 REMOVED = "[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]"
 SPACES = "[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd]"
@@ -27,13 +24,22 @@ KEPT_IN_FOLDING = {"İ": "\uf8f1"}
 FOLDED = {"ς": "σ", "\u0345": "ι"}  # simple case folding where it is not lowercasing
 
 
+def content(tokenizer: Tokenizer) -> str:
+    """Makes the content of tokenizer.json; one that was read stays as it is, if it sets special pieces."""
+    if isinstance(tokenizer, LibraryTokenizer) and tokenizer.backend().post_processor is not None:
+        return tokenizer.files()[tokenizer.FILE].decode()
+    return build(tokenizer).to_str(pretty=True)
+
+
 def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """Builds a tokenizer of the same ids, except that special pieces written in a text become special ids.
+
+    Texts become [CLS] A [SEP] and [CLS] A [SEP] B [SEP], by whatever names.
 
     For SentencePiece vocabularies one difference is known: combining marks in an order that Unicode does not
     use (on one letter, a mark above before a mark below).
     """
-    if isinstance(tokenizer, WordPieceTokenizer):
+    if isinstance(tokenizer, WordPieceTokenizer | LibraryTokenizer):
         result = tokenizer.backend()
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer)
@@ -44,13 +50,20 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
     )
-    result.add_special_tokens([tokenizer.piece(token) for token in tokenizer.special_ids])
+    added = result.get_added_tokens_decoder()  # which would lose what they say of the spaces around them
+    special = tokenizer.special_ids
+    result.add_special_tokens([tokenizer.piece(token) for token in special if token not in added])
     return result
 
 
-def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
-    """Makes the content of tokenizer_config.json for the tokenizer.json beside it."""
+def settings(tokenizer: Tokenizer, max_length: int, segments: bool = True) -> dict[str, object]:
+    """Makes the content of tokenizer_config.json for the tokenizer.json beside it.
+
+    Without `segments` it makes no token_type_ids, which such networks do not take.
+    """
     special = dict(zip(ROLES, map(tokenizer.piece, tokenizer.special_ids), strict=True))
+    if isinstance(tokenizer, LibraryTokenizer):
+        special = tokenizer.roles  # there may be no unknown piece
     # For SentencePiece BertTokenizer would replace the normalizer by WordPiece's.
     kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer, WordPieceTokenizer):
@@ -58,7 +71,7 @@ def settings(tokenizer: Tokenizer, max_length: int) -> dict[str, object]:
         if tokenizer.settings.get("clean_text", True):
             kind = {"tokenizer_class": "BertTokenizer"}
         kind |= tokenizer.settings
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    inputs = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
     return kind | special | {"model_max_length": max_length, "model_input_names": inputs}
 
 
@@ -66,13 +79,16 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     proto = ModelProto()
     proto.ParseFromString(tokenizer.files()[tokenizer.FILE])
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    # Words that were added are found before letters are merged, and are not merged from letters themselves.
+    added = [piece.piece for piece in proto.pieces if piece.type == ModelProto.SentencePiece.USER_DEFINED]
     model: Any
     if proto.trainer_spec.model_type == UNIGRAM:
         model = models.Unigram(pieces, unk_id=tokenizer.unk_id, byte_fallback=False)
     elif proto.trainer_spec.model_type == BPE:
         vocab = {piece: token for token, (piece, _) in enumerate(pieces)}
         unknown = tokenizer.piece(tokenizer.unk_id)
-        model = models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True)
+        whole = bool(added)
+        model = models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, ignore_merges=whole)
     else:
         raise UserError(
             "a SentencePiece model of words or characters cannot be exported; use unigram or bpe."
@@ -80,6 +96,10 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     result = tokenizers.Tokenizer(model)
     result.normalizer = _normalizer(proto.normalizer_spec)
     result.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
+    if added:
+        longest_first = Regex("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        split = pre_tokenizers.Split(longest_first, "isolated")
+        result.pre_tokenizer = pre_tokenizers.Sequence([result.pre_tokenizer, split])
     result.decoder = decoders.Metaspace(WORD_START)
     return result
 

@@ -15,6 +15,7 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference.pretrained import Row, batch_of
 from bert_jax.interop import heads, huggingface
+from bert_jax.interop.families import family_of
 from bert_jax.interop.heads import HEADS
 from bert_jax.model.config import ModelConfig
 from bert_jax.training.step import abstract_model
@@ -31,7 +32,7 @@ SENTENCES = (
 log = logging.getLogger("bert_jax")
 
 
-class Network(NamedTuple):
+class Exported(NamedTuple):
     """A network with the head of a task, as in `heads`."""
 
     task: str
@@ -40,7 +41,7 @@ class Network(NamedTuple):
     params: Any
 
 
-def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.Path) -> None:
+def check(network: Exported, tokenizer: Tokenizer, longest: int, output: pathlib.Path) -> None:
     """Raises UserError if the exported tokens differ, or a logit differs by more than the tolerance."""
     ids = tokenizer.encode(SENTENCES)
     written = tokenizers.Tokenizer.from_file(str(output / "tokenizer.json"))
@@ -51,12 +52,14 @@ def check(network: Network, tokenizer: Tokenizer, longest: int, output: pathlib.
     batch = _batch(ids, tokenizer, longest)
     real = batch["sequence_ids"] > 0
     ours = _flat(_logits(network, batch), real)
-    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-        reader, again = "Transformers", _transformers_logits(output, HEADS[network.task], batch)
+    family = family_of(network.model)
+    if not family.code and importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
+        reader, again = "Transformers", _transformers_logits(output, network, batch)
     else:
         read = huggingface.read(output)
-        reader = "convert (no Transformers here)"
-        again = _logits(Network(read.task, read.label_info, read.model, read.params), batch)
+        why = f"Transformers has no {family.name}" if family.code else "no Transformers here"
+        reader = f"convert ({why})"
+        again = _logits(Exported(read.task, read.label_info, read.model, read.params), batch)
     differences = np.abs(ours - _flat(again, real))
     if not np.all(differences <= TOLERANCE + RELATIVE * np.abs(ours)):  # also where it is NaN
         raise UserError(
@@ -74,25 +77,29 @@ def _batch(ids: list[list[int]], tokenizer: Tokenizer, longest: int) -> dict[str
     return batch | {"masked_lm_positions": batch["position_ids"]}
 
 
-def _logits(network: Network, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+def _logits(network: Exported, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Computes the logits of every token [B, T, …] or of the sequence [B, …], as the head has them."""
     head, label_info = HEADS[network.task], network.label_info
     structure, _ = abstract_model(head.build(network.model, heads.num_labels(network.task, label_info)))
     with jax.default_matmul_precision("highest"):
         outputs = jax.jit(lambda params, batch: nnx.merge(structure, params)(batch))(network.params, batch)
-    arrays = [np.asarray(x) for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    arrays = [np.asarray(x) for x in outputs if x is not None]
     if network.task == "regression":
         arrays = [x * label_info["deviation"] + label_info["mean"] for x in arrays]
     return [x[:, 0] if x.shape[1] == 1 else x for x in arrays]  # a row is one sequence of several tokens
 
 
 def _transformers_logits(
-    folder: pathlib.Path, head: heads.Head, batch: dict[str, np.ndarray]
+    folder: pathlib.Path, exported: Exported, batch: dict[str, np.ndarray]
 ) -> list[np.ndarray]:
     # Not a requirement: imported only where it is installed.
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-    network = getattr(transformers, head.architecture).from_pretrained(folder).eval()
-    names = {"input_ids": "input_ids", "token_type_ids": "token_type_ids", "attention_mask": "sequence_ids"}
+    architecture = HEADS[exported.task].architecture(family_of(exported.model))
+    network = getattr(transformers, architecture).from_pretrained(folder).eval()
+    names = {"input_ids": "input_ids", "attention_mask": "sequence_ids"}
+    if exported.model.type_vocab_size:
+        names["token_type_ids"] = "token_type_ids"
     with torch.no_grad():
         out = network(**{theirs: torch.from_numpy(batch[ours]).long() for theirs, ours in names.items()})
     if "start_logits" in out:

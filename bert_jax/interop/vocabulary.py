@@ -1,25 +1,24 @@
 """Reads the vocabulary of a Hugging Face directory, with the rules by which it splits text.
 
-The first of these files counts: sentencepiece.model (of our own export), tokenizer.json, vocab.txt.
+The first of these files counts: sentencepiece.model (of our own export), tokenizer.json, vocab.txt. A
+tokenizer.json that is not BERT's is used as it is.
 """
 
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
 
-from bert_jax.corpus.tokenizer import (
-    SPECIAL_PIECES,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WordPieceTokenizer,
-    read_pieces,
-)
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import ROLES, SPECIAL_PIECES, Tokenizer
+from bert_jax.corpus.tokenizer_files import read_library_tokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer, read_pieces
 from bert_jax.errors import UserError
 from bert_jax.interop.directory import check_fetched, read_json, read_text
-from bert_jax.interop.tokenizer_json import ROLES
 
 BERT = ("BertTokenizer", "BertTokenizerFast")
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # run tokenizer.json as it is
@@ -29,6 +28,7 @@ FIXED = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece", 
          "do_subword_tokenize": True, "do_basic_tokenize": True}  # fmt: skip
 # Keys of tokens that are found in a text before it is split.
 SPELLED = ("additional_special_tokens", "extra_special_tokens", "never_split", "added_tokens_decoder")
+log = logging.getLogger("bert_jax")
 REMEDY = "its ids would differ from the published ones. Give a model with BERT's tokenizer"
 
 
@@ -39,7 +39,8 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
         The tokenizer, and the most tokens of a text that it takes, None without a limit.
 
     Raises:
-        UserError: if there is none, or it splits text by rules that `WordPieceTokenizer` does not have.
+        UserError: if there is none, or it splits text by rules that neither its tokenizer.json nor
+            `WordPieceTokenizer` has.
     """
     settings = _read_settings(directory)
     longest = settings.get("model_max_length")
@@ -48,6 +49,9 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     for name in ("config.json", WordPieceTokenizer.SETTINGS):
         if (path := directory / name).exists():
             _check_rules(read_json(path), path)
+    if isinstance(tokenizer, LibraryTokenizer):  # whose tokens may be any
+        _warn_of_frame(tokenizer, directory)
+        return tokenizer, longest
     for name in (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json"):
         if (path := directory / name).exists():
             content = read_json(path)
@@ -64,8 +68,11 @@ def _read_tokenizer(directory: pathlib.Path, settings: dict[str, Any]) -> Tokeni
     if own.exists():
         path, known = own, GENERIC
         kind = settings.get("tokenizer_class") or GENERIC[0]
-    elif (path := directory / "tokenizer.json").exists():
-        vocabulary, rules = _read_tokenizer_json(path)
+    elif (path := directory / LibraryTokenizer.FILE).exists():
+        read = _read_library(path)
+        if _other_parts(read) and not _of_bert(settings):
+            return read_library_tokenizer(path, str(path), settings.get("vocab_size"))
+        vocabulary, rules = _read_tokenizer_json(read, path)
         known = BERT + GENERIC
     elif (path := directory / WordPieceTokenizer.FILE).exists():
         check_fetched(path)
@@ -88,10 +95,11 @@ def _read_tokenizer(directory: pathlib.Path, settings: dict[str, Any]) -> Tokeni
 
 
 def _read_settings(directory: pathlib.Path) -> dict[str, Any]:
-    """Reads tokenizer_config.json; config.json may name the class of the tokenizer instead."""
+    """Reads tokenizer_config.json; config.json has V, and may name the class of the tokenizer instead."""
     settings: dict[str, Any] = {}
     if (path := directory / "config.json").exists():
-        settings["tokenizer_class"] = read_json(path).get("tokenizer_class")
+        config = read_json(path)
+        settings = {name: config.get(name) for name in ("tokenizer_class", "model_type", "vocab_size")}
     if (path := directory / WordPieceTokenizer.SETTINGS).exists():
         settings |= {name: value for name, value in read_json(path).items() if value is not None}
     return settings
@@ -158,17 +166,33 @@ def _refuse_added(names: list[str], key: str, path: pathlib.Path) -> None:
         )
 
 
-def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:
-    """Reads the pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
+def _read_library(path: pathlib.Path) -> tokenizers.Tokenizer:
     text = read_text(path)
-    try:  # read by the library and written again, a file of any version has today's form
-        read = tokenizers.Tokenizer.from_str(text)
-        content = json.loads(read.to_str())
+    try:
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path} is not a file of the tokenizers library ({error}).") from None
-    for part, kind in PARTS.items():
-        if (found := (content[part] or {}).get("type")) != kind:
-            raise UserError(f"{path}: its {part} is {found} and BERT's is {kind}: {REMEDY}.")
+
+
+def _other_parts(read: tokenizers.Tokenizer) -> dict[str, str | None]:
+    """Returns the kinds of the parts in which a tokenizer differs from BERT's."""
+    content = json.loads(read.to_str())
+    kinds = {part: (content[part] or {}).get("type") for part in PARTS}
+    return {part: kind for part, kind in kinds.items() if kind != PARTS[part]}
+
+
+def _of_bert(settings: Mapping[str, Any]) -> bool:
+    """Whether Transformers replaces the parts of tokenizer.json by those of BERT's class."""
+    if settings.get("tokenizer_class"):
+        return settings["tokenizer_class"] in BERT
+    return (settings.get("model_type") or "bert") == "bert"
+
+
+def _read_tokenizer_json(read: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[list[str], dict[str, bool]]:
+    """Reads the pieces, and the rules of the normalizer by their names in tokenizer_config.json."""
+    for part, found in _other_parts(read).items():
+        raise UserError(f"{path}: its {part} is {found} and BERT's is {PARTS[part]}: {REMEDY}.")
+    content = json.loads(read.to_str())  # a file of any version has today's form
     model, normalizer = content["model"], content["normalizer"]
     pieces = model.pop("vocab")
     usual = json.loads(tokenizers.models.WordPiece({}, unk_token="[UNK]").__getstate__())
@@ -183,6 +207,19 @@ def _read_tokenizer_json(path: pathlib.Path) -> tuple[list[str], dict[str, bool]
     _check_frame(read, pieces, path)
     rules = {ours: normalizer[theirs] for ours, theirs in WordPieceTokenizer.RULES.items()}
     return sorted(pieces, key=pieces.__getitem__), {k: v for k, v in rules.items() if v is not None}
+
+
+def _warn_of_frame(tokenizer: LibraryTokenizer, directory: pathlib.Path) -> None:
+    """Warns if the file sets other special tokens around texts than rows have here."""
+    read, (a, b) = tokenizer.backend(), tokenizer.encode(["a", "b"])
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    usual = [cls, *a, sep], [cls, *a, sep, *b, sep]
+    if read.post_processor is not None and (read.encode("a").ids, read.encode("a", "b").ids) != usual:
+        framed = [" ".join(read.encode(*texts).tokens) for texts in (("A",), ("A", "B"))]
+        log.warning(
+            "%s makes rows like %s and %s; those here are %s A %s B %s", directory / tokenizer.FILE, *framed,
+            *map(tokenizer.piece, (cls, sep, sep)),
+        )  # fmt: skip
 
 
 def _check_frame(read: tokenizers.Tokenizer, pieces: Mapping[str, int], path: pathlib.Path) -> None:

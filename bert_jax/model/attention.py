@@ -18,11 +18,13 @@ def attention(
     dropout_rate: float = 0.0,
     kind: str = "plain",
     causal: bool = False,
+    window: int = 0,
 ) -> jax.Array:
     """Computes scaled dot-product attention (Vaswani et al., 2017) that stays inside each sequence.
 
     Args:
-        query, key, value: [B, T, N, H].
+        query: [B, T, N, H].
+        key, value: [B, T, N / G, H]; each is shared by G heads in a row (Ainslie et al., 2023).
         sequence_ids: int [B, T]; tokens see the tokens of the same number. Padding (0) sees padding, so
             that no row of the softmax is empty; nothing reads its result.
         dropout_keys: one PRNG key per row [B], or None for no dropout on the attention probabilities.
@@ -30,6 +32,7 @@ def attention(
         kind: `plain` runs on every platform; `splash` takes the kernel of TPU where T is a multiple of 128
             and no probability is dropped.
         causal: a token sees itself and those before it only.
+        window: a token sees itself and `window // 2` tokens to each side; 0: all.
 
     Returns:
         [B, T, N, H] in the dtype of `value`. Scores and softmax are computed in float32 or wider: a masked
@@ -38,22 +41,28 @@ def attention(
     """
     # Heads before tokens, once: the products are then plain batched matrix products on every platform.
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    if (shared_by := query.shape[1] // key.shape[1]) > 1:
+        key, value = jnp.repeat(key, shared_by, axis=1), jnp.repeat(value, shared_by, axis=1)
     drops = dropout_keys is not None and dropout_rate > 0.0
     if kind == "splash" and not drops and splash_fits(query.shape[2]):
-        context = splash(query, key, value, sequence_ids, causal, saved_as=PRODUCT)
+        context = splash(query, key, value, sequence_ids, causal, window, saved_as=PRODUCT)
     else:
-        context = _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal)
+        context = _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal, window)
     return context.swapaxes(1, 2)
 
 
-def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=False):
+def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=False, window=0):
     """[B, N, T, H] each -> [B, N, T, H]; the reference of all kernels."""
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     products = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=accumulate)
     scores = checkpoint_name(products, PRODUCT) * (query.shape[-1] ** -0.5)
     visible = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    places = jnp.arange(sequence_ids.shape[1])
+    behind = places[:, None] - places  # a sequence is in one piece, so distances are those of the row
     if causal:
-        visible &= jnp.tri(sequence_ids.shape[1], dtype=bool)
+        visible &= behind >= 0
+    if window:
+        visible &= jnp.abs(behind) <= window // 2
     scores = jnp.where(visible, scores, jnp.finfo(accumulate).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_keys, dropout_rate)
     return checkpoint_name(jnp.matmul(probabilities.astype(value.dtype), value), PRODUCT)

@@ -1,10 +1,15 @@
-"""The BERT encoder (Devlin et al., 2019): post-LayerNorm Transformer layers, stacked and scanned.
+"""The encoder: Transformer layers as BERT has them (Devlin et al., 2019), or with other settings.
+
+Layers are stacked and scanned by groups: with local attention a group is a global layer and the local ones
+that follow it.
 
 Axes: B rows, T tokens, D hidden, N heads, H head size, F feed-forward, V vocabulary, S sequences per row,
 L layers. Parameters of the layers carry a leading L, so that 2 or 48 layers compile once.
 """
 
 import functools
+import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +20,14 @@ from flax import nnx
 from bert_jax.model.attention import attention
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
-from bert_jax.model.layers import PRODUCT, Dense, Embedding, LayerNorm
+from bert_jax.model.layers import PRODUCT, Dense, Embedding, Norm
 from bert_jax.model.partition import ROWS, TENSOR, axis_size, constrain
+from bert_jax.model.positions import rotary_angles, rotate, sinusoids
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
 }
 # What the backward pass keeps of a layer; it computes everything else again.
 REMAT_POLICIES = {
@@ -41,88 +48,127 @@ class Compute(NamedTuple):
 
 
 DEFAULT_COMPUTE = Compute()
+States = tuple[jax.Array, ...]  # [B, T, D] each: the residual stream first, what the next block reads last
 
 
 class Embeddings(nnx.Module):
-    """Adds token, segment and position embeddings and normalises the sum."""
+    """Adds the embeddings of tokens, and of segments and positions if there are any; normalises the sum."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         size, stddev = config.hidden_size, config.initializer_range
+        self.config = config
         self.token = Embedding(config.vocab_size, size, stddev, rngs)
-        self.position = Embedding(config.max_position_embeddings, size, stddev, rngs)
-        if config.position_initializer == "sinusoidal":
-            self.position.embedding[...] = sinusoids(config.max_position_embeddings, size, 2.0 * stddev)
-        self.segment = Embedding(config.type_vocab_size, size, stddev, rngs)
-        self.norm = LayerNorm(size, config.layer_norm_eps)
+        positions = config.max_position_embeddings
+        learned, segments = config.positions == "learned", config.type_vocab_size
+        self.position = Embedding(positions, size, stddev, rngs) if learned else None
+        if self.position is not None and config.position_initializer == "sinusoidal":
+            self.position.embedding[...] = sinusoids(positions, size, 2.0 * stddev)
+        self.segment = Embedding(segments, size, stddev, rngs) if segments else None
+        self.norm = norm(config)
 
-    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
-        """int [B, T] each -> [B, T, D] in the parameters' dtype."""
-        tokens = constrain(jnp.take(self.token_table(), input_ids, axis=0), ROWS)
-        return self.norm(tokens + self.position(position_ids) + self.segment(token_type_ids))
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """int [B, T] each -> the sum and the normalised sum, [B, T, D] in the parameters' dtype."""
+        x = constrain(jnp.take(self.token_table(), input_ids, axis=0), ROWS)
+        if self.position is not None:
+            x += self.position(position_ids)
+        if self.segment is not None:
+            x += self.segment(token_type_ids)
+        return x, self.norm(x)
 
     def token_table(self) -> jax.Array:
-        """Returns the token embeddings [V, D] for computing: words split over `tensor`, else whole.
-
-        They are stored split along D, which any mesh divides, whatever the number of words. With several
-        `tensor` devices, rows of zeros pad the table until its rows can be split evenly.
-        """
-        table = constrain(self.token.embedding[...], None, TENSOR)  # gathered over fsdp, as all weights are
-        surplus = -table.shape[0] % axis_size(TENSOR)
-        return constrain(jnp.pad(table, ((0, surplus), (0, 0))), TENSOR, None)
+        """Returns the token embeddings [V, D] for computing, see `words_split`."""
+        return words_split(self.token)
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with its output projection: [B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute):
-        size, stddev = config.hidden_size, config.initializer_range
+        size, shared = config.hidden_size, config.key_value_heads * config.head_size
         self.config, self.compute = config, compute
-        self.query = Dense(size, size, stddev, rngs)
-        self.key = Dense(size, size, stddev, rngs)
-        self.value = Dense(size, size, stddev, rngs)
-        self.output = Dense(size, size, stddev, rngs)
+        self.query = inward(config, size, rngs)
+        self.key = inward(config, shared, rngs)
+        self.value = inward(config, shared, rngs)
+        self.output = outward(config, size, rngs)
 
     def __call__(
-        self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None, causal: bool = False
+        self,
+        x: jax.Array,
+        sequence_ids: jax.Array,
+        angles: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        causal: bool,
+        window: int,
     ) -> jax.Array:
-        heads = (*x.shape[:2], self.config.num_attention_heads, self.config.head_size)
+        config = self.config
         query, key, value = (
-            constrain(project(x).reshape(heads), ROWS, None, TENSOR)
+            constrain(project(x).reshape(*x.shape[:2], -1, config.head_size), ROWS, None, TENSOR)
             for project in (self.query, self.key, self.value)
         )
-        rate, kind = self.config.attention_dropout, self.compute.attention
-        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind, causal)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        rate, kind = config.attention_dropout, self.compute.attention
+        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind, causal, window)
         return constrain(self.output(context.reshape(x.shape)), ROWS)
 
 
 class EncoderLayer(nnx.Module):
-    """Attention, then feed-forward; each with dropout, residual and LayerNorm after the sum."""
+    """Attention, then feed-forward; each reads normalised states and adds to the residual stream.
+
+    A norm follows each of the two sums. With `norm_position="after"` the stream goes on with the normalised
+    sum. With `before` it goes on with the sum, and only the next block reads the normalised one:
+    `output_norm` is then what others call the first norm of the next layer, or the final norm.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute):
         self.config = config
         self.attention = SelfAttention(config, rngs, compute)
-        self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.intermediate = Dense(
-            config.hidden_size, config.intermediate_size, config.initializer_range, rngs
-        )
-        self.output = Dense(config.intermediate_size, config.hidden_size, config.initializer_range, rngs)
-        self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention_norm = norm(config)
+        self.intermediate = inward(config, config.intermediate_size, rngs)
+        gated = config.feed_forward == "gated"
+        self.gate = inward(config, config.intermediate_size, rngs) if gated else None
+        self.output = outward(config, config.intermediate_size, rngs)
+        self.output_norm = norm(config)
 
     def __call__(
-        self, x: jax.Array, sequence_ids: jax.Array, dropout_keys: jax.Array | None, causal: bool = False
-    ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; `sequence_ids` int [B, T]; `dropout_keys` [B] or None."""
-        rate = self.config.hidden_dropout
+        self,
+        states: States,
+        sequence_ids: jax.Array,
+        angles: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        causal: bool,
+        window: int,
+    ) -> States:
+        """Applies the layer.
+
+        Args:
+            states: as `residual` returns them.
+            sequence_ids: int [B, T].
+            angles: of rotary positions, see `rotate`, or None.
+            dropout_keys: [B] or None.
+            causal, window: as in `attention`.
+        """
+        rate, rate_of_attention = self.config.hidden_dropout, self.config.attention_output_dropout
         attention_keys, first_keys, second_keys = (fold_in_each(dropout_keys, use) for use in range(3))
-        attended = self.attention(x, sequence_ids, attention_keys, causal)
-        x = self.attention_norm(x + dropout(attended, first_keys, rate))
-        expanded = constrain(self.intermediate(x), ROWS, None, TENSOR)
-        contracted = constrain(self.output(ACTIVATIONS[self.config.hidden_act](expanded)), ROWS)
-        return self.output_norm(x + dropout(contracted, second_keys, rate))
+        attended = self.attention(states[-1], sequence_ids, angles, attention_keys, causal, window)
+        attended = dropout(attended, first_keys, rate if rate_of_attention < 0 else rate_of_attention)
+        total = states[0] + attended
+        states = residual(self.config, total, self.attention_norm(total))
+        expanded = ACTIVATIONS[self.config.hidden_act](self._split(self.intermediate(states[-1])))
+        if self.gate is not None:
+            expanded *= self._split(self.gate(states[-1]))
+        contracted = constrain(self.output(expanded), ROWS)
+        total = states[0] + dropout(contracted, second_keys, rate)
+        return residual(self.config, total, self.output_norm(total))
+
+    def _split(self, expanded: jax.Array) -> jax.Array:
+        return constrain(expanded, ROWS, None, TENSOR)
 
 
 class Encoder(nnx.Module):
-    """Embeddings and layers, and the pooler over [CLS].
+    """Embeddings and layers, and the pooler over [CLS] if there is one.
 
     Args:
         config: the network's shape.
@@ -134,7 +180,8 @@ class Encoder(nnx.Module):
         self.config, self.compute = config, compute
         self.embeddings = Embeddings(config, rngs)
         self.layers = _stacked_layers(config, rngs, compute)
-        self.pooler = Dense(config.hidden_size, config.hidden_size, config.initializer_range, rngs)
+        size = config.hidden_size
+        self.pooler = Dense(size, size, config.initializer_range, rngs) if config.pooler else None
 
     def __call__(
         self,
@@ -152,40 +199,96 @@ class Encoder(nnx.Module):
             causal: a token attends to itself and to those before it in its sequence only.
 
         Returns:
-            Last hidden states [B, T, D], or all of them [L + 1, B, T, D].
+            Last hidden states [B, T, D], or all of them [L + 1, B, T, D]: of the residual stream, and the
+            last ones normalised.
         """
-        x = self.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
+        total, normalized = self.embeddings(
+            batch["input_ids"], batch["token_type_ids"], batch["position_ids"]
+        )
         embedding_keys = fold_in_each(dropout_keys, EMBEDDING_DROPOUT)
-        x = dropout(x, embedding_keys, self.config.hidden_dropout).astype(self.compute.dtype)
-        layer_keys = fold_in_each(dropout_keys, LAYER_DROPOUT)
-        structure, weights = nnx.split(self.layers)
+        normalized = dropout(normalized, embedding_keys, self.config.hidden_dropout)
+        total = normalized if self.config.normalize_embeddings else total
+        states = residual(self.config, *(x.astype(self.compute.dtype) for x in (total, normalized)))
 
-        def apply_layer(x, layer):
-            number, layer_weights = layer
-            y = nnx.merge(structure, layer_weights)(
-                x, batch["sequence_ids"], fold_in_each(layer_keys, number), causal
-            )
-            return y, y if all_hidden_states else None
+        apply_group = self._group(batch, fold_in_each(dropout_keys, LAYER_DROPOUT), all_hidden_states, causal)
+        layers, size = self.config.num_hidden_layers, self.config.group_size
+        numbered, whole = (jnp.arange(layers), nnx.state(self.layers)), layers // size * size
+        groups = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), numbered)
+        first = states[0]
+        states, outputs = jax.lax.scan(apply_group, states, groups)
+        parts = [outputs.reshape(whole, *first.shape)] if all_hidden_states else []
+        if whole < layers:  # the beginning of another group
+            states, rest = apply_group(states, jax.tree.map(lambda x: x[whole:], numbered))
+            parts.append(rest)
+        if not all_hidden_states:
+            return states[-1]
+        parts[-1] = parts[-1].at[-1].set(states[-1])
+        return jnp.concatenate([first[None], *parts])
+
+    def _group(self, batch, layer_keys, all_hidden_states, causal):
+        """Returns a function that applies the layers of a group, the first of which is global, for a scan."""
+        config, structure = self.config, nnx.graphdef(self.layers)
+        angles = [None, None]
+        if config.positions == "rotary":
+            thetas = config.rope_theta, config.local_rope_theta or config.rope_theta
+            angles = [rotary_angles(batch["position_ids"], theta, config.rotary_size) for theta in thetas]
+
+        def apply_layer(local: bool, states: States, number: jax.Array, weights: nnx.State) -> States:
+            keys, window = fold_in_each(layer_keys, number), config.local_attention * local
+            layer = nnx.merge(structure, weights)
+            return layer(states, batch["sequence_ids"], angles[local], keys, causal, window)
 
         if (remat := self.compute.remat) != "none":
-            apply_layer = jax.checkpoint(apply_layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        last, outputs = jax.lax.scan(apply_layer, x, (jnp.arange(self.config.num_hidden_layers), weights))
-        return jnp.concatenate([x[None], outputs]) if all_hidden_states else last
+            policy = REMAT_POLICIES[remat]
+            apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=False, static_argnums=0)
+
+        def apply_group(states, layers):
+            streams = []
+            for place in range(len(layers[0])):
+                number, weights = jax.tree.map(operator.itemgetter(place), layers)
+                states = apply_layer(place > 0, states, number, weights)
+                streams.append(states[0])
+            return states, jnp.stack(streams) if all_hidden_states else None
+
+        return apply_group
 
     def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
         """Applies dense layer and tanh to [CLS] states: hidden [B, T, D], positions [B, S] -> [B, S, D]."""
+        assert self.pooler is not None, "model.pooler=False"  # tasks check it before
         return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
 
 
-def sinusoids(positions: int, features: int, amplitude: float) -> jax.Array:
-    """Returns sinusoids [positions, features] (Vaswani et al., 2017, section 3.5) as values to start from.
+def words_split(table: Embedding) -> jax.Array:
+    """Returns a table of words [V, D] for computing: words split over `tensor`, else whole.
 
-    One linear map moves every position by the same distance, so attention to neighbours is learned once, not
-    for each position.
+    It is stored split along D, which any mesh divides, whatever the number of words. With several `tensor`
+    devices, rows of zeros pad the table until its rows can be split evenly.
     """
-    frequencies = 10_000.0 ** (-jnp.arange(0, features, 2) / features)
-    angles = jnp.arange(positions)[:, None] * frequencies
-    return amplitude * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :features]
+    words = constrain(table.embedding[...], None, TENSOR)  # gathered over fsdp, as all weights are
+    surplus = -words.shape[0] % axis_size(TENSOR)
+    return constrain(jnp.pad(words, ((0, surplus), (0, 0))), TENSOR, None)
+
+
+def residual(config: ModelConfig, total: jax.Array, normalized: jax.Array) -> States:
+    """Returns the residual stream and what the next block reads: one array, the normalised sum, or both."""
+    return (normalized,) if config.norm_position == "after" else (total, normalized)
+
+
+def inward(config: ModelConfig, features: int, rngs: nnx.Rngs) -> Dense:
+    """Builds a projection of the residual stream to so many features."""
+    return Dense(config.hidden_size, features, config.initializer_range, rngs, config.linear_bias)
+
+
+def outward(config: ModelConfig, features: int, rngs: nnx.Rngs) -> Dense:
+    """Builds a projection of so many features to the residual stream."""
+    stddev = config.initializer_range
+    if config.initializer == "depth_scaled":
+        stddev /= math.sqrt(2 * config.num_hidden_layers)
+    return Dense(features, config.hidden_size, stddev, rngs, config.linear_bias)
+
+
+def norm(config: ModelConfig) -> Norm:
+    return Norm(config.hidden_size, config.layer_norm_eps, config.norm, config.norm_bias)
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:

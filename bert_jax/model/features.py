@@ -19,6 +19,14 @@ class EncoderOnly(nnx.Module):
         self.encoder = Encoder(config, rngs, compute)
 
 
+def default_pooling(model: ModelConfig) -> str:
+    """Returns how the states of a network are pooled if nothing else is asked for.
+
+    As its classifier would pool them, where there is no pooler; BERT's [CLS] means little without its own.
+    """
+    return "cls" if not model.pooler and model.classifier_pooling == "cls" else "mean"
+
+
 def layer_number(layer: int, model: ModelConfig, key: str = "layer") -> int:
     """Counts a layer from 0; raises UserError, naming `key`, if there is no such layer."""
     layers = model.num_hidden_layers

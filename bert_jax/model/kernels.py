@@ -30,6 +30,7 @@ def splash(
     value: jax.Array,
     sequence_ids: jax.Array,
     causal: bool = False,
+    window: int = 0,
     interpret: bool = False,
     saved_as: str | None = None,
 ) -> jax.Array:
@@ -39,6 +40,7 @@ def splash(
         query, key, value: [B, N, T, H].
         sequence_ids: int [B, T].
         causal: a token sees itself and those before it only; blocks behind it are left out.
+        window: a token sees itself and `window // 2` tokens to each side, 0 all; blocks beyond are left out.
         interpret: run the kernel's program on any platform, slowly.
         saved_as: the name by which a remat policy may keep what the backward pass needs of the kernel.
 
@@ -48,7 +50,9 @@ def splash(
     Source: Dao et al., "FlashAttention", 2022, as jax.experimental.pallas.ops.tpu.splash_attention has it.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    local = functools.partial(_splash_of_device, causal=causal, interpret=interpret, saved_as=saved_as)
+    local = functools.partial(
+        _splash_of_device, causal=causal, window=window, interpret=interpret, saved_as=saved_as
+    )
     if mesh.empty:
         return local(query, key, value, sequence_ids)
     heads, rows = P(ROWS, TENSOR), P(ROWS)
@@ -58,12 +62,14 @@ def splash(
     )(query, key, value, sequence_ids)
 
 
-def _splash_of_device(query, key, value, sequence_ids, causal, interpret, saved_as):
+def _splash_of_device(query, key, value, sequence_ids, causal, window, interpret, saved_as):
     from jax.experimental.pallas.ops.tpu import splash_attention  # here, since importing it takes a second
 
     heads, tokens, size = query.shape[1:]
     block = next(size for size in (BLOCK, 384, 256, LANES) if tokens % size == 0)
     visible = (splash_attention.CausalMask if causal else splash_attention.FullMask)((tokens, tokens))
+    if window:
+        visible &= splash_attention.LocalMask((tokens, tokens), (window // 2, window // 2), offset=0)
     mask = splash_attention.MultiHeadMask([visible] * heads)
     kernel = splash_attention.make_splash_mha_single_device(
         mask,

@@ -17,9 +17,10 @@ PRODUCT = "product"  # how remat policies name the outputs of matrix products
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: Any) -> jax.Array:
     """Computes x [..., in] · kernel [in, out] + bias [out] in the dtype of `x`; returns it as `dtype`."""
-    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype) + bias.astype(dtype)
+    product = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+    return product if bias is None else product + bias.astype(dtype)
 
 
 def _dense_forward(x, kernel, bias, dtype):
@@ -29,7 +30,7 @@ def _dense_forward(x, kernel, bias, dtype):
 def _dense_backward(_, residuals, gradient):
     x, kernel, bias = residuals
     leading = tuple(range(x.ndim - 1))
-    dbias = jnp.sum(gradient, axis=leading, dtype=bias.dtype)
+    dbias = None if bias is None else jnp.sum(gradient, axis=leading, dtype=bias.dtype)
     gradient = gradient.astype(x.dtype)
     dx = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
     dkernel = lax.dot_general(
@@ -44,12 +45,15 @@ dense.defvjp(_dense_forward, _dense_backward)
 class Dense(nnx.Module):
     """y = x · kernel + bias over the last axis: [..., in] -> [..., out] in the dtype of x."""
 
-    def __init__(self, in_features: int, out_features: int, stddev: float, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, out_features: int, stddev: float, rngs: nnx.Rngs, use_bias: bool = True
+    ):
         self.kernel = nnx.Param(truncated_normal(rngs, (in_features, out_features), stddev))
-        self.bias = nnx.Param(jnp.zeros((out_features,)))
+        self.bias = nnx.Param(jnp.zeros((out_features,))) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return checkpoint_name(dense(x, self.kernel[...], self.bias[...], x.dtype), PRODUCT)
+        bias = None if self.bias is None else self.bias[...]
+        return checkpoint_name(dense(x, self.kernel[...], bias, x.dtype), PRODUCT)
 
 
 class Embedding(nnx.Module):
@@ -62,20 +66,28 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0)
 
 
-class LayerNorm(nnx.Module):
-    """Normalises the last axis (Ba et al., 2016); statistics in the weights' dtype, result in that of x."""
+class Norm(nnx.Module):
+    """Normalises the last axis; statistics in the weights' dtype, result in that of x.
 
-    def __init__(self, features: int, epsilon: float):
-        self.epsilon = epsilon
+    Args:
+        features: of the last axis.
+        epsilon: added to the variance.
+        kind: `layer` (Ba et al., 2016), or `rms`, which divides by the root mean square alone (Zhang and
+            Sennrich, 2019).
+        use_bias: whether a bias is added.
+    """
+
+    def __init__(self, features: int, epsilon: float, kind: str = "layer", use_bias: bool = True):
+        self.epsilon, self.kind = epsilon, kind
         self.scale = nnx.Param(jnp.ones((features,)))
-        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,))) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(self.scale.dtype)
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        mean = jnp.mean(wide, axis=-1, keepdims=True) if self.kind == "layer" else 0.0
         variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
-        normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon)
-        return (normalized * self.scale[...] + self.bias[...]).astype(x.dtype)
+        normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        return (normalized if self.bias is None else normalized + self.bias[...]).astype(x.dtype)
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:

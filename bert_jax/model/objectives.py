@@ -7,7 +7,7 @@ Axes: B rows, T tokens, M predictions, S sequences per row, V vocabulary. Terms 
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +23,7 @@ from bert_jax.model.losses import Term, accuracy, cross_entropy, squared_error
 Batch = dict[str, jax.Array]
 Terms = dict[str, Term]
 Outputs = dict[str, jax.Array]
+OfWords = Callable[[jax.Array, Batch], Terms]  # (logits [B, m, V], slots [B, m] each) -> terms
 
 
 class Objective(abc.ABC):
@@ -34,7 +35,7 @@ class Objective(abc.ABC):
         causal: whether tokens attend to themselves and those before them only, in training.
     """
 
-    losses: ClassVar[Mapping[str, str]]
+    losses: Mapping[str, str]
     causal: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -42,12 +43,8 @@ class Objective(abc.ABC):
         """Builds the network with its heads."""
 
     @abc.abstractmethod
-    def _terms(self, logits: Any, batch: Batch) -> Terms:
-        """Computes losses and scores from what the network returns."""
-
     def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
         """Computes losses and scores of a batch; `dropout_keys` [B], or None for no dropout."""
-        return self._terms(model(batch, dropout_keys), batch)
 
     @abc.abstractmethod
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
@@ -61,40 +58,47 @@ class PretrainingObjective(Objective):
         mask_id: the id of `[MASK]`.
         unigram_loss: float32 [V], -log of each token's share of the training text: the loss of a model that
             predicts each token by its frequency, which a model that uses context must beat.
+        pairs: whether the network judges pairs of sentences, for which it needs a pooler.
     """
 
-    losses: ClassVar = {"mlm_loss": "masked_lm_weights", "nsp_loss": "next_sentence_weights"}
-
-    def __init__(self, mask_id: int, unigram_loss: np.ndarray):
+    def __init__(self, mask_id: int, unigram_loss: np.ndarray, pairs: bool = True):
         self._mask_id, self._unigram_loss = mask_id, unigram_loss
+        self.losses = {"mlm_loss": "masked_lm_weights"}
+        if pairs:
+            self.losses |= {"nsp_loss": "next_sentence_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForPreTraining(config, rngs, compute)
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
+        hidden = model.encoder(batch, dropout_keys)
+        return self._terms(model, hidden, batch, _masked_terms)
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
         """Adds the masked-LM loss and the unigram loss over the positions that show `[MASK]`.
 
         Copying visible tokens, which a tenth of the targets are, is worth 0.6 nat and teaches nothing.
         """
-        logits = model(batch, None)
-        labels = batch["masked_lm_ids"]
         shown = jnp.take_along_axis(batch["input_ids"], batch["masked_lm_positions"], axis=1)
-        weights = batch["masked_lm_weights"] * (shown == self._mask_id)
-        unigram_losses = jnp.asarray(self._unigram_loss)[labels]
-        return self._terms(logits, batch) | {
-            "mask_token_loss": cross_entropy(logits[0], labels, weights),
-            "unigram_loss": (jnp.sum(unigram_losses * weights), jnp.sum(weights)),
-        }, {}
 
-    def _terms(self, logits: tuple[jax.Array, jax.Array], batch: Batch) -> Terms:
-        masked_lm = logits[0], batch["masked_lm_ids"], batch["masked_lm_weights"]
-        next_sentence = logits[1], batch["next_sentence_labels"], batch["next_sentence_weights"]
-        return {
-            "mlm_loss": cross_entropy(*masked_lm),
-            "nsp_loss": cross_entropy(*next_sentence),
-            "mlm_accuracy": accuracy(*masked_lm),
-            "nsp_accuracy": accuracy(*next_sentence),
-        }
+        def of_words(logits: jax.Array, slots: Batch) -> Terms:
+            labels = slots["masked_lm_ids"]
+            weights = slots["masked_lm_weights"] * (slots["shown"] == self._mask_id)
+            unigram_losses = jnp.asarray(self._unigram_loss)[labels]
+            return _masked_terms(logits, slots) | {
+                "mask_token_loss": cross_entropy(logits, labels, weights),
+                "unigram_loss": (jnp.sum(unigram_losses * weights), jnp.sum(weights)),
+            }
+
+        return self._terms(model, model.encoder(batch, None), batch | {"shown": shown}, of_words), {}
+
+    def _terms(self, model: Any, hidden: jax.Array, batch: Batch, of_words: OfWords) -> Terms:
+        terms = model.words(hidden, _slots(batch), of_words)
+        logits = model.pairs(hidden, batch["cls_positions"])
+        if logits is None:
+            return terms
+        next_sentence = logits, batch["next_sentence_labels"], batch["next_sentence_weights"]
+        return terms | {"nsp_loss": cross_entropy(*next_sentence), "nsp_accuracy": accuracy(*next_sentence)}
 
 
 class CausalObjective(Objective):
@@ -105,29 +109,47 @@ class CausalObjective(Objective):
     modeling?", 2025.
     """
 
-    losses: ClassVar = {"clm_loss": "masked_lm_weights"}
+    losses: Mapping[str, str] = {"clm_loss": "masked_lm_weights"}
     causal: ClassVar = True
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForPreTraining(config, rngs, compute)
 
     def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
-        return self._terms(model(batch, dropout_keys, causal=True), batch)
+        return model.words(model.encoder(batch, dropout_keys, causal=True), _slots(batch), _causal_terms)
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
         return self.terms(model, batch, None), {}
 
-    def _terms(self, logits: tuple[jax.Array, jax.Array], batch: Batch) -> Terms:
-        next_token = logits[0], batch["masked_lm_ids"], batch["masked_lm_weights"]
-        return {"clm_loss": cross_entropy(*next_token), "clm_accuracy": accuracy(*next_token)}
+
+def _slots(batch: Batch) -> Batch:
+    """Selects the arrays [B, M] of a batch of pretraining: one entry for each prediction."""
+    return {name: x for name, x in batch.items() if name.startswith("masked_lm_") or name == "shown"}
+
+
+def _masked_terms(logits: jax.Array, slots: Batch) -> Terms:
+    masked_lm = logits, slots["masked_lm_ids"], slots["masked_lm_weights"]
+    return {"mlm_loss": cross_entropy(*masked_lm), "mlm_accuracy": accuracy(*masked_lm)}
+
+
+def _causal_terms(logits: jax.Array, slots: Batch) -> Terms:
+    next_token = logits, slots["masked_lm_ids"], slots["masked_lm_weights"]
+    return {"clm_loss": cross_entropy(*next_token), "clm_accuracy": accuracy(*next_token)}
 
 
 class TaskObjective(Objective):
     """An objective of fine-tuning, whose outputs become predictions (`Downstream.decode`)."""
 
     @abc.abstractmethod
+    def _terms(self, logits: Any, batch: Batch) -> Terms:
+        """Computes losses and scores from what the network returns."""
+
+    @abc.abstractmethod
     def _outputs(self, logits: Any) -> Outputs:
         """Computes what predictions are made of."""
+
+    def terms(self, model: Any, batch: Batch, dropout_keys: jax.Array | None) -> Terms:
+        return self._terms(model(batch, dropout_keys), batch)
 
     def evaluate(self, model: Any, batch: Batch) -> tuple[Terms, Outputs]:
         logits = model(batch, None)
@@ -137,7 +159,7 @@ class TaskObjective(Objective):
 class SequenceClassification(TaskObjective):
     """One class for each sequence (Devlin et al., 2019, section 4.1): `labels` int [B, S]."""
 
-    losses: ClassVar = {"class_loss": "sequence_weights"}
+    losses: Mapping[str, str] = {"class_loss": "sequence_weights"}
 
     def __init__(self, num_labels: int):
         self._num_labels = num_labels
@@ -157,7 +179,7 @@ class SequenceClassification(TaskObjective):
 class SequenceRegression(TaskObjective):
     """One number for each sequence by squared error: standardised `labels`, float32 [B, S]."""
 
-    losses: ClassVar = {"squared_error": "sequence_weights"}
+    losses: Mapping[str, str] = {"squared_error": "sequence_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForSequences(config, 1, rngs, compute)
@@ -177,7 +199,7 @@ class SpanExtraction(TaskObjective):
     [B, S] is 0 where no answer is to be learned, and where there is no sequence.
     """
 
-    losses: ClassVar = {"span_loss": "span_weights"}
+    losses: Mapping[str, str] = {"span_loss": "span_weights"}
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> nnx.Module:
         return BertForTokens(config, 2, rngs, compute)
@@ -205,7 +227,7 @@ class SpanExtraction(TaskObjective):
 class TokenClassification(TaskObjective):
     """One class for the first token of each word: `labels` int [B, T], `token_weights` float32 [B, T]."""
 
-    losses: ClassVar = {"token_loss": "token_weights"}
+    losses: Mapping[str, str] = {"token_loss": "token_weights"}
 
     def __init__(self, num_labels: int):
         self._num_labels = num_labels

@@ -15,7 +15,7 @@ from bert_jax.model.objectives import CausalObjective, PretrainingObjective
 from bert_jax.model.partition import path_name
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
-from bert_jax.training.flops import peak_flops, training_flops
+from bert_jax.training.flops import attended_tokens, peak_flops, training_flops
 from bert_jax.training.mesh import count_slices, make_mesh
 from bert_jax.training.program import Program
 
@@ -71,9 +71,12 @@ class Compiled(NamedTuple):
 
     @property
     def attended(self) -> float:
-        """Tokens that each token attends to, summed over a step with full rows."""
-        share = 0.5 if self.config.data.objective == "causal" else 1.0
-        return self.tokens * self.config.data.max_seq_length * share
+        """Tokens that each token attends to, summed over a step with full rows; the mean of all layers."""
+        data = self.config.data
+        of_row = attended_tokens(
+            np.float64(data.max_seq_length), self.config.model, data.objective == "causal"
+        )
+        return data.global_batch_size * float(of_row)
 
     def step_seconds(self) -> tuple[float, float] | None:
         """Estimates a step's seconds of computing, and of sending inside a slice; None without a TPU.
@@ -96,7 +99,8 @@ class Compiled(NamedTuple):
 
 def program_without_data(config: Config, mesh: Mesh) -> Program:
     """Makes the program of `pretrain` without a dataset: its objective needs one for evaluation only."""
-    masked = PretrainingObjective(0, np.zeros(config.model.vocab_size, np.float32))
+    unigram_loss = np.zeros(config.model.vocab_size, np.float32)
+    masked = PretrainingObjective(0, unigram_loss, pairs=config.model.pooler)
     return Program(config, CausalObjective() if config.data.objective == "causal" else masked, mesh)
 
 

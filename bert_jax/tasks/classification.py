@@ -18,7 +18,7 @@ from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Ou
 from bert_jax.tasks.records import read_records, text_column
 from bert_jax.tasks.tables import confusion, scores_by_class
 
-SEQUENCES = ("BertForSequenceClassification", "text-classification")  # of the hub
+SEQUENCES = ("ForSequenceClassification", "text-classification")  # of the hub
 
 
 class Example(NamedTuple):

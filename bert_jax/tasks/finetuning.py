@@ -157,13 +157,21 @@ class Finetuning:
         return self.objective
 
     def initial_params(self, random_params: Callable[[], Any], abstract: Any) -> Any:
-        """Returns the encoder of `init_from` with a random head; all random with `task.random_weights`."""
+        """Returns the encoder of `init_from` with a random head; all random with `task.random_weights`.
+
+        What the head shares with the pretrained masked-LM head, transform and norm, is that one's, as in
+        ModernBERT's published code, where both have the same names.
+        """
         params, opened = random_params(), self._experiment.init_from
         if self._run.task.random_weights:
             log.info("started at step 0 with random weights (seed %d)", self._run.train.seed)
             return params
         log.info("started at step 0 with the encoder of %s", opened.folder)
-        return params | opened.params({"encoder": abstract["encoder"]})
+        wanted = {"encoder": abstract["encoder"]}
+        if shared := "head" in params and opened.model.head_transform and not opened.is_finetuned:
+            wanted["masked_lm"] = abstract["head"]
+        found = opened.params(wanted)
+        return params | {"encoder": found["encoder"]} | ({"head": found["masked_lm"]} if shared else {})
 
     def batches(self, phase: Phase, first_step: int, rows: np.ndarray) -> Iterator[HostBatch]:
         """Yields the given rows of the global batches from `first_step` of the phase on."""

@@ -17,9 +17,11 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import TOKENIZER
+from bert_jax.corpus.library_tokenizer import LibraryTokenizer
 from bert_jax.corpus.mixture import PreparedSources
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.specs import parse
-from bert_jax.corpus.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.masking import shuffle_visible_tokens
@@ -48,7 +50,9 @@ class Pretraining:
         self._shares = parse(config.data.source).weights
         self._unigram_loss = _unigram_loss([store.unigram_counts for store in self._train], self._shares)
         self._phase_batches: dict[int, Batches | MixedBatches] = {}
-        self.objective = PretrainingObjective(dataset.tokenizer.mask_id, self._unigram_loss)
+        self.objective = PretrainingObjective(
+            dataset.tokenizer.mask_id, self._unigram_loss, pairs=config.model.pooler
+        )
         self._causal_objective = CausalObjective()
         self.data_digest = dataset.sha256
         self.files = dataset.tokenizer_files()
@@ -76,10 +80,18 @@ class Pretraining:
         if config.init_from:
             opened = open_checkpoint(config.init_from, "init_from")
             self._check_tokenizer(opened.folder)
-            opened.check_network(config.model)
-            params = opened.params(abstract)
+            first = config.phase_list()[0].config.model
+            opened.check_network(first, config.init_growth)
+            if config.init_growth == "none":
+                params, grown = opened.params(abstract), ""
+            else:
+                build = functools.partial(self.objective.build, opened.model, compute=DEFAULT_COMPUTE)
+                params = opened.grown_params(build, first, abstract, config.init_growth)
+                grown = " grown to this network"
             log.info(
-                "started at step 0 with the weights of %s; optimizer and schedule are new", opened.folder
+                "started at step 0 with the weights of %s%s; optimizer and schedule are new",
+                opened.folder,
+                grown,
             )
             return params
         log.info("started at step 0 with random weights (seed %d)", config.train.seed)
@@ -100,7 +112,9 @@ class Pretraining:
             return
         path = folder / TOKENIZER / SentencePieceTokenizer.FILE
         remedy = f"use its tokenizer: data.tokenizer=sentencepiece:{path}"
-        if not path.exists():
+        if (library := folder / TOKENIZER / LibraryTokenizer.FILE).exists():
+            remedy = f"use its tokenizer: data.tokenizer=tokenizer_json:{library}"
+        elif not path.exists():
             path = folder / TOKENIZER / WordPieceTokenizer.FILE
             remedy = f"use its tokenizer: data.tokenizer=wordpiece:{path}"
             rules = json.loads((path.parent / WordPieceTokenizer.SETTINGS).read_bytes())
@@ -225,8 +239,13 @@ def _unigram_loss(counts: Sequence[np.ndarray], shares: Sequence[Fraction]) -> n
 
 @functools.partial(jax.jit, static_argnums=0, out_shardings=P())  # on every process, wherever parameters lie
 def _guesses(structure: nnx.GraphDef, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the best token for each target and its probability [B, M], and P(B follows A) [B, S]."""
+    """Returns the best token for each target and its probability [B, M], and P(B follows A) [B, S].
+
+    Without a pooler there are no pairs, and the last is 0.
+    """
     masked_lm_logits, next_sentence_logits = nnx.merge(structure, params)(batch)
     probabilities = jax.nn.softmax(masked_lm_logits)
+    if next_sentence_logits is None:
+        next_sentence_logits = jnp.zeros((*batch["cls_positions"].shape, 2))
     follows = jax.nn.softmax(next_sentence_logits)[..., 0]
     return jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1), follows

@@ -80,7 +80,7 @@ def read_probes(train: TrainConfig, model: ModelConfig) -> list[ProbeExamples]:
 
 def _read(probe: ProbeConfig, key: Key, count: int, model: ModelConfig) -> ProbeExamples:
     probe = dataclasses.replace(probe, layer=layer_number(probe.layer, model, key("layer")))
-    if probe.kind == "classification" and probe.text_pair and model.type_vocab_size < 2:
+    if probe.kind == "classification" and probe.text_pair and model.type_vocab_size == 1:
         raise UserError(
             f"{key('text_pair')}={probe.text_pair!r}: model.type_vocab_size=1 has no segment for the second "
             "text; leave it empty."

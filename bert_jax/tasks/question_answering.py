@@ -46,7 +46,7 @@ class QuestionAnswering(Downstream):
     verb = "answer"
     per_token = True
     num_outputs = 2
-    hub = HubHead("BertForQuestionAnswering", "question-answering", "qa_outputs", extra_keys=("version_2",))
+    hub = HubHead("ForQuestionAnswering", "question-answering", "qa_outputs", extra_keys=("version_2",))
     too_long = "questions are longer than task.max_question_tokens"
 
     def __init__(self, task: TaskConfig, data: TaskData, label_info: dict[str, Any] | None = None):

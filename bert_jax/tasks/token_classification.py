@@ -65,7 +65,7 @@ class TokenClassification(Downstream):
     metrics = ("f1", "precision", "recall", "token_accuracy")
     frozen = True
     per_token = True
-    hub = HubHead("BertForTokenClassification", "token-classification")
+    hub = HubHead("ForTokenClassification", "token-classification")
     too_long = "words are longer than data.max_seq_length"
 
     def read(self, source: str, key: str, labelled: bool = True) -> list[Sentence]:
@@ -150,7 +150,11 @@ class TokenClassification(Downstream):
         has a first token. Words without a tag have label 0, so that `decode` finds them.
         """
         room = max_seq_length - (SPECIALS - 1)
-        words = [word for sentence in examples for word in sentence.words]
+        words = [
+            tokenizer.gap * (number > 0) + word
+            for sentence in examples
+            for number, word in enumerate(sentence.words)
+        ]
         tokens, lengths = tokenizer.encode_flat(words)
         nothing = lengths == 0
         tokens = np.insert(tokens, (np.cumsum(lengths) - lengths)[nothing], tokenizer.unk_id)

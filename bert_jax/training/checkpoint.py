@@ -235,6 +235,12 @@ def committed_steps(directory: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / CHECKSUMS).exists())
 
 
+def is_checkpoint(path: epath.PathLike) -> bool:
+    """Returns whether `find_checkpoint` finds something in `path`."""
+    path = epath.Path(path)
+    return (path / CHECKSUMS).exists() or any(committed_steps(p) for p in (path / "checkpoints", path))
+
+
 def find_checkpoint(path: epath.PathLike, key: str = "checkpoint") -> epath.Path:
     """Finds the folder of a checkpoint: `path` itself, or the best one in a workdir or its `checkpoints`.
 

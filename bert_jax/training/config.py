@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import re
-from typing import Any
+from typing import Any, Self
 
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
@@ -202,6 +202,19 @@ class RunConfig:
     def phase_list(self) -> tuple[Phase, ...]:
         """Returns the phases of the run in order; without `phases` in the config the run is one."""
         return (Phase(self, 0, self.train.num_steps),)
+
+    def after(self, step: int) -> Self:
+        """Returns the config of the weights after `step` steps, with the rotary bases of their phase."""
+        phases = self.phase_list()
+        trained = next((phase for phase in reversed(phases) if phase.first_step < step), phases[0])
+        bases = {name: getattr(trained.config.model, name) for name in ("rope_theta", "local_rope_theta")}
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, **bases))
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest rows that are trained or evaluated."""
+        phases = self.phase_list()
+        return max(config.data.max_seq_length for config in (self, *(phase.config for phase in phases)))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

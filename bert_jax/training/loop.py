@@ -267,15 +267,16 @@ class Run:
     def evaluate(self, step: int, evaluators: Sequence[Evaluator]) -> None:
         """Runs these evaluators and writes one row with all their metrics."""
         row: dict[str, Any] = {"step": step}
+        program = self.program.after(step)
         for evaluator in evaluators:
-            found = evaluator.run(self.program, self.state.params)
+            found = evaluator.run(program, self.state.params)
             row |= {f"{evaluator.name}_{name}": value for name, value in found.items()}
         if len(row) == 1:
             return
         self.file.write(row)
         self.selection.update(row)
         log.info("step %d held-out %s", step, " ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step"))
-        write_examples(self.workdir, self.task.examples(self.program.structure, self.state.params))
+        write_examples(self.workdir, self.task.examples(program.structure, self.state.params))
 
     def save(self) -> None:
         """Starts to save the state, unless this step is saved already."""
@@ -285,7 +286,7 @@ class Run:
         self.checkpoints.save(
             self.state,
             {
-                "config": self.program.config.to_dict(),
+                "config": self.program.config.after(self.step).to_dict(),
                 "data_digest": self.task.data_digest,
                 "versions": versions(),
                 "exposure": self.task.exposure(self.step),

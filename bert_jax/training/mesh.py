@@ -70,14 +70,15 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
 def check_model(shape: Mapping[str, int], model: ModelConfig) -> None:
     """Raises UserError unless the mesh axes, {axis: size}, divide the dimensions that they split."""
     tensor, both = shape["tensor"], shape["fsdp"] * shape["tensor"]
-    for name, axes, parts in (
-        ("num_attention_heads", "mesh.tensor", tensor),
-        ("intermediate_size", "mesh.tensor", tensor),
-        ("hidden_size", "mesh.fsdp × mesh.tensor", both),
+    for name, size, axes, parts in (
+        ("num_attention_heads", model.num_attention_heads, "mesh.tensor", tensor),
+        ("num_key_value_heads", model.key_value_heads, "mesh.tensor", tensor),
+        ("intermediate_size", model.intermediate_size, "mesh.tensor", tensor),
+        ("hidden_size", model.hidden_size, "mesh.fsdp × mesh.tensor", both),
     ):
-        if getattr(model, name) % parts:
+        if size % parts:
             raise UserError(
-                f"model.{name}={getattr(model, name)} is not divisible by {axes}={parts}; use sizes that "
+                f"model.{name}={size} is not divisible by {axes}={parts}; use sizes that "
                 "divide it, and mesh.data for the rest of the devices."
             )
 

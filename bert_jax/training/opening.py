@@ -1,6 +1,7 @@
 """Opens a checkpoint as a network with its tokenizer on one device, whatever devices it was trained on."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.tokenizer_files import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
 from bert_jax.model.kernels import kernel_of
-from bert_jax.training import checkpoint
+from bert_jax.training import checkpoint, growing
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh
 from bert_jax.training.step import TrainState, abstract_model, init_params, with_shardings
@@ -63,17 +65,55 @@ class OpenedCheckpoint:
         """
         return checkpoint.restore(self.folder, self.meta, abstract)
 
-    def check_network(self, model: ModelConfig) -> None:
-        """Raises UserError when the checkpoint holds another network than `model`; dropout may differ."""
-        differing = [
-            f"model.{name} is {getattr(self.model, name)!r} there and {value!r} here"
+    def grown_params(self, build: Build, model: ModelConfig, abstract: Any, growth: str) -> Any:
+        """Makes the parameters of a larger network, see `growing`.
+
+        Args:
+            build: the checkpoint's network.
+            model: the larger network.
+            abstract: its parameters as ShapeDtypeStructs with shardings.
+            growth: as in `growing.grow`.
+
+        Raises:
+            UserError: when the checkpoint is damaged.
+        """
+        everywhere = NamedSharding(jax.tree.leaves(abstract)[0].sharding.mesh, PartitionSpec())
+        small = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            abstract_model(build)[1],
+        )
+        sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        grow = functools.partial(growing.grow, small=self.model, large=model, growth=growth)
+        return jax.jit(grow, out_shardings=sharded)(self.params(small))
+
+    def check_network(self, model: ModelConfig, growth: str = "none") -> None:
+        """Raises UserError when the checkpoint holds another network than `model`; dropout may differ.
+
+        With `growth` sizes may differ too, where `growing.grow` makes the parameters of `model`.
+        """
+        differing = {
+            name: f"model.{name} is {getattr(self.model, name)!r} there and {value!r} here"
             for name, value in dataclasses.asdict(model).items()
             if getattr(self.model, name) != value and "dropout" not in name and "initializer" not in name
-        ]
-        if differing:
+        }
+        others = [stated for name, stated in differing.items() if name not in growing.SIZES]
+        obstacles = others or growing.smaller_sizes(self.model, model)
+        if growth != "none" and obstacles:
+            needs = "networks that differ in size alone" if others else "a network that is nowhere smaller"
             raise UserError(
-                f"checkpoint {self.folder} holds another network: {'; '.join(differing)}. Take its values or "
-                "another checkpoint."
+                f"init_growth={growth} needs {needs}; of checkpoint {self.folder} {'; '.join(obstacles)}. "
+                "Take its values or another checkpoint."
+            )
+        if growth == "preserve" and model.tie_word_embeddings and not model.head_transform:
+            raise UserError(
+                "init_growth=preserve needs model.head_transform=True or model.tie_word_embeddings=False; "
+                "use init_growth=tile."
+            )
+        if growth == "none" and differing:
+            larger = "" if obstacles else ", or grow this network from it with init_growth=preserve"
+            raise UserError(
+                f"checkpoint {self.folder} holds another network: {'; '.join(differing.values())}. Take its "
+                f"values or another checkpoint{larger}."
             )
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bert_jax.model.config import ModelConfig
 from bert_jax.model.objectives import Objective
 from bert_jax.training import step as step_lib
 from bert_jax.training.config import RunConfig
@@ -56,6 +57,7 @@ class Program:
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)
         self.train_step = step_lib.make_train_step(
             self.structure,
+            config.model,
             objective,
             self.optimizer,
             self.schedule,
@@ -63,12 +65,22 @@ class Program:
             config.train.gradient_accumulation_steps,
         )
         self.evaluation_step = step_lib.make_evaluation_step(self.structure, objective)
+        self._after: dict[ModelConfig, Program] = {}
 
     def of_phase(self, phase: Phase, objective: Objective) -> "Program":
         """Returns the program of a phase: other batches, objective, dropout and decay for the same state."""
         if phase.config is self.config and objective is self.objective:
             return self
         return Program(phase.config, objective, self.mesh, self.schedule)
+
+    def after(self, step: int) -> "Program":
+        """Returns the program that evaluates the weights after `step` steps, see `RunConfig.after`."""
+        config = self.config.after(step)
+        if config == self.config:
+            return self
+        if config.model not in self._after:
+            self._after[config.model] = Program(config, self.objective, self.mesh, self.schedule)
+        return self._after[config.model]
 
     @property
     def constants(self) -> tuple[Any, ...]:

@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
+from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
 from bert_jax.model.kernels import kernel_of
 from bert_jax.model.losses import Term
 from bert_jax.model.objectives import Objective
 from bert_jax.training.config import TrainConfig
+from bert_jax.training.flops import attended_tokens
 from bert_jax.training.mesh import shardings
 
 Batch = dict[str, jax.Array]
@@ -107,6 +109,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, abstract: T
 
 def make_train_step(
     structure: nnx.GraphDef,
+    model: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], Any],
@@ -151,7 +154,7 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        counts = _counts(batch, objective.causal)
+        counts = _counts(batch, model, objective.causal)
         metrics = {"loss": loss, **means(terms), "grad_norm": grad_norm, **counts}
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -165,15 +168,14 @@ def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
     )
 
 
-def _counts(batch: Batch, causal: bool) -> Metrics:
+def _counts(batch: Batch, model: ModelConfig, causal: bool) -> Metrics:
     """Computes counts of the batch, in float32 like the losses, so that one collective sums both."""
     lengths = sequence_lengths(batch)
-    attended = lengths * (lengths + 1) / 2 if causal else jnp.square(lengths)
     tokens, none = jnp.sum(lengths), jnp.zeros(len(lengths), jnp.float32)
     return {
         "padding_fraction": 1.0 - tokens / batch["sequence_ids"].size,
         "tokens": tokens,
-        "attended": jnp.sum(attended),
+        "attended": jnp.sum(attended_tokens(lengths, model, causal)),
         "predictions": jnp.sum(batch.get("masked_lm_weights", none)),
         "stop_requested": jnp.sum(batch.get("stop_requested", none)),
     }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.saved import WORDS, save, wordpiece
+from tests.tiny import EURO, MODERN
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch/local.py"
 NAMES = ("god", "union")  # what is to be tagged, and asked for
@@ -29,13 +30,13 @@ def command(folder, verb, *words, processes=1):
     return result.returncode, result.stdout + result.stderr
 
 
-def finetune(folder, name, *words, config="finetune/classification", processes=1):
+def finetune(folder, name, *words, config="finetune/classification", base="base", processes=1):
     shape = (
         "data.max_seq_length=32", "data.global_batch_size=8", "data.max_sequences_per_row=2",
         "optimizer.learning_rate=1e-2", "task.max_question_tokens=8", "task.random_weights=true",
     )  # fmt: skip
     overrides = [f"--config.{word}" for word in (*shape, "task.hidden_dropout=0.0", *words)]
-    where = f"--config={config}", "--config.init_from=base", f"--workdir={name}"
+    where = f"--config={config}", f"--config.init_from={base}", f"--workdir={name}"
     return command(folder, "finetune", *where, *overrides, processes=processes)
 
 
@@ -44,6 +45,8 @@ def folder(tmp_path_factory):
     """A base of random weights; texts that say "free" or not, sentences with names, questions for them."""
     folder = tmp_path_factory.mktemp("finetune")
     save(folder / "base", wordpiece())
+    save(folder / "modern", wordpiece(), MODERN | {"classifier_pooling": "mean"})
+    save(folder / "euro", wordpiece(), EURO | {"classifier_pooling": "late"})
     rng = np.random.default_rng(0)
     others = [word for word in WORDS if word not in (*NAMES, "free")]
 
@@ -174,6 +177,48 @@ def test_question_answering(folder):
     assert code == 0, output
     answer = json.loads(output.splitlines()[-1])
     assert answer["prediction"] == "God"
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [("modern", "ModernBert"), pytest.param("euro", "EuroBert", marks=pytest.mark.slow)]
+)
+def test_classification_of_pairs_without_pooler_and_segments(folder, base, name):
+    rows = [line.split("\t") for line in (folder / "texts.tsv").read_text().splitlines()]
+    pairs = [(*row, "pair" if number == 0 else "so it was") for number, row in enumerate(rows)]
+    (folder / "pairs.tsv").write_text("\n".join("\t".join(row) for row in pairs))
+    words = ("data.train=pairs.tsv", "data.text_pair=pair", "train.num_epochs=10.0")
+    code, output = finetune(folder, f"of_{base}", *words, base=base)
+    assert code == 0, output
+    assert f"exports as {name}ForSequenceClassification" in output
+    assert scores_of(folder / f"of_{base}")["eval"]["accuracy"] > 0.9
+    text = "--text=free we are", "--next=so it was"
+    code, output = command(folder, "predict", "classify", f"--checkpoint=of_{base}", *text)
+    assert code == 0, output
+    assert json.loads(output.splitlines()[-1])["prediction"] == "yes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["modern", "euro"])
+def test_tags_and_answers_without_pooler_and_segments(folder, base):
+    words = ("data.train=names.conll", "train.num_epochs=12.0")
+    code, output = finetune(
+        folder, f"tags_of_{base}", *words, config="finetune/token_classification", base=base
+    )
+    assert code == 0, output
+    assert scores_of(folder / f"tags_of_{base}")["eval"]["f1"] > 0.9
+    code, output = command(folder, "predict", "tag", f"--checkpoint=tags_of_{base}", "--text=we trust god")
+    assert code == 0, output
+    assert json.loads(output.splitlines()[-1])["prediction"] == ["O", "O", "B-name"]
+
+    words = ("data.train=names.json", "train.num_epochs=15.0")
+    code, output = finetune(folder, f"answers_of_{base}", *words, config="finetune/squad", base=base)
+    assert code == 0, output
+    assert ("cannot be imported or exported" in output) == (base == "euro")
+    assert scores_of(folder / f"answers_of_{base}")["eval"]["exact_match"] > 0.9
+    text = "--text=who is it", "--next=It was, in God; so."
+    code, output = command(folder, "predict", "answer", f"--checkpoint=answers_of_{base}", *text)
+    assert code == 0, output
+    assert json.loads(output.splitlines()[-1])["prediction"] == "God"
 
 
 def test_regression_of_pairs(folder):

@@ -88,11 +88,45 @@ def test_what_was_read_and_what_was_left_out_is_told(tmp_path):
     assert imported["left_out"] == ["func.bias", "regressor.weight"]
 
 
+def test_words_are_added_to_a_run(tmp_path):
+    save(tmp_path / "run", wordpiece())
+    (tmp_path / "words.txt").write_text("greatest\nstate\n\n")
+    words = ("--input=run", "--output=new", "--add_words=words.txt")
+    code, output = command(tmp_path, "convert", *words)
+    assert code == 0, output
+    assert "vocabulary: 1 of 2 words added, model.vocab_size=34; the others are one token already" in output
+    code, output = command(tmp_path, "predict", "fill-mask", "--checkpoint=new", "--text=the greatest [MASK]")
+    assert code == 0, output
+    assert open_checkpoint(tmp_path / "new").tokenizer.encode(["the greatest"]) == [[5, 33]]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--config=modern_tiny"], "exports as ModernBertForMaskedLM"),
+        (
+            ["--config=modern_tiny", "--config.model.norm_position=after"],
+            "cannot be exported: model.norm_position='after'; the nearest family, ModernBERT, has 'before'.",
+        ),
+    ],
+)
+def test_what_can_be_exported_is_said_before_a_run(tmp_path, words, line):
+    code, output = command(tmp_path, "params", *words)
+    assert code == 0, output
+    assert output.splitlines()[-1] == line
+
+
 @pytest.mark.parametrize(
     ("verb", "words", "message"),
     [
         ("convert", ["--input=run", "--output=new", "--task=tagging"], "--task=tagging is not valid"),
         ("convert", ["--input=nowhere", "--output=new"], "--input=nowhere is not a folder"),
+        ("convert", ["--input=run", "--output=new"], "--input=run is a checkpoint of bert_jax already; give"),
+        (
+            "convert",
+            ["--input=run", "--output=new", "--add_words=no"],
+            "--add_words=no cannot be read: No such",
+        ),
         ("export", ["--input=run", "--output=run"], "--output=run exists; give another folder"),
     ],
     ids=str,

@@ -11,6 +11,7 @@ import sys
 import grain  # noqa: F401  its flags are defined when it is imported, and must stay
 import numpy as np
 import pytest
+import tokenizers
 from absl import flags
 
 from bert_jax import command
@@ -36,11 +37,21 @@ def get_config():
     CHANGE
     return config
 """
+
+
+def library_file(pieces):
+    """A tokenizer.json."""
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    return tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary)).to_str()
+
+
 FILES = {
     "vocab": "\n".join([*SPECIAL_PIECES, *WORDS, "."]),
     "without_specials": "\n".join(WORDS),
     "vocab_twice": "\n".join([*SPECIAL_PIECES, "ba", "ba"]),
     "no.model": b"\x00\x01 no model",
+    "words.json": library_file([*SPECIAL_PIECES, *WORDS, ".", "!"]),
+    "no_mask.json": library_file([*SPECIAL_PIECES[:4], *WORDS]),
     "blank": "\n\n \n",
     "latin1": "Ba dé.\n\nBa d".encode() + b"\xe9 ba.\n",
     "body.jsonl": '{"text": "ba de."}\n{"body": "ba de."}\n',
@@ -205,6 +216,11 @@ MISTAKES = [
     (f"{PREPARE} data.tokenizer=wordpiece:without_specials", "specials' has no piece [PAD], [UNK]"),
     (f"{PREPARE} data.tokenizer=wordpiece:vocab_twice", "vocab_twice': line 7 ('ba')", "repeated"),
     (f"{PREPARE} data.tokenizer=sentencepiece:no.model", "sentencepiece:no.model' is not a Sentence"),
+    (f"{PREPARE} data.tokenizer=tokenizer_json:none", "'tokenizer_json:none'", "no such file"),
+    (f"{PREPARE} data.tokenizer=tokenizer_json:vocab", "vocab' is not a file of the tokenizers library"),
+    (f"{PREPARE} data.tokenizer=tokenizer_json:no_mask.json", "no_mask.json' has no mask_token ([MASK] or"),
+    (f"{PREPARE} data.tokenizer=tokenizer_json:words.json", "has 15 pieces, but model.vocab_size=14"),
+    (f"{PREPARE} data.tokenizer=byte_bpe", "model.vocab_size=14 is too small", "use at least 261"),
     (f"{PREPARE} data.tokenizer=words", "data.tokenizer='words' is unknown; use unigram, bpe"),
     (f"{PREPARE} model.vocab_size=13", "has 14 pieces, but model.vocab_size=13: set it to 14"),
     (f"{PREPARE} model.vocab_size=9999", "14 pieces, but model.vocab_size=9999: set it to 14"),

@@ -12,7 +12,7 @@ from flax import nnx
 from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.training.step import abstract_model, means
-from tests.tiny import MODEL, batch_of, objective, random_sequence
+from tests.tiny import EURO, MODEL, MODERN, batch_of, objective, random_sequence
 
 LENGTHS = [(12, 9, 11), (20, 5), (7, 7, 6, 6), (32,)]
 CONFIG = dataclasses.replace(MODEL, hidden_dropout=0.0, attention_dropout=0.0)
@@ -32,12 +32,16 @@ def batches(sequences):
     return batch_of(sequences, 32, predictions=8, slots=4), batch_of(alone, 32, predictions=5, slots=1)
 
 
-@pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+KINDS = {"bert": {}, "modern": MODERN, "euro": EURO}
+FLOAT32 = [(kind, jnp.float32) for kind in KINDS]
+
+
+@pytest.fixture(scope="module", params=[*FLOAT32, *((kind, jnp.bfloat16) for kind in KINDS)], ids=str)
 def model(request):
     """Structure and weights; all of these random, so that nothing hides behind 0 or 1."""
-    structure, abstract = abstract_model(
-        lambda rngs: BertForPreTraining(CONFIG, rngs, Compute(request.param))
-    )
+    kind, dtype = request.param
+    config = dataclasses.replace(CONFIG, **KINDS[kind])
+    structure, abstract = abstract_model(lambda rngs: BertForPreTraining(config, rngs, Compute(dtype)))
     rng = np.random.default_rng(1)
     return structure, jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(x.dtype), abstract)
 
@@ -47,10 +51,11 @@ def used(values, weights):
     return np.asarray(values)[np.asarray(weights) > 0]
 
 
-@pytest.mark.parametrize("model", [jnp.float32], indirect=True, ids=["float32"])
+@pytest.mark.parametrize("model", FLOAT32, indirect=True, ids=str)
 def test_packed_is_unpacked(model, batches):
     structure, params = model
-    task = objective()
+    pairs = "next_sentence" in params
+    task = objective(pairs=pairs)
 
     @jax.jit
     def run(params, batch):
@@ -63,14 +68,16 @@ def test_packed_is_unpacked(model, batches):
 
     with jax.default_matmul_precision("highest"):
         packed, alone = (run(params, batch) for batch in batches)
-    for slot, weights in enumerate(("masked_lm_weights", "next_sentence_weights")):
+    for slot, weights in enumerate(("masked_lm_weights", "next_sentence_weights")[: 1 + pairs]):
         ours, theirs = (used(r[slot], b[weights]) for r, b in zip((packed, alone), batches, strict=True))
         assert len(ours) == {0: 5 + 4 + 2 * 1 + 5, 1: 10}[slot] or len(ours) > 0
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE)
     (loss, terms), gradients = packed[2:]
     (expected_loss, expected_terms), expected_gradients = alone[2:]
     np.testing.assert_allclose(loss, expected_loss, rtol=TOLERANCE)
-    assert terms.keys() == {"mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"}
+    assert terms.keys() == {
+        f"{head}_{score}" for head in ("mlm", "nsp")[: 1 + pairs] for score in ("loss", "accuracy")
+    }
     for name, value in terms.items():
         np.testing.assert_allclose(value, expected_terms[name], rtol=TOLERANCE)
     close = functools.partial(np.testing.assert_allclose, atol=TOLERANCE, rtol=TOLERANCE)
@@ -88,7 +95,8 @@ def test_changing_one_sequence_leaves_the_others_bit_identical(model, sequences,
     @jax.jit
     def run(batch):
         network = nnx.merge(structure, params)
-        return network.encoder(batch), network(batch)[1]
+        pairs = network(batch)[1]
+        return network.encoder(batch), jnp.zeros((4, 4)) if pairs is None else pairs
 
     (hidden, pairs), (changed_hidden, changed_pairs) = ([np.asarray(x) for x in run(b)] for b in batches)
     mine = batches[0]["sequence_ids"] == changed + 1

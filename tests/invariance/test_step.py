@@ -12,10 +12,13 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from bert_jax.data.masking import gather_next
+from bert_jax.model import heads
 from bert_jax.model.dropout import dropout, fold_in_each
 from bert_jax.model.encoder import EMBEDDING_DROPOUT, LAYER_DROPOUT
+from bert_jax.model.objectives import CausalObjective, PretrainingObjective
 from bert_jax.training.mesh import to_global
-from tests.tiny import MODEL, Training, mesh_of, random_batch
+from tests.tiny import EURO, MASK, MODEL, MODERN, Training, mesh_of, random_batch
 
 STEPS, ROWS, TOLERANCE = 20, 16, 1e-9
 CHANGES = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "vocab_size": 65}  # which two do not share
@@ -95,6 +98,73 @@ def test_accumulation_remat_and_mesh_change_nothing(plain, axes, options):
     jax.tree.map(close, run(training_on(axes, **options)), plain)
 
 
+@pytest.mark.parametrize("kind", [MODERN, EURO], ids=["modern", "euro"])
+def test_other_encoders_do_not_depend_on_the_mesh_either(kind):
+    expected = run(training_on({"data": 1}, **kind))
+    assert expected[1][-2]["loss"] < expected[1][0]["loss"] - 0.1
+    assert expected[1][0].keys().isdisjoint({"nsp_loss", "nsp_accuracy"})
+    for axes, options in (
+        ({"data": 8}, {"remat": "dots"}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation_steps": 4, "remat": "full"}),
+        ({"fsdp": 4, "tensor": 2}, {}),
+    ):
+        jax.tree.map(close, run(training_on(axes, **kind, **options)), expected)
+
+
+@pytest.mark.parametrize(
+    ("axes", "options", "at_once"),
+    [
+        ({"data": 1}, {}, 16 * 65 * 4),  # parts of three and of four of the six predictions of a row
+        ({"data": 1}, {"accumulation_steps": 2}, 8 * 65 * 4),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation_steps": 2}, 1),
+        pytest.param({"data": 4, "tensor": 2}, {}, 4 * 33 * 2, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_logits_computed_part_by_part_change_nothing(monkeypatch, plain, axes, options, at_once):
+    monkeypatch.setattr(heads, "LOGITS", at_once)
+    jax.tree.map(close, run(training_on(axes, **options)), plain)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [PretrainingObjective(MASK, np.arange(65.0)), CausalObjective()],  # unigram losses in float64 too
+    ids=lambda objective: type(objective).__name__,
+)
+def test_losses_and_scores_computed_part_by_part_are_the_same(monkeypatch, one_device, objective):
+    """Of masked and of causal tokens, in training and in evaluation."""
+    params, batch = one_device.initial_state().params, random_batch(0, ROWS)
+    if objective.causal:
+        batch |= gather_next(batch["input_ids"], batch["sequence_ids"], 31)
+
+    def terms():
+        def compute(params):
+            model = nnx.merge(one_device.structure, params)
+            terms = objective.terms(model, batch, None)
+            loss = sum(terms[name][0] for name in objective.losses)
+            return loss, (terms, objective.evaluate(model, batch))
+
+        return jax.jit(jax.value_and_grad(compute, has_aux=True))(params)
+
+    whole = terms()
+    for at_once in (1, 16 * 65, 16 * 65 * 5):
+        monkeypatch.setattr(heads, "LOGITS", at_once)
+        jax.tree.map(close, terms(), whole)
+
+
+def test_logits_computed_part_by_part_take_less_memory(monkeypatch):
+    training = Training(mesh_of(), vocab_size=4096)
+
+    def temporaries():
+        step = training.train_step.lower(training.abstract, random_batch(0, ROWS), jax.random.key(0))
+        return step.compile().memory_analysis().temp_size_in_bytes
+
+    whole, logits = temporaries(), 4 * ROWS * 6 * 4096  # bytes
+    monkeypatch.setattr(heads, "LOGITS", ROWS * 4096)
+    training.train_step.clear_cache()
+    assert temporaries() < whole - logits
+
+
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(one_device, spoilt):
     batch = random_batch(0, ROWS)
@@ -147,14 +217,14 @@ def test_scanned_layers_are_a_loop_over_layers(one_device):
 
     @jax.jit
     def loop():
-        x = model.encoder.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
-        x = dropout(x, fold_in_each(keys, EMBEDDING_DROPOUT), 0.1)
+        _, x = model.encoder.embeddings(batch["input_ids"], batch["token_type_ids"], batch["position_ids"])
+        states = (dropout(x, fold_in_each(keys, EMBEDDING_DROPOUT), 0.1),)
         structure, weights = nnx.split(model.encoder.layers)
         for number in range(MODEL.num_hidden_layers):
             layer = nnx.merge(structure, jax.tree.map(lambda x, number=number: x[number], weights))
             layer_keys = fold_in_each(fold_in_each(keys, LAYER_DROPOUT), number)
-            x = layer(x, batch["sequence_ids"], layer_keys)
-        return x
+            states = layer(states, batch["sequence_ids"], None, layer_keys, causal=False, window=0)
+        return states[-1]
 
     close(jax.jit(lambda: model.encoder(batch, keys))(), loop())
 

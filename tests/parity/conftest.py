@@ -28,3 +28,9 @@ def huggingface() -> dict[str, np.ndarray]:
 def optimizer_reference() -> dict[str, np.ndarray]:
     """See make_optimizer.py for the keys."""
     return _load("optimizer.npz")
+
+
+@pytest.fixture(scope="session")
+def modern() -> dict[str, np.ndarray]:
+    """See make_modern.py for the keys."""
+    return _load("modern.npz")

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from bert_jax.interop.heads import HEADS
-from bert_jax.interop.huggingface import read_config, to_params
+from bert_jax.interop.huggingface import read_config
+from bert_jax.interop.tensors import Network, to_params
 from bert_jax.training.step import abstract_model
 
 ORIGIN = pathlib.Path(__file__).with_name("heads.npz")
@@ -26,14 +27,16 @@ def reference():
     [("classification", 3), ("regression", 1), ("question_answering", 2), ("token_classification", 5)],
 )
 def test_logits(huggingface, reference, task, num_labels):
-    config = read_config(json.loads(str(huggingface["config"])), ORIGIN, None)
+    family, config = read_config(json.loads(str(huggingface["config"])), ORIGIN, None)
     weights = {
         f"weights/{name.partition('/')[2]}": x for name, x in reference.items() if name.startswith(task)
     }
     expected = weights.pop("weights/logits")
     weights |= {name: x for name, x in huggingface.items() if name.startswith("weights/bert.")}
     tensors = {name.removeprefix("weights/"): x for name, x in weights.items()}
-    params, initialised, ignored = to_params(tensors, config, HEADS[task], num_labels, ORIGIN)
+    params, initialised, ignored = to_params(
+        tensors, Network(family, config, HEADS[task], num_labels), ORIGIN
+    )
     assert (initialised, ignored) == ([], [])
     rows, tokens = huggingface["input_ids"].shape
     batch = {

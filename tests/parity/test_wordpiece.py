@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import read_tokenizer
+from bert_jax.corpus.tokenizer_files import read_tokenizer
 
 REFERENCE = json.loads(pathlib.Path(__file__).with_name("wordpiece.json").read_text())
 

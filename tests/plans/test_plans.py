@@ -25,6 +25,10 @@ LONG = {"max_seq_length": 512, "max_sequences_per_row": 8}
 # Name of the summary -> config, topology, slices, changed sections; of the first phase. The slowest come
 # first, so that two processes end together.
 PLANS: dict[str, tuple[str, str, int, dict[str, dict]]] = {
+    "modernbert_base_long": (
+        "modernbert_base", "v5e:4x4", 1,
+        {"data": {"max_seq_length": 8192, "global_batch_size": 576, "max_sequences_per_row": 32}},
+    ),
     "bert_large": ("bert_large", "v5e:4x4", 1, {}),
     "bert_base_fsdp": (
         "bert_base", "v5e:4x4", 1, {"mesh": {"fsdp": 16}, "data": {**LONG, "global_batch_size": 256}},

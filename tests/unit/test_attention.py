@@ -110,9 +110,36 @@ def long_inputs(seed, tokens=256):
     )
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [2, 5, 8])
+def test_a_window_is_a_dense_mask(window):
+    """Of 5 and of 4 tokens the two to each side are seen: half of the window, rounded down."""
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, 1, 12, 2, 4)).astype(np.float32)
+    ids = np.array([[1] * 9 + [2] * 3])
+    distance = np.abs(np.arange(12)[:, None] - np.arange(12))
+    visible = (distance <= {2: 1, 5: 2, 8: 4}[window]) & (ids[0][:, None] == ids[0])
+    assert visible[4].sum() == {2: 3, 5: 5, 8: 9}[window]
+    scores = np.where(visible, np.einsum("bqnh,bknh->bnqk", query, key) / 2, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    expected = np.einsum("bnqk,bknh->bqnh", weights / weights.sum(axis=-1, keepdims=True), value)
+    found = attention(query, key, value, jnp.asarray(ids), window=window)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_heads_share_keys_and_values():
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((1, 6, 4, 8)).astype(np.float32)
+    key, value = rng.standard_normal((2, 1, 6, 2, 8)).astype(np.float32)
+    ids = jnp.ones((1, 6), jnp.int32)
+    expected = attention(query, key[:, :, [0, 0, 1, 1]], value[:, :, [0, 0, 1, 1]], ids)
+    np.testing.assert_array_equal(attention(query, key, value, ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"), [(False, 0), (True, 0), (False, 128), (False, 30), (True, 128)]
+)
 @pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
-def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes, causal):
+def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes, causal, window):
     """The kernel of TPU, interpreted; over several devices each computes its rows and heads."""
     (*inputs, weights), ids = long_inputs(0)
 
@@ -123,8 +150,9 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes, causal):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
 
-    plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0, causal=causal)
-    splash = functools.partial(splash_lib, interpret=True, causal=causal)
+    masks = {"causal": causal, "window": window}
+    plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0, **masks)
+    splash = functools.partial(splash_lib, interpret=True, **masks)
     mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
     with mesh, jax.default_matmul_precision("highest"):
         (ours, our_gradients), (theirs, their_gradients) = weighted_sum(splash), weighted_sum(plain)

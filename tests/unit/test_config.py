@@ -2,6 +2,7 @@ import dataclasses
 import importlib.util
 import json
 
+import jax
 import pytest
 
 from bert_jax.config import (
@@ -11,12 +12,15 @@ from bert_jax.config import (
     default_config,
     find_config,
     from_dict,
+    load_config,
     split_argument,
 )
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training.config import sections
+from bert_jax.training.step import abstract_model
 
 
 @pytest.mark.parametrize("name", sorted(config_files()))
@@ -32,6 +36,39 @@ def test_shipped_configs_are_valid(name):
         assert config.train.num_steps > config.optimizer.warmup_steps
 
 
+# With the head's parameters; Transformers' ModernBertForMaskedLM has as many with these shapes.
+@pytest.mark.parametrize(
+    ("name", "parameters", "tokens"),
+    [
+        ("modernbert_base", 149_655_232, 2019),
+        ("modernbert_large", 395_881_664, 2019),
+        ("ettin:17m", 16_913_600, 2000),
+        ("ettin:32m", 32_081_344, 2000),
+        ("ettin:68m", 68_457_664, 2000),
+        ("ettin:150m", 149_655_232, 2000),
+        ("ettin:400m", 395_881_664, 2000),
+        ("ettin:1b", 1_031_314_112, 2000),
+    ],
+)
+def test_published_networks_and_tokens(name, parameters, tokens):
+    config = from_dict(load_config(name)[1].to_dict(), Config)
+    _, params = abstract_model(lambda rngs: BertForPreTraining(config.model, rngs))
+    assert sum(x.size for x in jax.tree.leaves(params)) == parameters
+    phases = config.phase_list()
+    rows = sum(phase.num_rows * phase.config.data.max_seq_length for phase in phases)
+    assert rows / 1e9 == pytest.approx(tokens, rel=1e-3)
+    assert {phase.config.model.rope_theta for phase in phases[:-2]} == {10_000.0}
+    assert {phase.config.model.rope_theta for phase in phases[-2:]} == {160_000.0}
+    assert config.longest_row == 8192
+
+
+def test_batches_of_modernbert_grow_with_equally_many_updates_of_each_size():
+    phases = from_dict(load_config("modernbert_base")[1].to_dict(), Config).phase_list()
+    sizes = [phase.config.data.global_batch_size for phase in phases]
+    assert sizes == [768, 1536, 2304, 3072, 3840, 4608, 576, 576]
+    assert {phase.num_steps for phase in phases[:5]} == {4238}
+
+
 def test_shipped_names():
     names = {f"bert_{size}" for size in ("tiny", "mini", "small", "medium", "base", "large")}
     assert names <= config_files().keys()
@@ -39,7 +76,7 @@ def test_shipped_names():
 
 def test_default_config_holds_every_field_once():
     assert from_dict(default_config().to_dict(), Config) == Config()
-    assert set(default_config()) == {*sections(Config), "init_from", "phases"}
+    assert set(default_config()) == {*sections(Config), "init_from", "init_growth", "phases"}
 
 
 def test_through_json_and_back():
@@ -68,6 +105,14 @@ def test_through_json_and_back():
         ),
         ({"train": 5}, "config.train=5 is of type int; it must be dict."),
         ({"init_from": 3}, "config.init_from=3 is of type int; it must be str."),
+        (
+            {"init_growth": "stack", "init_from": "a"},
+            "init_growth='stack' is unknown; use one of none, tile, preserve.",
+        ),
+        (
+            {"init_growth": "tile"},
+            "init_growth=tile has nothing to start from; set init_from to a checkpoint.",
+        ),
     ],
     ids=str,
 )
@@ -201,6 +246,7 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
         *("train.num_epochs", "train.warmup_share", "train.num_seeds"),  # what they decide is part of it
     }
     assert Config().identity()["init_from"] == ""
+    assert Config().identity()["init_growth"] == "none"
 
 
 def test_one_phase_for_now():

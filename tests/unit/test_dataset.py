@@ -26,7 +26,7 @@ from bert_jax.corpus.index import Index
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import MissingInput, files
 from bert_jax.corpus.sources.files import TextBlock
-from bert_jax.corpus.tokenizer import WordPieceTokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.settings import setting
 

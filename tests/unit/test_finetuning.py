@@ -24,7 +24,7 @@ from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.optimizer import make_optimizer
 from tests.saved import WORDS, save, wordpiece
-from tests.tiny import mesh_of
+from tests.tiny import EURO, MODERN, mesh_of
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def config_of(folder, **sections):
                  "max_sequences_per_row": 3, "test_fraction": 0.2},
     }  # fmt: skip
     for name, section in sections.items():
-        values[name] = values.get(name, {}) | section
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     return from_dict(values, FinetuneConfig)
 
 
@@ -131,6 +131,23 @@ def test_epochs_become_steps(folder):
     assert run.train.eval_every == run.train.checkpoint_every == round(rows / 8)
     assert run.train.seed == 3
     assert run.model.hidden_dropout == 0.1
+
+
+@pytest.mark.parametrize(("family", "shared"), [(MODERN, True), (EURO, False)])
+def test_the_head_starts_from_what_it_shares_with_the_masked_lm_head(folder, tmp_path, family, shared):
+    save(tmp_path / "base", wordpiece(), family)
+    found = experiment(folder, init_from=str(tmp_path / "base"))
+    task = Finetuning(found, seed=0)
+    _, abstract = step_lib.abstract_model(
+        lambda rngs: task.objective.build(found.run(0).model, rngs, Compute())
+    )
+    abstract = step_lib.with_shardings(abstract, mesh_of())
+    random = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    params, base = task.initial_params(lambda: random, abstract), load(tmp_path / "base").params
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], base["encoder"])
+    expected = {name: base["masked_lm"][name] for name in ("transform", "norm")} if shared else random["head"]
+    jax.tree.map(np.testing.assert_array_equal, params["head"], expected)
+    assert not np.any(params["classifier"]["kernel"])
 
 
 def test_a_base_of_a_newer_version_is_one_line(folder, tmp_path):

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import bert_jax
 from bert_jax import predict
 from bert_jax.errors import UserError
-from bert_jax.inference.pretrained import batch_of
+from bert_jax.inference.pretrained import batch_of, load
 from bert_jax.tasks import frozen
 from bert_jax.tasks.classification import Classification, Example
 from bert_jax.tasks.config import FinetuneConfig, TaskConfig, TaskData
@@ -23,6 +23,7 @@ from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import make_task
 from bert_jax.tasks.token_classification import Sentence, TokenClassification
 from tests.saved import LONGEST, save, save_finetuned, wordpiece
+from tests.tiny import MODERN
 
 ALL = "logistic_regression, naive_bayes,neural_network"
 TITLES = ["logistic regression, frozen", "naive Bayes, frozen", "neural network, frozen"]
@@ -311,6 +312,13 @@ def test_a_fine_tuned_network_of_one_segment_knows_no_pairs(fine_tuned, monkeypa
         UserError, match=r"does not support pairs; it was trained with model.type_vocab_size=1"
     ):
         bert.encode([("so", "it")])
+
+
+def test_a_fine_tuned_network_without_segments_takes_pairs(tmp_path):
+    facts = {"pairs": True, "labels": ["no", "yes"]}
+    save_finetuned(tmp_path, wordpiece(), "classification", facts, MODERN)
+    (states,) = load(tmp_path).encode([("so", "it")])
+    assert states.shape == (5, 16)
 
 
 def write_features(monkeypatch, folder, output, **changed):

@@ -12,9 +12,11 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 from bert_jax.errors import UserError
 from bert_jax.files import new_folder
+from bert_jax.interop import export as export_module
 from bert_jax.interop import huggingface, tokenizer_json
 from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
@@ -179,7 +181,10 @@ def test_weights_of_other_types(write, weights, dtype):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "model_type='roberta'; only 'bert'"),
+        (
+            {"model_type": "roberta"},
+            "model_type='roberta'; only bert, modernbert, eurobert, neobert",
+        ),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not one of gelu, gelu_new"),
         ({"hidden_size": "48"}, "hidden_size='48' is not a number"),
@@ -298,9 +303,9 @@ def test_a_checkpoint_is_read_once_to_be_exported(monkeypatch, tmp_path):
 
 def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
     save(tmp_path / "run", wordpiece())
-    right = huggingface.from_params
+    right = export_module.from_params
     wrong = {"cls.seq_relationship.bias": np.array([0.0, 2e-4], np.float32)}
-    monkeypatch.setattr(huggingface, "from_params", lambda *network: right(*network) | wrong)
+    monkeypatch.setattr(export_module, "from_params", lambda *network: right(*network) | wrong)
 
     def export_it():
         with new_folder(tmp_path / "exported") as folder:

@@ -15,9 +15,11 @@ from bert_jax.files import new_folder
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
 from bert_jax.interop import heads, huggingface, tensorflow
+from bert_jax.interop.bert import BERT
 from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
 from bert_jax.interop.model_card import model_card
+from bert_jax.interop.tensors import Network, from_params
 from bert_jax.training.opening import open_checkpoint
 from tests.saved import LONGEST, save_finetuned, wordpiece
 
@@ -117,8 +119,10 @@ def test_exported_and_imported_is_the_same_to_the_bit(tmp_path, task):
 @pytest.mark.parametrize("task", ["classification", "question_answering"])
 def test_tensors_are_those_of_the_architecture(tmp_path, task):
     network = save_finetuned(tmp_path, wordpiece(), task, FACTS[task])
-    params = load_finetuned(tmp_path).params
-    tensors = huggingface.from_params(params, heads.HEADS[task])
+    loaded = load_finetuned(tmp_path)
+    labels = heads.num_labels(task, FACTS[task])
+    shape = Network(BERT, loaded.config.model, heads.HEADS[task], labels)
+    tensors = from_params(loaded.params, shape)
     beside_layers = {name for name in tensors if ".layer." not in name and "embeddings" not in name}
     assert beside_layers == {
         "classification": {
@@ -166,7 +170,7 @@ SEQUENCES, ONE = ["BertForSequenceClassification"], {"0": "LABEL_0"}
     ],
 )  # fmt: skip
 def test_the_architecture_tells_the_task(settings, task):
-    assert heads.detect_task(settings) == task
+    assert heads.detect_task(settings, BERT) == task
 
 
 def test_labels_without_names_are_counted(write):

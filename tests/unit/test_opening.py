@@ -59,6 +59,34 @@ def test_another_network_is_named(tmp_path):
         opened.check_network(dataclasses.replace(opened.model, num_hidden_layers=6))
 
 
+def test_a_larger_network_may_grow_from_a_smaller_one(tmp_path):
+    save(tmp_path / "run", wordpiece())
+    opened = open_checkpoint(tmp_path / "run")
+    sizes = {"num_hidden_layers": 3, "hidden_size": 20, "num_attention_heads": 5, "intermediate_size": 40}
+    large = dataclasses.replace(opened.model, **sizes, max_position_embeddings=64, hidden_dropout=0.3)
+    opened.check_network(large, "tile")
+    opened.check_network(opened.model, "tile")
+    with pytest.raises(UserError, match="or grow this network from it with init_growth=preserve") as error:
+        opened.check_network(large)
+    assert "model.hidden_size is 16 there and 20 here" in str(error.value)
+    for changes, message in (
+        (
+            {"num_hidden_layers": 1},
+            "a network that is nowhere smaller; .*hidden_layers is 2 there and 1 here",
+        ),
+        ({"hidden_act": "silu"}, "networks that differ in size alone; .* model.hidden_act is 'gelu' there"),
+        (
+            {"vocab_size": 99},
+            "networks that differ in size alone; .* model.vocab_size is 33 there and 99 here",
+        ),
+    ):
+        other = dataclasses.replace(large, **changes)
+        with pytest.raises(UserError, match=f"init_growth=tile needs {message}"):
+            opened.check_network(other, "tile")
+        with pytest.raises(UserError, match=r"Take its values or another checkpoint\.$"):
+            opened.check_network(other)
+
+
 def test_the_vocabulary_must_be_that_of_the_network(tmp_path):
     save(tmp_path / "run", wordpiece())
     changed(tmp_path / "run", lambda config: config["model"].update(vocab_size=7))

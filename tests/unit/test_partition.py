@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -9,9 +11,13 @@ from bert_jax.model.partition import RULES, Rule, path_name, rule_of
 from bert_jax.training.step import abstract_model
 from tests.tiny import MODEL
 
+# With what BERT has not: gates, an untied matrix of the head, and what classifies without a pooler.
+OTHER = dataclasses.replace(MODEL, feed_forward="gated", tie_word_embeddings=False, pooler=False)
 NETWORKS = {
     "pretraining": lambda rngs: BertForPreTraining(MODEL, rngs),
     "classifier": lambda rngs: BertForSequences(MODEL, 3, rngs),
+    "other_pretraining": lambda rngs: BertForPreTraining(OTHER, rngs),
+    "other_classifier": lambda rngs: BertForSequences(OTHER, 3, rngs),
 }
 
 
@@ -22,7 +28,8 @@ def parameters(build):
 
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     names = {name for build in NETWORKS.values() for name in parameters(build)}
-    assert len(names) == 5 + 16 + 2 + 7 + 2  # embeddings, layers, pooler, pretraining heads, classifier
+    bert = 5 + 16 + 2 + 7 + 2  # embeddings, layers, pooler, pretraining heads, classifier
+    assert len(names) == bert + 2 + 1 + 4  # gate, decoder, head of the classifier
     assert {rule_of(name) for name in names} == set(RULES)
 
 

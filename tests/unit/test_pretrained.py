@@ -10,7 +10,7 @@ from bert_jax.data.shown import piece_text
 from bert_jax.errors import UserError
 from bert_jax.inference import pretrained
 from tests.saved import LONGEST, PIECES, save, sentencepiece, wordpiece
-from tests.tiny import Sequence, batch_of
+from tests.tiny import EURO, MODERN, Sequence, batch_of
 
 TEXTS = [
     "The [MASK] of the union.",
@@ -114,6 +114,23 @@ def test_features_are_pooled_states(saved):
         assert means.dtype == firsts.dtype == np.float32
         np.testing.assert_allclose(means, [state.mean(axis=0) for state in states], atol=1e-6)
         np.testing.assert_allclose(firsts, [state[0] for state in states], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooling"),
+    [
+        ({}, "mean"),  # BERT's [CLS] alone
+        (MODERN | {"classifier_pooling": "cls"}, "cls"),
+        (MODERN | {"classifier_pooling": "mean"}, "mean"),
+        (EURO | {"classifier_pooling": "late"}, "mean"),
+    ],
+    ids=str,
+)
+def test_features_are_pooled_as_the_classifier_pools(tmp_path, changes, pooling):
+    save(tmp_path, wordpiece(), changes)
+    bert = bert_jax.load(tmp_path)
+    assert bert.pooling == pooling
+    np.testing.assert_array_equal(bert.features(TEXTS), bert.features(TEXTS, pooling))
 
 
 def test_texts_do_not_change_each_others_results(bert, monkeypatch):

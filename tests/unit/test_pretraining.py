@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import types
 from fractions import Fraction
@@ -6,17 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from bert_jax.config import Config, from_dict
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import read_tokenizer
+from bert_jax.corpus.tokenizer_files import read_tokenizer
 from bert_jax.data import batches as batches_lib
 from bert_jax.errors import UserError
+from bert_jax.model.heads import BertForPreTraining
 from bert_jax.tasks import pretraining
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.evaluate import due
+from bert_jax.training.growing import grow
+from bert_jax.training.step import abstract_model, with_shardings
 from tests.fakes import FakeTokenizer, MemoryStore, prepared, random_documents
 from tests.saved import save, sentencepiece, wordpiece
+from tests.tiny import MODEL, mesh_of
 
 VOCABULARY = 100
 
@@ -73,6 +79,25 @@ def test_weights_of_another_tokenizer_are_refused_and_the_remedy_works(
         assert read_tokenizer(DataConfig(**given), theirs.vocab_size).files() == theirs.files()
 
 
+@pytest.mark.parametrize("growth", ["none", "tile"])
+def test_a_larger_network_grows_from_the_weights_of_init_from_on_any_mesh(tmp_path, growth):
+    saved = nnx.to_pure_dict(nnx.state(save(tmp_path, tokenizer := wordpiece())))
+    small = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    sizes = {"hidden_size": 24, "num_attention_heads": 6} if growth == "tile" else {}
+    large = dataclasses.replace(small, **sizes)
+    data = DataConfig(max_seq_length=32)
+    config = Config(model=large, data=data, init_from=str(tmp_path), init_growth=growth)
+    files = {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+    stores = {name: MemoryStore([], tokenizer.vocab_size) for name in ("train", "heldout")}
+    task = Pretraining(config, prepared({"corpus": stores}, tokenizer, files))
+    _, abstract = abstract_model(lambda rngs: BertForPreTraining(large, rngs))
+    mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        params = task.initial_params(dict, abstract := with_shardings(abstract, mesh))
+    assert jax.tree.map(lambda leaf: leaf.sharding, params) == jax.tree.map(lambda x: x.sharding, abstract)
+    jax.tree.map(np.testing.assert_array_equal, params, grow(saved, small, large))
+
+
 def test_unigram_bias_is_the_log_of_the_frequencies_and_nothing_else():
     """98 tokens, numbers 5 to 99 once, 5 to 7 twice; each counted once more than it occurs."""
     params = {"masked_lm": {"bias": jnp.zeros(VOCABULARY), "other": jnp.ones(3)}, "encoder": jnp.ones(2)}
@@ -87,9 +112,14 @@ def test_unigram_bias_is_the_log_of_the_frequencies_and_nothing_else():
 class FixedLogits:
     """A network that says the same of everything: token 6, and IsNext."""
 
-    def __call__(self, batch, _):
-        logits = jnp.zeros((*batch["masked_lm_ids"].shape, VOCABULARY)).at[..., 6].set(2.0)
-        return logits, jnp.broadcast_to(jnp.array([1.0, 0.0]), (*batch["cls_positions"].shape, 2))
+    def encoder(self, *_):
+        return None
+
+    def words(self, _, slots, of):
+        return of(jnp.zeros((*slots["masked_lm_ids"].shape, VOCABULARY)).at[..., 6].set(2.0), slots)
+
+    def pairs(self, _, cls_positions):
+        return jnp.broadcast_to(jnp.array([1.0, 0.0]), (*cls_positions.shape, 2))
 
 
 def test_evaluation_looks_at_mask_tokens_apart():

@@ -209,7 +209,8 @@ def test_a_step_whose_probes_all_fail_has_no_row():
     rows = []
     failing = types.SimpleNamespace(name="probe_a", run=lambda *_: {})
     state = types.SimpleNamespace(params=None)
-    run = types.SimpleNamespace(program=None, state=state, file=types.SimpleNamespace(write=rows.append))
+    program = types.SimpleNamespace(after=lambda _: None)
+    run = types.SimpleNamespace(program=program, state=state, file=types.SimpleNamespace(write=rows.append))
     Run.evaluate(run, 5, [failing])
     assert rows == []
 

@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.corpus.tokenizer import WordPieceTokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import TaskConfig, TaskData

@@ -230,11 +230,11 @@ def test_description_of_a_step_that_does_not_fit_has_the_excess_and_advice():
 
 
 def test_flops_of_a_causal_step():
-    """Half of the pairs of tokens, and logits for every token."""
+    """Pairs of a token and itself or one before it, and logits for every token."""
     data = dataclasses.replace(CONFIG.data, second_objective="none", objective="causal")
     compiled = compiled_of(config=dataclasses.replace(CONFIG, data=data))
     tokens = 16 * 128
-    assert compiled.flops == training_flops(CONFIG.model, tokens, tokens * 64, tokens)
+    assert compiled.flops == training_flops(CONFIG.model, tokens, 16 * 128 * 129 / 2, tokens)
     assert compiled_of().flops == training_flops(CONFIG.model, tokens, tokens * 128, tokens * 0.15)
 
 

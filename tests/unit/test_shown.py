@@ -98,7 +98,7 @@ def test_pieces_marked_or_joined_to_a_text():
     assert [shown.piece_text(TOKENIZER, piece) for piece in pieces] == ["w5", "##60", "[MASK]"]
     assert [shown.piece_text(TOKENIZER, piece, spaces=True) for piece in pieces] == [" w5", "60", " [MASK]"]
     marks = types.SimpleNamespace(
-        piece=["▁the", "▁", "ing", ","].__getitem__, word_starts=[True, True, False, False]
+        bare_piece=["the", "▁", "ing", ","].__getitem__, word_starts=[True, True, False, False]
     )
     assert [shown.piece_text(marks, piece) for piece in range(4)] == ["the", "▁", "##ing", ","]
     assert [shown.piece_text(marks, piece, spaces=True) for piece in range(4)] == [" the", " ▁", "ing", ","]

@@ -9,13 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import read_text
-from bert_jax.corpus.tokenizer import (
-    SentencePieceTokenizer,
-    WordPieceTokenizer,
-    load_tokenizer,
-    read_tokenizer,
-)
+from bert_jax.corpus.tokenizer_files import load_tokenizer, read_tokenizer
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

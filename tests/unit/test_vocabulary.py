@@ -9,7 +9,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES, load_tokenizer, read_tokenizer
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
+from bert_jax.corpus.tokenizer_files import load_tokenizer, read_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import tokenizer_json
 from bert_jax.interop.vocabulary import read_vocabulary
