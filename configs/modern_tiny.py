@@ -1,6 +1,9 @@
 """A small encoder like ModernBERT (Warner et al., 2024) on the embedded corpus, as `bert_tiny` for BERT.
 
-make pretrain CONFIG=modern_tiny
+    make pretrain CONFIG=modern_tiny
+
+The recipe of `bert_tiny` without sentence pairs. How long it takes and what it reaches is not measured yet;
+`bert_tiny` is the first run that is recommended.
 """
 
 from bert_jax.config import default_config

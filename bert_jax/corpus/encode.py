@@ -9,7 +9,7 @@ import numpy as np
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.index import storable
-from bert_jax.corpus.library_training import train_byte_bpe, train_wordpiece
+from bert_jax.corpus.json_training import train_byte_bpe, train_wordpiece
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import Chunk, Source, chunks_of

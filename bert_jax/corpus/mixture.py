@@ -22,7 +22,7 @@ from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
 from bert_jax.corpus.encode import train_tokenizer
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import MissingInput, Source, open_sources
 from bert_jax.corpus.specs import names, parse
@@ -163,7 +163,7 @@ def _find_tokenizer(
 def _file(kind: str, folder: epath.Path) -> str:
     """Names the file that a trained tokenizer of a kind leaves in a folder, as `data.tokenizer`."""
     read, file = {
-        "byte_bpe": ("tokenizer_json", LibraryTokenizer.FILE),
+        "byte_bpe": ("tokenizer_json", JsonTokenizer.FILE),
         "wordpiece": ("wordpiece", WordPieceTokenizer.FILE),
     }.get(kind, ("sentencepiece", SentencePieceTokenizer.FILE))
     return f"{read}:{folder / file}"

@@ -7,7 +7,7 @@ import sentencepiece
 import tokenizers
 
 from bert_jax.corpus.characters import WORD_START
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import ModelProto, SentencePieceTokenizer
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
@@ -92,7 +92,7 @@ def _normalised(tokenizer: Tokenizer, word: str) -> str:
 def _library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     if isinstance(tokenizer, WordPieceTokenizer):
         return tokenizer.backend()
-    assert isinstance(tokenizer, LibraryTokenizer)
+    assert isinstance(tokenizer, JsonTokenizer)
     return tokenizers.Tokenizer.from_str(tokenizer.files()[tokenizer.FILE].decode())
 
 
@@ -110,6 +110,6 @@ def _extended(tokenizer: Tokenizer, words: Mapping[str, str]) -> Tokenizer:
     library = _library(tokenizer)
     whole = [tokenizers.AddedToken(word, single_word=True, lstrip=True) for word in words.values()]
     library.add_tokens(whole)
-    assert isinstance(tokenizer, LibraryTokenizer)
+    assert isinstance(tokenizer, JsonTokenizer)
     size = max(tokenizer.vocab_size, 1 + max(library.get_vocab().values()))
-    return LibraryTokenizer(library.to_str().encode(), tokenizer.roles, vocab_size=size)
+    return JsonTokenizer(library.to_str().encode(), tokenizer.roles, vocab_size=size)

@@ -8,7 +8,7 @@ import re
 from etils import epath
 
 from bert_jax.corpus.config import TRAINED, DataConfig
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.corpus.tokenizer import Tokenizer
@@ -33,20 +33,20 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
         lowercase = settings.pop("do_lower_case")
         pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
         return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
-    if (path := directory / LibraryTokenizer.FILE).exists():
-        settings = json.loads((directory / LibraryTokenizer.SETTINGS).read_bytes())
-        return read_library_tokenizer(path, str(path), settings["vocab_size"])
-    files = f"{SentencePieceTokenizer.FILE}, {WordPieceTokenizer.FILE} or {LibraryTokenizer.FILE}"
+    if (path := directory / JsonTokenizer.FILE).exists():
+        settings = json.loads((directory / JsonTokenizer.SETTINGS).read_bytes())
+        return read_json_tokenizer(path, str(path), settings["vocab_size"])
+    files = f"{SentencePieceTokenizer.FILE}, {WordPieceTokenizer.FILE} or {JsonTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
 
 
-def read_library_tokenizer(
+def read_json_tokenizer(
     path: epath.Path | pathlib.Path, name: str, vocab_size: int | None = None
-) -> LibraryTokenizer:
+) -> JsonTokenizer:
     """Reads a tokenizer.json, with the roles of its tokens from the files that may be beside it.
 
     Raises:
-        UserError: as `LibraryTokenizer`; begins with `name`.
+        UserError: as `JsonTokenizer`; begins with `name`.
     """
     stated: dict[str, str] = {}
     for beside in _beside(path):
@@ -60,12 +60,12 @@ def read_library_tokenizer(
             for role, token in tokens.items()
             if isinstance(token, str | dict)
         }
-    return LibraryTokenizer(path.read_bytes(), stated, name, vocab_size)
+    return JsonTokenizer(path.read_bytes(), stated, name, vocab_size)
 
 
 def _beside(path: epath.Path | pathlib.Path) -> list[epath.Path | pathlib.Path]:
     """Lists the files that state the roles of a tokenizer.json's tokens; the last counts."""
-    names = ("special_tokens_map.json", LibraryTokenizer.SETTINGS)
+    names = ("special_tokens_map.json", JsonTokenizer.SETTINGS)
     return [file for name in names if (file := path.parent / name).exists()]
 
 
@@ -111,7 +111,7 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
     path = epath.Path(tokenizer_file(data))
     name = f"data.tokenizer={data.tokenizer!r}"
     if data.tokenizer.startswith("tokenizer_json:"):
-        return read_library_tokenizer(path, name, vocab_size)
+        return read_json_tokenizer(path, name, vocab_size)
     content, wordpiece = path.read_bytes(), data.tokenizer.startswith("wordpiece:")
     if wordpiece and MODEL_START.match(content):
         raise UserError(f"{name} is a SentencePiece model; use data.tokenizer=sentencepiece:{path}.")

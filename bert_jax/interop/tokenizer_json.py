@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.corpus.characters import WORD_START
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import ModelProto, SentencePieceTokenizer
 from bert_jax.corpus.tokenizer import ROLES, Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
@@ -26,7 +26,7 @@ FOLDED = {"ς": "σ", "\u0345": "ι"}  # simple case folding where it is not low
 
 def content(tokenizer: Tokenizer) -> str:
     """Makes the content of tokenizer.json; one that was read stays as it is, if it sets special pieces."""
-    if isinstance(tokenizer, LibraryTokenizer) and tokenizer.backend().post_processor is not None:
+    if isinstance(tokenizer, JsonTokenizer) and tokenizer.backend().post_processor is not None:
         return tokenizer.files()[tokenizer.FILE].decode()
     return build(tokenizer).to_str(pretty=True)
 
@@ -39,7 +39,7 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     For SentencePiece vocabularies one difference is known: combining marks in an order that Unicode does not
     use (on one letter, a mark above before a mark below).
     """
-    if isinstance(tokenizer, WordPieceTokenizer | LibraryTokenizer):
+    if isinstance(tokenizer, WordPieceTokenizer | JsonTokenizer):
         result = tokenizer.backend()
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer)
@@ -62,7 +62,7 @@ def settings(tokenizer: Tokenizer, max_length: int, segments: bool = True) -> di
     Without `segments` it makes no token_type_ids, which such networks do not take.
     """
     special = dict(zip(ROLES, map(tokenizer.piece, tokenizer.special_ids), strict=True))
-    if isinstance(tokenizer, LibraryTokenizer):
+    if isinstance(tokenizer, JsonTokenizer):
         special = tokenizer.roles  # there may be no unknown piece
     # For SentencePiece BertTokenizer would replace the normalizer by WordPiece's.
     kind: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -12,10 +12,10 @@ from typing import Any
 
 import tokenizers
 
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.tokenizer import ROLES, SPECIAL_PIECES, Tokenizer
-from bert_jax.corpus.tokenizer_files import read_library_tokenizer
+from bert_jax.corpus.tokenizer_files import read_json_tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer, read_pieces
 from bert_jax.errors import UserError
 from bert_jax.interop.directory import check_fetched, read_json, read_text
@@ -49,7 +49,7 @@ def read_vocabulary(directory: pathlib.Path) -> tuple[Tokenizer, int | None]:
     for name in ("config.json", WordPieceTokenizer.SETTINGS):
         if (path := directory / name).exists():
             _check_rules(read_json(path), path)
-    if isinstance(tokenizer, LibraryTokenizer):  # whose tokens may be any
+    if isinstance(tokenizer, JsonTokenizer):  # whose tokens may be any
         _warn_of_frame(tokenizer, directory)
         return tokenizer, longest
     for name in (WordPieceTokenizer.SETTINGS, "special_tokens_map.json", "added_tokens.json"):
@@ -68,10 +68,10 @@ def _read_tokenizer(directory: pathlib.Path, settings: dict[str, Any]) -> Tokeni
     if own.exists():
         path, known = own, GENERIC
         kind = settings.get("tokenizer_class") or GENERIC[0]
-    elif (path := directory / LibraryTokenizer.FILE).exists():
+    elif (path := directory / JsonTokenizer.FILE).exists():
         read = _read_library(path)
         if _other_parts(read) and not _of_bert(settings):
-            return read_library_tokenizer(path, str(path), settings.get("vocab_size"))
+            return read_json_tokenizer(path, str(path), settings.get("vocab_size"))
         vocabulary, rules = _read_tokenizer_json(read, path)
         known = BERT + GENERIC
     elif (path := directory / WordPieceTokenizer.FILE).exists():
@@ -209,7 +209,7 @@ def _read_tokenizer_json(read: tokenizers.Tokenizer, path: pathlib.Path) -> tupl
     return sorted(pieces, key=pieces.__getitem__), {k: v for k, v in rules.items() if v is not None}
 
 
-def _warn_of_frame(tokenizer: LibraryTokenizer, directory: pathlib.Path) -> None:
+def _warn_of_frame(tokenizer: JsonTokenizer, directory: pathlib.Path) -> None:
     """Warns if the file sets other special tokens around texts than rows have here."""
     read, (a, b) = tokenizer.backend(), tokenizer.encode(["a", "b"])
     cls, sep = tokenizer.cls_id, tokenizer.sep_id

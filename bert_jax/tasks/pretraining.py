@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.config import Config
 from bert_jax.corpus.dataset import TOKENIZER
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.mixture import PreparedSources
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.specs import parse
@@ -112,7 +112,7 @@ class Pretraining:
             return
         path = folder / TOKENIZER / SentencePieceTokenizer.FILE
         remedy = f"use its tokenizer: data.tokenizer=sentencepiece:{path}"
-        if (library := folder / TOKENIZER / LibraryTokenizer.FILE).exists():
+        if (library := folder / TOKENIZER / JsonTokenizer.FILE).exists():
             remedy = f"use its tokenizer: data.tokenizer=tokenizer_json:{library}"
         elif not path.exists():
             path = folder / TOKENIZER / WordPieceTokenizer.FILE

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.new_words import add_words, read_words
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES
@@ -51,7 +51,7 @@ def library(pre_tokenizer, decoder, **model):
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     built.train_from_iterator(lines(), trainer)
-    return LibraryTokenizer(built.to_str().encode(), {})
+    return JsonTokenizer(built.to_str().encode(), {})
 
 
 def byte_level():

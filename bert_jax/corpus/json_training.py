@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import CHARACTER_COVERAGE
 from bert_jax.corpus.tokenizer import MASK, SPECIAL_PIECES
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
@@ -20,7 +20,7 @@ from bert_jax.errors import UserError
 AT_A_TIME = 1000  # copies of a word that the trainer reads as one text
 
 
-def train_byte_bpe(word_counts: Mapping[str, int], vocab_size: int, lowercase: bool) -> LibraryTokenizer:
+def train_byte_bpe(word_counts: Mapping[str, int], vocab_size: int, lowercase: bool) -> JsonTokenizer:
     """Trains BPE on the bytes of words and the space before them: no text has an unknown piece.
 
     `SPECIAL_PIECES` have the ids 0 to 4, the bytes 5 to 260. Text is split as by GPT-2 after NFC, and
@@ -46,7 +46,7 @@ def train_byte_bpe(word_counts: Mapping[str, int], vocab_size: int, lowercase: b
     result.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids
     )
-    return LibraryTokenizer(result.to_str(pretty=True).encode(), {})
+    return JsonTokenizer(result.to_str(pretty=True).encode(), {})
 
 
 def train_wordpiece(word_counts: Mapping[str, int], vocab_size: int, lowercase: bool) -> WordPieceTokenizer:

@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from tests.json_tokenizers import lines, paragraphs
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import prepare
-from bert_jax.corpus.library_training import train_byte_bpe, train_wordpiece
+from bert_jax.corpus.json_training import train_byte_bpe, train_wordpiece
 from bert_jax.corpus.mixture import prepare as prepare_sources
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 from bert_jax.errors import UserError
-from tests.library_tokenizers import lines, paragraphs
 
 TRAINERS = {"byte_bpe": train_byte_bpe, "wordpiece": train_wordpiece}
 
@@ -51,7 +51,7 @@ def test_the_same_words_give_the_same_pieces(counts, name):
     expected = digest(TRAINERS[name](counts, 1000, True))
     assert digest(TRAINERS[name](dict(reversed(counts.items())), 1000, True)) == expected
     code = (
-        f"from tests.unit import test_library_training as t; "
+        f"from tests.unit import test_json_training as t; "
         f"print(t.digest(t.TRAINERS[{name!r}](t.count(), 1000, True)))"
     )
     for threads, parallel in ((1, "false"), (7, "true")):

@@ -30,7 +30,7 @@ BYTES = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + n): byte for n, byt
 BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 
 
-class LibraryTokenizer(Tokenizer):
+class JsonTokenizer(Tokenizer):
     """A tokenizer.json with the same ids as the `tokenizers` library gives.
 
     Special tokens have roles, whatever they are called. In a text they stay text; other tokens that the file
@@ -181,7 +181,7 @@ def _token(role: str, stated: Mapping[str, str], ids: Mapping[str, int], name: s
     if role == "unk_token":
         return ""
     raise UserError(
-        f"{name} has no {role} ({' or '.join(names)}); name its own in {LibraryTokenizer.SETTINGS} beside it."
+        f"{name} has no {role} ({' or '.join(names)}); name its own in {JsonTokenizer.SETTINGS} beside it."
     )
 
 

@@ -5,10 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
+from tests.json_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, paragraphs, unigram
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import prepare
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer, starts_word
+from bert_jax.corpus.json_tokenizer import JsonTokenizer, starts_word
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.tokenizer_files import load_tokenizer, read_tokenizer
 from bert_jax.data.batches import Batches
@@ -18,7 +19,6 @@ from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.registry import make_task
 from bert_jax.tasks.token_classification import Sentence
 from tests.fakes import MemoryStore
-from tests.library_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, paragraphs, unigram
 
 NAMES = {  # of the five special tokens, with the id of padding for no unknown piece
     "modernbert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -34,13 +34,13 @@ LINES = lines()
 def pair(request):
     """The library's tokenizer, and ours of the same file."""
     library = request.param()
-    ours = LibraryTokenizer(library.to_str().encode(), {})
+    ours = JsonTokenizer(library.to_str().encode(), {})
     library.encode_special_tokens = True
     return request.param.__name__, library, ours
 
 
 def ours_of(kind, **stated):
-    return LibraryTokenizer(kind().to_str().encode(), stated)
+    return JsonTokenizer(kind().to_str().encode(), stated)
 
 
 def pieces(tokenizer, ids):
@@ -122,7 +122,7 @@ def test_a_mask_beside_other_special_tokens_is_the_only_one():
 
 def test_saved_and_pickled(pair, tmp_path):
     _, _, tokenizer = pair
-    wide = LibraryTokenizer(tokenizer.files()["tokenizer.json"], tokenizer.roles, vocab_size=1300)
+    wide = JsonTokenizer(tokenizer.files()["tokenizer.json"], tokenizer.roles, vocab_size=1300)
     wide.save(tmp_path)
     for copy in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(wide))):
         assert copy.encode(LINES[:300]) == tokenizer.encode(LINES[:300])
@@ -219,7 +219,7 @@ def test_words_of_a_tagged_sentence_keep_the_space_between_them():
 
 def test_masks_and_random_tokens_are_pieces_of_text():
     """The network may have more rows than there are pieces; neither these nor special tokens are drawn."""
-    tokenizer = LibraryTokenizer(modernbert().to_str().encode(), {}, vocab_size=2000)
+    tokenizer = JsonTokenizer(modernbert().to_str().encode(), {}, vocab_size=2000)
     real = [*range(1200), *range(1200, 1209)]  # with those of white space and others that a text can have
     assert np.flatnonzero(tokenizer.maskable).tolist() == real
     data = DataConfig(
@@ -263,8 +263,8 @@ def test_pieces_that_no_text_has_may_be_beyond_the_network():
     library = modernbert()
     library.add_special_tokens(["<|image|>"])
     content = library.to_str().encode()
-    assert LibraryTokenizer(content, {}).vocab_size == 1215
-    assert LibraryTokenizer(content, {}, vocab_size=1214).vocab_size == 1214
+    assert JsonTokenizer(content, {}).vocab_size == 1215
+    assert JsonTokenizer(content, {}, vocab_size=1214).vocab_size == 1214
 
 
 @pytest.mark.parametrize(
@@ -283,11 +283,11 @@ def test_pieces_that_no_text_has_may_be_beyond_the_network():
 )
 def test_what_is_no_tokenizer(content, stated, vocab_size, message):
     with pytest.raises(UserError, match=message):
-        LibraryTokenizer(content or modernbert().to_str().encode(), stated, "it", vocab_size)
+        JsonTokenizer(content or modernbert().to_str().encode(), stated, "it", vocab_size)
 
 
 def test_a_vocabulary_without_a_mask():
     content = json.loads(eurobert().to_str())
     content["added_tokens"].pop()
     with pytest.raises(UserError, match=r"has no mask_token \(\[MASK\] or <mask> or <\|mask\|>\); name its"):
-        LibraryTokenizer(json.dumps(content).encode(), {})
+        JsonTokenizer(json.dumps(content).encode(), {})

@@ -6,10 +6,11 @@ import logging
 import numpy as np
 import pytest
 import tokenizers
+from tests.json_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, wordpiece
 from tokenizers import normalizers
 
 import bert_jax
-from bert_jax.corpus.library_tokenizer import LibraryTokenizer
+from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import tokenizer_json
@@ -17,7 +18,6 @@ from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
 from bert_jax.interop.vocabulary import read_vocabulary
 from bert_jax.training.opening import open_checkpoint
-from tests.library_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, wordpiece
 from tests.saved import save
 from tests.tiny import EURO, MODERN
 
@@ -43,7 +43,7 @@ def frame(name):
 def test_a_directory_in_and_out_again(kind, tmp_path):
     write(tmp_path, kind)
     tokenizer, longest = read_vocabulary(tmp_path)
-    assert isinstance(tokenizer, LibraryTokenizer)
+    assert isinstance(tokenizer, JsonTokenizer)
     assert (tokenizer.vocab_size, longest) == (1300, 10**30)
     content = (tmp_path / "tokenizer.json").read_text()
     assert tokenizer_json.content(tokenizer) == content
@@ -83,7 +83,7 @@ def test_stated_roles_are_read(tmp_path):
 
 def test_a_file_without_a_frame_gets_one():
     content = json.loads(modernbert().to_str()) | {"post_processor": None}
-    tokenizer = LibraryTokenizer(json.dumps(content).encode(), {})
+    tokenizer = JsonTokenizer(json.dumps(content).encode(), {})
     written = tokenizers.Tokenizer.from_str(tokenizer_json.content(tokenizer))
     (a, b), cls, sep = tokenizer.encode(["so", "it"]), tokenizer.cls_id, tokenizer.sep_id
     assert written.encode("so", "it").ids == [cls, *a, sep, *b, sep]
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_checkpoint_out_and_in_again(kind, network, tmp_path):
     """The network has more rows than there are pieces; masks are filled the same before and after."""
     size = 1280
-    tokenizer = LibraryTokenizer(kind().to_str(pretty=True).encode(), {}, vocab_size=size)
+    tokenizer = JsonTokenizer(kind().to_str(pretty=True).encode(), {}, vocab_size=size)
     save(tmp_path / "run", tokenizer, network)
     (tmp_path / "out").mkdir()
     export(tmp_path / "run", tmp_path / "out")
