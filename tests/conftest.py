@@ -3,10 +3,13 @@
 All by environment variables, so that the commands which tests start do the same.
 """
 
+import logging
 import os
 import pathlib
 import signal
 import sys
+
+import pytest
 
 assert "jax" not in sys.modules, "jax reads these variables when it is imported: too late to set them"
 COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
@@ -18,3 +21,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # A script starts background commands (`make test &`) with SIGINT ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_of_commands():
+    """Takes back what a command that runs in this process has set, so that later tests read the log."""
+    log = logging.getLogger("bert_jax")
+    handlers, level, propagate = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.propagate = handlers, propagate
+    log.setLevel(level)

@@ -1,4 +1,3 @@
-import logging
 import runpy
 import sys
 
@@ -10,9 +9,6 @@ from absl import flags
 def predict(monkeypatch, capsys, tmp_path):
     """Runs the command in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    log = logging.getLogger("bert_jax")
-    for name in ("handlers", "level", "propagate"):  # the command sets them; later tests read the log
-        monkeypatch.setattr(log, name, getattr(log, name))
 
     def predict(*arguments):
         known = set(flags.FLAGS)

@@ -38,8 +38,7 @@ ONE = {"data": 1}
 
 
 @pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
+def log(caplog):
     caplog.set_level(logging.INFO)
     return caplog
 

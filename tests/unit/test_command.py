@@ -16,8 +16,7 @@ from bert_jax.training import hosts
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command with these arguments: (exit code, stdout, stderr, resolved config or None)."""
-    log = logging.getLogger("bert_jax")
-    before = flagsaver.save_flag_values(flags.FLAGS), log.handlers, log.level, log.propagate
+    before = flagsaver.save_flag_values(flags.FLAGS)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     command.define_config_flags(data_dir="data_dir" not in flags.FLAGS)
 
@@ -30,8 +29,7 @@ def run(monkeypatch, capsys):
         return exit_.value.code, out, err, resolved[0] if resolved else None
 
     yield run
-    flagsaver.restore_flag_values(before[0], flags.FLAGS)
-    log.handlers, log.level, log.propagate = before[1:]
+    flagsaver.restore_flag_values(before, flags.FLAGS)
 
 
 @pytest.mark.parametrize("words", [["--config=bert_tiny"], ["--config", "bert_tiny"]], ids=str)

@@ -1,12 +1,10 @@
 """A tokenizer.json comes in from a Hugging Face directory, is kept by a checkpoint and goes out as it was."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
 import tokenizers
-from tests.json_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, wordpiece
 from tokenizers import normalizers
 
 import bert_jax
@@ -18,6 +16,7 @@ from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
 from bert_jax.interop.vocabulary import read_vocabulary
 from bert_jax.training.opening import open_checkpoint
+from tests.json_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, wordpiece
 from tests.saved import save
 from tests.tiny import EURO, MODERN
 
@@ -91,24 +90,18 @@ def test_a_file_without_a_frame_gets_one():
     assert written.encode("so [MASK]", add_special_tokens=False).ids == masked == [*a, tokenizer.mask_id]
 
 
-def test_another_frame_is_told(tmp_path, caplog, monkeypatch):
+def test_another_frame_is_told(tmp_path, caplog):
     """As Llama's, which has no token at the end."""
-    monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
     write(tmp_path, modernbert)
     assert read_vocabulary(tmp_path)[0].vocab_size == 1300
-    assert not told(caplog)
+    assert not caplog.messages
     content = json.loads(modernbert().to_str())
     content["post_processor"]["single"].pop()
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     read_vocabulary(tmp_path)
-    (line,) = told(caplog)
-    assert (
-        "json makes rows like [CLS] A and [CLS] A [SEP] B [SEP]; those here are [CLS] A [SEP] B [SEP]" in line
-    )
-
-
-def told(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "bert_jax"]
+    (line,) = caplog.messages
+    told = "json makes rows like [CLS] A and [CLS] A [SEP] B [SEP]; those here are [CLS] A [SEP] B [SEP]"
+    assert told in line
 
 
 def test_berts_wordpiece_stays_berts(tmp_path):

@@ -162,8 +162,7 @@ def test_speed_counts_tokens_over_training_time_alone(path, monkeypatch):
     assert row["data_wait_fraction"] == 0.25
 
 
-def test_line_for_people(path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
+def test_line_for_people(path, caplog):
     caplog.set_level(logging.INFO)
     recorder = recorder_of(path)
     for step in (1, 2, 3):

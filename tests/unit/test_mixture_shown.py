@@ -48,8 +48,7 @@ def test_shares_of_a_batch():
     )
 
 
-def test_rows_and_the_log_have_shares_and_epochs(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("bert_jax"), "propagate", True)
+def test_rows_and_the_log_have_shares_and_epochs(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     recorder = Recorder(
         MetricsFile(tmp_path, 0), Console(0, 4), 2, lambda _: 0.1, [{"time": 0.0}],
