@@ -27,7 +27,8 @@ def of_file(folder, name):
     return f"data.tokenizer=tokenizer_json:{folder}/{name}/tokenizer.json"
 
 
-@pytest.mark.parametrize("kind", ["read", pytest.param("trained", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["read", "trained"])
 def test_trained_resumed_and_used(folder, kind):
     settings = (*READ, of_file(folder, "published")) if kind == "read" else TRAINED
     undisturbed = Command(folder, f"{kind}_undisturbed", *settings)

@@ -98,6 +98,7 @@ def test_accumulation_remat_and_mesh_change_nothing(plain, axes, options):
     jax.tree.map(close, run(training_on(axes, **options)), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MODERN, EURO], ids=["modern", "euro"])
 def test_other_encoders_do_not_depend_on_the_mesh_either(kind):
     expected = run(training_on({"data": 1}, **kind))
