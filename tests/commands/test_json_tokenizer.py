@@ -4,8 +4,8 @@ import signal
 import sys
 
 import pytest
-from tests.json_tokenizers import modernbert
 
+from tests.json_tokenizers import modernbert
 from tests.runs import Command, make_corpus
 
 READ = "model.vocab_size=1280", "data.masking=whole_word"  # the tokenizer has fewer pieces

@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pytest
-from tests.json_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, paragraphs, unigram
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import prepare
@@ -19,6 +18,7 @@ from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.registry import make_task
 from bert_jax.tasks.token_classification import Sentence
 from tests.fakes import MemoryStore
+from tests.json_tokenizers import KINDS, eurobert, lines, mmbert, modernbert, paragraphs, unigram
 
 NAMES = {  # of the five special tokens, with the id of padding for no unknown piece
     "modernbert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),

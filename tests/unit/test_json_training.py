@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.json_tokenizers import lines, paragraphs
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import prepare
@@ -15,6 +14,7 @@ from bert_jax.corpus.json_training import train_byte_bpe, train_wordpiece
 from bert_jax.corpus.mixture import prepare as prepare_sources
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 from bert_jax.errors import UserError
+from tests.json_tokenizers import lines, paragraphs
 
 TRAINERS = {"byte_bpe": train_byte_bpe, "wordpiece": train_wordpiece}
 
