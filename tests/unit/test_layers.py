@@ -27,6 +27,7 @@ LAYERS = (
         "export",
         "plan",
         "benchmark",
+        "benchmarks",
     ],
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
