@@ -122,9 +122,10 @@ lint: $(STAMP)  ## check style, formatting and types
 bench: $(STAMP)  ## measure WHAT (prepare, input, step) on this machine
 	@set -f; for what in $$BERT_JAX_WHAT; do $(VENV)/bin/python -m bert_jax.benchmark --config="$$BERT_JAX_CONFIG" --what=$$what $(WORDS) || exit; done
 
+# All extras but `peer`: PyTorch names the versions of CUDA libraries that JAX would then have to take.
 lock:  ## resolve requirements.lock anew for all supported Pythons and extras (needs uv)
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy requires-python \
-	    --all-extras --no-annotate --custom-compile-command "make lock" --output-file requirements.lock setup.cfg
+	    $(addprefix --extra=,cuda12 cuda13 tpu tpu-aot test) --no-annotate --custom-compile-command "make lock" --output-file requirements.lock setup.cfg
 
 clean:  ## remove the environment and caches; runs and prepared data stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

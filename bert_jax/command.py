@@ -25,7 +25,7 @@ from bert_jax.training.config import RunConfig, sections
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that defines them through this module
 
-PATHS = {"workdir", "data_dir", "checkpoint", "input", "output"}  # flags that hold one
+PATHS = {"workdir", "data_dir", "checkpoint", "input", "output", "peer_python"}  # flags that hold one
 HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 CONFIG_HELP = "A shipped config's name or a path to a config file; --config.KEY=VALUE overrides a value."
 OVERRIDE = re.compile(r"--(no)?config\.")

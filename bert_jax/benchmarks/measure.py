@@ -1,11 +1,66 @@
-"""Repeats measurements, and measures memory."""
+"""Repeats measurements in turns, shows them, and measures memory."""
 
 import contextlib
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import psutil
+
+TURN_SECONDS = 1.0
+COLUMNS = ("ms", "spread", "real tokens/s", "MFU", "peak MiB")  # of `Steps.cells`
+
+
+class Steps(NamedTuple):
+    """What is measured of a training step.
+
+    Attributes:
+        seconds: of a step, one for each turn.
+        tokens: real tokens of the batch.
+        ideal_seconds: of a step at the device's peak rate; None where that is not known.
+        peak_bytes: of memory; None where that is not known.
+    """
+
+    seconds: list[float]
+    tokens: int
+    ideal_seconds: float | None
+    peak_bytes: int | None
+
+    @property
+    def rate(self) -> float:
+        """Real tokens per second, by the median."""
+        return self.tokens / statistics.median(self.seconds)
+
+    def cells(self) -> list[str]:
+        """Returns the cells of `COLUMNS`."""
+        median = statistics.median(self.seconds)
+        return [
+            f"{median * 1e3:.1f}",
+            f"{min(self.seconds) * 1e3:.1f} to {max(self.seconds) * 1e3:.1f}",
+            f"{self.rate:,.0f}",
+            "" if self.ideal_seconds is None else f"{self.ideal_seconds / median:.1%}",
+            "" if self.peak_bytes is None else f"{self.peak_bytes / 2**20:,.0f}",
+        ]
+
+
+def in_turns(runs: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+    """Lets each run for about `TURN_SECONDS`, one after the other, again and again: all see the same machine.
+
+    Args:
+        runs: name -> (number of steps) -> seconds of a step. A first step of each, which does not count,
+            decides how many are a turn.
+        rounds: turns of each.
+
+    Returns:
+        The seconds of a step in each turn.
+    """
+    steps = {name: max(1, round(TURN_SECONDS / run(1))) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(run(steps[name]))
+    return seconds
 
 
 class PeakMemory(threading.Thread):

@@ -1,20 +1,58 @@
 """Measures the training step."""
 
-import statistics
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
-from bert_jax.benchmarks.measure import repeated
+from bert_jax.benchmarks.measure import COLUMNS, Steps, in_turns
 from bert_jax.config import Config
 from bert_jax.corpus import mixture
-from bert_jax.model.objectives import Batch
+from bert_jax.corpus.config import DataConfig
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.program import Program
-from bert_jax.training.step import TrainState
+from bert_jax.training.step import TrainState, compute_of
+
+
+class CompiledStep:
+    """A compiled training step that takes the same batch again and again.
+
+    Attributes:
+        state: after the steps so far.
+        loss: of the last step, before its update.
+        counts: real `tokens`, `attended` tokens and `predictions` of the batch.
+    """
+
+    def __init__(self, program: Program, state: TrainState, batch: dict[str, np.ndarray]):
+        self.program, self.state = program, state
+        self._batch = to_global(program.mesh, batch)
+        self._compiled = program.train_step.lower(state, self._batch, program.key).compile()
+        self.loss, self.counts = 0.0, dict.fromkeys(("tokens", "attended", "predictions"), 0.0)
+
+    def run(self, steps: int) -> float:
+        """Takes some steps; returns the mean seconds of one."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.state, metrics = self._compiled(self.state, self._batch, self.program.key)
+        jax.block_until_ready((self.state, metrics))
+        seconds = (time.perf_counter() - start) / steps
+        self.loss, self.counts = float(metrics["loss"]), {name: float(metrics[name]) for name in self.counts}
+        return seconds
+
+    def measured(self, seconds: list[float]) -> Steps:
+        """Returns what was measured, once it has run."""
+        ideal = self.program.ideal_seconds
+        return Steps(seconds, int(self.counts["tokens"]), ideal and ideal(**self.counts), self.peak_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of state, batch and temporaries, by the compiler."""
+        sizes: Any = self._compiled.memory_analysis()
+        new = sizes.output_size_in_bytes - sizes.alias_size_in_bytes  # the rest takes the old state's place
+        return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + max(new, 0)
 
 
 def measure(config: Config, data_dir: str, repeats: int) -> None:
@@ -25,35 +63,22 @@ def measure(config: Config, data_dir: str, repeats: int) -> None:
     with jax.set_mesh(mesh):
         state = whole.initial_state(whole.random_params())
         for phase in config.phase_list():
-            program, data = whole.of_phase(phase, task.objective_of(phase)), phase.config.data
-            batch = to_global(mesh, next(iter(task.batches(phase, 0, program.rows))))
-            state, measured = _measured_step(program, state, batch, repeats)
-            shape = f"{data.global_batch_size}×{data.max_seq_length} {data.objective}"
-            rows.append([shape, *measured])
-    header = ["rows × tokens", "ms", "spread", "real tokens/s", "arguments MiB", "temporaries MiB"]
-    print(text_table(rows, header))
+            program = whole.of_phase(phase, task.objective_of(phase))
+            step = CompiledStep(program, state, next(iter(task.batches(phase, 0, program.rows))))
+            (seconds,) = in_turns({"step": step.run}, repeats).values()
+            state = step.state
+            rows.append([shape(phase.config.data), described(program), *step.measured(seconds).cells()])
+    print(text_table(rows, ["rows × tokens", "step", *COLUMNS], left=2))
 
 
-def _measured_step(
-    program: Program, state: TrainState, batch: Batch, repeats: int
-) -> tuple[TrainState, list[str]]:
-    """Compiles and runs a step; returns the last state, and time, spread, speed and memory as text."""
-    compiled = program.train_step.lower(state, batch, program.key).compile()
-    tokens = int((np.asarray(batch["sequence_ids"]) > 0).sum())
+def shape(data: DataConfig) -> str:
+    """Returns the shape of a batch as text: `256×512 packed`."""
+    packed = " packed" if data.max_sequences_per_row > 1 else ""
+    return f"{data.global_batch_size}×{data.max_seq_length}{packed}"
 
-    def seconds_of_a_step() -> float:
-        nonlocal state
-        start = time.perf_counter()
-        state, metrics = compiled(state, batch, program.key)
-        jax.block_until_ready((state, metrics))
-        return time.perf_counter() - start
 
-    seconds = repeated(seconds_of_a_step, 4 * repeats)
-    memory, median = compiled.memory_analysis(), statistics.median(seconds)
-    return state, [
-        f"{median * 1e3:.1f}",
-        f"{min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}",
-        f"{tokens / median:,.0f}",
-        f"{memory.argument_size_in_bytes / 2**20:.1f}",
-        f"{memory.temp_size_in_bytes / 2**20:.1f}",
-    ]
+def described(program: Program) -> str:
+    """Returns what a step minimises and how it computes: `masked, float32, plain attention`."""
+    compute = compute_of(program.config.train, program.mesh)
+    dtype = np.dtype(compute.dtype).name
+    return f"{program.config.data.objective}, {dtype}, {compute.attention} attention"

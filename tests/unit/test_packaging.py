@@ -8,6 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+PEER_WORKER = ROOT / "bert_jax" / "benchmarks" / "peer_worker.py"  # runs in another Python
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,17 @@ def canonical(requirement: str) -> str:
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
+def imported_by(path: pathlib.Path) -> set[str]:
+    """Top-level packages that a file imports, without the standard library and this package."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+    return {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bert_jax"}
+
+
 def test_every_package_is_listed(setup_cfg):
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bert_jax").rglob("__init__.py")}
     packages = {".".join(folder.parts) for folder in folders}
@@ -33,14 +45,8 @@ def test_every_package_is_listed(setup_cfg):
 
 
 def test_every_package_that_is_imported_is_required_and_the_reverse(setup_cfg):
-    imported = set()
-    for path in (ROOT / "bert_jax").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                imported.add(node.module)
-    tops = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bert_jax"}
+    files = set((ROOT / "bert_jax").rglob("*.py")) - {PEER_WORKER}
+    tops = set().union(*map(imported_by, files))
     # `orbax` and `google` are shared by several distributions; the one that is meant is the one required.
     distributions = importlib.metadata.packages_distributions()
     candidates = {top: {canonical(name) for name in distributions[top]} for top in tops}
@@ -49,9 +55,18 @@ def test_every_package_that_is_imported_is_required_and_the_reverse(setup_cfg):
     assert required - set().union(*candidates.values()) == set()
 
 
+def test_the_worker_of_the_peer_needs_the_packages_of_its_extra_alone(setup_cfg):
+    extra = {canonical(line) for line in lines(setup_cfg["options.extras_require"]["peer"])}
+    assert extra == {"torch", "transformers"}
+    assert imported_by(PEER_WORKER) == extra | {"numpy"}  # which Transformers requires
+    assert "bert_jax" not in re.findall(r"^(?:from|import) (\w+)", PEER_WORKER.read_text(), re.MULTILINE)
+
+
 def test_lock_pins_every_requirement(setup_cfg):
+    """But those of the peer: PyTorch would decide which CUDA libraries JAX gets."""
     pinned = {canonical(line) for line in lines((ROOT / "requirements.lock").read_text()) if "==" in line}
-    extras = [line for extra in setup_cfg["options.extras_require"].values() for line in lines(extra)]
+    sections = setup_cfg["options.extras_require"]
+    extras = [line for name in sections if name != "peer" for line in lines(sections[name])]
     required = {canonical(line) for line in lines(setup_cfg["options"]["install_requires"]) + extras}
     assert required - pinned == set()
 
