@@ -5,6 +5,7 @@
     python -m bert_jax.benchmark --config=bert_tiny --what=step
     python -m bert_jax.benchmark --config=bert_mini --what=step --peer=transformers
     python -m bert_jax.benchmark --config=bert_base --what=checkpoint
+    python -m bert_jax.benchmark --what=gpu
 
 Run nothing else on the machine meanwhile.
 """
@@ -17,18 +18,25 @@ import jax
 from absl import flags
 
 from bert_jax import command
-from bert_jax.benchmarks import checkpoint, inputs, peer, prepare, step
+from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, step
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 
 command.define_config_flags(data_dir=True)
-WHAT = flags.DEFINE_enum("what", "step", ["prepare", "input", "step", "checkpoint"], "What to measure.")
+WHAT = flags.DEFINE_enum(
+    "what", "step", ["prepare", "input", "step", "checkpoint", "gpu"],
+    "What to measure; gpu: steps of known networks on one GPU, beside those of Transformers.",
+)  # fmt: skip
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
 PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Of step: compare with this library in PyTorch.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "The Python that has the peer's packages.")
+TIME_LIMIT = flags.DEFINE_float("time_limit", 420.0, "Of gpu: seconds after which no measurement begins.")
 
 
 def main() -> None:
+    if WHAT.value == "gpu":
+        gpu.measure(flags.FLAGS.data_dir, REPEATS.value, PEER_PYTHON.value, TIME_LIMIT.value)
+        return
     config: Config = command.resolved_config()
     data_dir, repeats = flags.FLAGS.data_dir, REPEATS.value
     if PEER.value and WHAT.value != "step":

@@ -28,12 +28,12 @@ from bert_jax.errors import UserError
 from bert_jax.interop import heads, huggingface
 from bert_jax.interop.families import family_of
 from bert_jax.interop.tensors import Network, from_params
+from bert_jax.model.config import ModelConfig
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.compile import program_without_data
-from bert_jax.training.flops import attended_tokens
+from bert_jax.training.flops import attended_tokens, peak_flops, training_flops
 from bert_jax.training.opening import first_device_mesh
 from bert_jax.training.phases import Phase
-from bert_jax.training.program import Program
 
 WORKER = pathlib.Path(__file__).with_name("peer_worker.py")
 VARIANTS = [(precision, mode) for precision in ("float32", "bfloat16") for mode in ("eager", "compiled")]
@@ -42,7 +42,7 @@ IGNORED = -100  # the label of what is not predicted
 Arrays = dict[str, np.ndarray]
 
 
-class PeerError(Exception):
+class PeerError(RuntimeError):
     """A variant that cannot run; its message is one line."""
 
 
@@ -138,12 +138,14 @@ def compare(config: Config, data_dir: str, repeats: int, python: str) -> None:
         workers, problems = start(python, folder, stack)
         runs = {"ours": ours.run, **{name: worker.run for name, worker in workers.items()}}
         seconds = in_turns(runs, repeats)
-    measured = {
-        name: peer_steps(program, theirs, seconds[name], worker.answer) for name, worker in workers.items()
+    peak = peak_flops(mesh.devices.ravel().tolist())
+    peers = {
+        name: measured(config.model, peak, theirs, seconds[name], worker.answer)
+        for name, worker in workers.items()
     }
     row = [f"ours: {described(program)}", shape(data)]
     size = "×".join(map(str, theirs["input_ids"].shape))
-    print(report(row, ours.measured(seconds["ours"]), size, measured, problems))
+    print(report(row, ours.measured(seconds["ours"]), size, peers, problems))
 
 
 def check_python(python: str) -> None:
@@ -291,13 +293,22 @@ def start(
     return workers, problems
 
 
-def peer_steps(program: Program, arrays: Arrays, seconds: list[float], answer: Mapping[str, Any]) -> Steps:
-    """Returns what was measured of a variant; its batch may be the first rows of `arrays`."""
+def measured(
+    model: ModelConfig, peak: float | None, arrays: Arrays, seconds: list[float], answer: Mapping[str, Any]
+) -> Steps:
+    """Returns the figures of a variant.
+
+    Args:
+        model: the network.
+        peak: FLOP/s of the device, if known.
+        arrays: of `one_sequence_a_row`; it may have trained on their first rows alone.
+        seconds: of a step in each turn.
+        answer: the worker's last one.
+    """
     real = arrays["attention_mask"][: answer["rows"]].sum(axis=1)
     tokens, predictions = int(real.sum()), int((arrays["labels"][: answer["rows"]] != IGNORED).sum())
-    attended = float(np.sum(attended_tokens(real.astype(np.float32), program.config.model)))
-    ideal = program.ideal_seconds
-    ideal_seconds = ideal and ideal(tokens=tokens, attended=attended, predictions=predictions)
+    attended = float(np.sum(attended_tokens(real.astype(np.float32), model)))
+    ideal_seconds = peak and training_flops(model, tokens, attended, predictions) / peak
     return Steps(seconds, tokens, ideal_seconds, answer["peak_bytes"])
 
 

@@ -75,6 +75,7 @@ class Training:
                     raise
             self._optimizer.zero_grad()
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
             self._batch = {name: array[:rows] for name, array in self._batch.items()}
 
     def _step(self) -> torch.Tensor:
