@@ -178,7 +178,6 @@ class Job:
             folder = pathlib.Path(name)
             peer.write_folder(folder, self._config, tokenizer, arrays, self._device, shrinks=True)
             with contextlib.closing(peer.Worker(self._python, folder, "bfloat16", mode, limit)) as worker:
-                worker.run(1)
                 (seconds,) = in_turns({mode: worker.run}, self._repeats).values()
         self._rows = worker.answer["rows"]
         steps = peer.measured(self._config.model, self._peak, arrays, seconds, worker.answer)
@@ -273,7 +272,6 @@ def attempt(
         step = CompiledStep(program, program.initial_state(program.random_params()), batch)
         if step.peak_bytes > capacity and not is_last:
             return capacity / step.peak_bytes
-        step.run(1)
         (seconds,) = in_turns({"ours": step.run}, repeats).values()
         peak = peak_flops(mesh.devices.ravel().tolist())
         return described(program), config.data.global_batch_size, peak, step.measured(seconds)

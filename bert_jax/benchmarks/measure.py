@@ -48,14 +48,17 @@ def in_turns(runs: Mapping[str, Callable[[int], float]], rounds: int) -> dict[st
     """Lets each run for about `TURN_SECONDS`, one after the other, again and again: all see the same machine.
 
     Args:
-        runs: name -> (number of steps) -> seconds of a step. A first step of each, which does not count,
+        runs: name -> (number of steps) -> seconds of a step. Two steps of each do not count; the second
             decides how many are a turn.
         rounds: turns of each.
 
     Returns:
         The seconds of a step in each turn.
     """
-    steps = {name: max(1, round(TURN_SECONDS / run(1))) for name, run in runs.items()}
+    steps = {}
+    for name, run in runs.items():
+        run(1)
+        steps[name] = max(1, round(TURN_SECONDS / run(1)))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

@@ -26,7 +26,9 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.data.mixed_batches import phase_batches
 from bert_jax.errors import UserError
 from bert_jax.interop import heads, huggingface
+from bert_jax.interop.bert import BERT
 from bert_jax.interop.families import family_of
+from bert_jax.interop.modernbert import MODERN_BERT
 from bert_jax.interop.tensors import Network, from_params
 from bert_jax.model.config import ModelConfig
 from bert_jax.report.text_table import text_table
@@ -37,6 +39,7 @@ from bert_jax.training.phases import Phase
 
 WORKER = pathlib.Path(__file__).with_name("peer_worker.py")
 VARIANTS = [(precision, mode) for precision in ("float32", "bfloat16") for mode in ("eager", "compiled")]
+PEERS = (BERT, MODERN_BERT)
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's name -> PyTorch's
 IGNORED = -100  # the label of what is not predicted
 Arrays = dict[str, np.ndarray]
@@ -120,7 +123,7 @@ def compare(config: Config, data_dir: str, repeats: int, python: str) -> None:
         python: a program with torch and transformers.
 
     Raises:
-        UserError: if it has neither, no variant runs, or Transformers has no such network.
+        UserError: if it has neither, no variant runs, or the network is none of `PEERS`.
     """
     if (backend := jax.default_backend()) not in DEVICES:
         raise UserError(f"--peer=transformers runs on CPU and GPU, not on {backend}; leave it out.")
@@ -236,12 +239,16 @@ def write_folder(
         shrinks: whether a batch that does not fit is halved.
 
     Raises:
-        UserError: if Transformers has no such network.
+        UserError: if the network is none of `PEERS`.
     """
     model, optimizer = config.model, config.optimizer
     family = family_of(model)
-    if family.code:
-        raise UserError(f"--peer=transformers has no {family.name}, which this network is; leave it out.")
+    if family not in PEERS:
+        names = " and ".join(known.name for known in PEERS)
+        raise UserError(
+            f"--peer=transformers is for {names}, with equal dropout; this network is {family.name}; leave "
+            "it out."
+        )
     head = heads.HEADS[heads.PRETRAINING]
     if params is not None:
         tensors = from_params(params, Network(family, model, head, 0))

@@ -50,6 +50,7 @@ FILES = {
     "without_specials": "\n".join(WORDS),
     "vocab_twice": "\n".join([*SPECIAL_PIECES, "ba", "ba"]),
     "no.model": b"\x00\x01 no model",
+    "bare": f'#!/bin/sh\nexec {sys.executable} -S "$@"\n',  # a Python without packages
     "words.json": library_file([*SPECIAL_PIECES, *WORDS, ".", "!"]),
     "no_mask.json": library_file([*SPECIAL_PIECES[:4], *WORDS]),
     "blank": "\n\n \n",
@@ -131,6 +132,7 @@ def folder(tmp_path_factory):
     texts = [". ".join(" ".join(rng.choice(WORDS, 6)) for _ in range(4)) + "." for _ in range(60)]
     for name, content in {**FILES, "text": "\n\n".join(texts)}.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "bare").chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(*PRETRAIN.split()) == 0
@@ -157,6 +159,7 @@ def contents(folder):
 
 
 ONE_DOCUMENT = "data.source=text:one_document data.held_out_fraction=0"
+BENCHMARK = "--config=mine.py --data_dir=data --peer=transformers"
 MISTAKES = [
     # the command line
     ("pretrain", "--config is missing; shipped configs: bert_base"),
@@ -265,6 +268,10 @@ MISTAKES = [
     ("predict fill-mask --text=ba --checkpoint=run", "'ba' has no [MASK]"),
     ("predict next-sentence --input=vocab --next=ba --checkpoint=run", "--next goes with --text"),
     (f"predict fill-mask --checkpoint=run --text=[MASK]{'.' * 20}", "23 tokens", "data.max_seq_length=16"),
+    # benchmark
+    (f"benchmark {BENCHMARK} --peer_python=no/such", "--peer_python=no/such cannot be run", "give a Python"),
+    (f"benchmark {BENCHMARK} --what=input", "--peer=transformers compares the step, not --what=input; use"),
+    (f"benchmark {BENCHMARK} --peer_python=./bare", "has no torch and no transformers", "bert_jax[peer]"),
     ("finetune --config=bert_tiny", "bert_tiny is a config of pretraining, and this command takes one of"),
     ("pretrain --config=finetune/trec", "is a config of fine-tuning", "takes one of pretraining: bert_base"),
     ("finetune --config=finetune/glue:mrcp", "there is no such task; use one of cola, sst2, mrpc"),

@@ -71,5 +71,26 @@ def test_losses_are_those_of_transformers_from_the_first_step_on(model, tmp_path
     """Also after updates: so gradients, clipping, decay and AdamW are the same."""
     batch = tiny.random_batch(0, ROWS)
     ours, theirs = losses(config_of(**model), batch, tmp_path)
-    assert ours[-1] < ours[0] - 0.1
+    assert ours[-1] < ours[0] - 0.1  # they train
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_a_comparison_ends_with_the_ratio_to_the_best_variant(tmp_path, capsys, monkeypatch):
+    """Rows of ours hold two sequences, rows of theirs one."""
+    monkeypatch.setattr(peer, "VARIANTS", [("float32", "eager"), ("bfloat16", "eager")])
+    rng = np.random.default_rng(0)
+    words = ["one", "two", "three", "four", "five"]
+    texts = [". ".join(" ".join(rng.choice(words, 3)) for _ in range(3)) + "." for _ in range(200)]
+    (tmp_path / "text").write_text("\n\n".join(texts))
+    config = config_of(vocab_size=30_522)
+    source = {"source": f"text:{tmp_path}/text", "tokenizer": "wordpiece:bert_uncased"}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **source))
+    peer.compare(config, str(tmp_path), 1, PYTHON)
+    _, ours, *theirs, last = capsys.readouterr().out.splitlines()
+    assert "masked, float32, plain attention  8×32 packed" in ours
+    assert [line.split()[1:4] for line in theirs] == [
+        ["float32", "eager", "8×32"],
+        ["bfloat16", "eager", "8×32"],
+    ]
+    ratios = [float(line.split()[-1]) for line in theirs]
+    assert last == f"ratio: {min(ratios):.2f}"

@@ -48,10 +48,10 @@ def test_all_take_turns_of_about_a_second():
         return run
 
     found = in_turns({"a": run_of("a", 0.24), "b": run_of("b", 7.0)}, 3)
-    assert taken == [("a", 1), ("b", 1), *[("a", 4), ("b", 1)] * 3]
+    assert taken == [("a", 1), ("a", 1), ("b", 1), ("b", 1), *[("a", 4), ("b", 1)] * 3]
     assert {name: np.round(values, 2).tolist() for name, values in found.items()} == {
-        "a": [0.27, 0.29, 0.31],
-        "b": [7.04, 7.06, 7.08],
+        "a": [0.29, 0.31, 0.33],
+        "b": [7.06, 7.08, 7.1],
     }
 
 
@@ -203,9 +203,9 @@ def test_the_folder_of_a_worker(tmp_path, name, model, expected):
         assert [*batch] == ["input_ids"] + ["token_type_ids"] * (not modern)  # ModernBERT knows none
 
 
-def test_a_network_that_transformers_lacks_is_an_error(tmp_path):
+def test_a_network_of_another_family_is_an_error(tmp_path):
     config = config_of("modern_mini", **tiny.NEO)
-    with pytest.raises(UserError, match="--peer=transformers has no NeoBERT"):
+    with pytest.raises(UserError, match=r"is for BERT and ModernBERT, .* this network is NeoBERT; leave it"):
         peer.write_folder(tmp_path, config, Tokenizer(), {}, "cpu")
 
 
