@@ -28,7 +28,7 @@ WHAT = flags.DEFINE_enum(
     "What to measure; gpu: steps of known networks on one GPU, beside those of Transformers.",
 )  # fmt: skip
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
-PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Of step: compare with this library in PyTorch.")
+PEER = flags.DEFINE_enum("peer", None, ["transformers"], "Of step: compare with this library in PyTorch.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "The Python that has the peer's packages.")
 TIME_LIMIT = flags.DEFINE_float("time_limit", 420.0, "Of gpu: seconds after which no measurement begins.")
 
