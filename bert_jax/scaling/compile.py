@@ -57,7 +57,7 @@ class Compiled(NamedTuple):
 
     @property
     def scores(self) -> bool:
-        """Whether the attention scores of all pairs of tokens, of a device's rows and heads, are in memory."""
+        """Whether attention scores of all pairs of tokens, of a device's rows and heads, are in memory."""
         config, mesh = self.config, self.mesh.shape
         parts = mesh["data"] * mesh["fsdp"] * config.train.gradient_accumulation_steps
         heads = config.model.num_attention_heads // mesh["tensor"]
