@@ -24,10 +24,9 @@ from bert_jax.files import write, write_rows
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.interop.huggingface import exports_as
 from bert_jax.report.text_table import text_table
-from bert_jax.tasks import frozen
 from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.tasks.downstream import Scores
 from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, open_init_from, provenance
-from bert_jax.tasks.frozen import Scores
 from bert_jax.tasks.registry import task_class
 from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
@@ -77,6 +76,8 @@ def train_all(config: FinetuneConfig, runs: dict[epath.Path, Experiment], scores
     scores: dict[str, list[Scores]] = {}
     for folder, experiment in runs.items():
         if config.task.classifiers:
+            from bert_jax.tasks import frozen  # here, since importing scikit-learn takes a second
+
             _, init_from, task, splits, *_ = experiment
             for name, found in frozen.train(config, task, splits, init_from).items():
                 scores.setdefault(name, []).append(found)

@@ -14,6 +14,7 @@ import argparse
 import concurrent.futures
 import functools
 import json
+import math
 import os
 import pathlib
 import queue
@@ -41,7 +42,8 @@ BASE: dict[str, Any] = {
 }
 PROBE = pathlib.Path(str(BASE["train.probes[0].file"]))
 HEADER = ["trial", "seed", "steps", "loss", "below unigram", "pairs", "TREC", "minutes"]
-MINI = {"config": "bert_mini"}  # instead of bert_tiny, the shipped config that a trial changes
+# The shipped config that a trial changes, instead of bert_tiny.
+MINI, MODERN_TINY, MODERN_MINI = ({"config": name} for name in ("bert_mini", "modern_tiny", "modern_mini"))
 SHORT, LONG = (16, 300), (64, 550)  # max_seq_length and steps of the two phases of a trial
 WIKIPEDIA = {"data.source": "text:downstream/wikipedia.txt"}
 CAUSAL: dict[str, Any] = {"phases[0].data.objective": "causal"}
@@ -122,6 +124,21 @@ TRIALS: dict[str, dict[str, Any]] = {
     | CAUSAL
     | optimizer("muon", "3e-3")
     | MINI,
+    **{
+        f"modern-mini-{rate}": lengths((16, 100), (64, 500), pairs="none")
+        | CAUSAL
+        | optimizer("muon", rate)
+        | MODERN_MINI
+        for rate in ("3e-3", "5e-3")
+    },
+    # Of the time of causal-first-150.
+    **{
+        f"modern-tiny-{rate}": lengths((16, 140), (64, 515), pairs="none")
+        | CAUSAL
+        | optimizer("muon", rate)
+        | MODERN_TINY
+        for rate in ("4e-3", "6e-3", "9e-3")
+    },
     # On another text, with a tokenizer of its own.
     "wikipedia": SOON | WIKIPEDIA,
     "wikipedia-adamw-2e-3": lengths((64, 850)) | WIKIPEDIA | optimizer("adamw", "2e-3"),
@@ -135,6 +152,10 @@ TRIALS: dict[str, dict[str, Any]] = {
     "full-causal": lengths((16, 300), (64, 1100)) | CAUSAL,
     "full-causal-6e-3": lengths((16, 300), (64, 1100)) | CAUSAL | optimizer("muon", "6e-3"),
     "full-causal-1300": lengths((16, 250), (64, 1050)) | CAUSAL | optimizer("muon", "6e-3"),
+    "full-modern": lengths((16, 236), (64, 990), pairs="none")
+    | CAUSAL
+    | optimizer("muon", "6e-3")
+    | MODERN_TINY,
 }
 
 
@@ -186,12 +207,13 @@ def result(workdir: pathlib.Path) -> dict[str, float]:
 
 def row(trial: str, seed: int, values: dict[str, float]) -> list[str]:
     loss, unigram = values["eval_mask_token_loss"], values["eval_unigram_loss"]
-    scores = loss, unigram - loss, values["eval_nsp_accuracy"], values["probe_trec_accuracy"]
+    pairs = values.get("eval_nsp_accuracy", math.nan)  # of a network without a pooler
+    scores = loss, unigram - loss, pairs, values["probe_trec_accuracy"]
     return [
         trial,
         str(seed),
         f"{values['step']:,}",
-        *(f"{x:.3f}" for x in scores),
+        *("–" if math.isnan(x) else f"{x:.3f}" for x in scores),
         f"{values['minutes']:.1f}",
     ]
 

@@ -9,7 +9,6 @@ L layers. Parameters of the layers carry a leading L, so that 2 or 48 layers com
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -213,12 +212,17 @@ class Encoder(nnx.Module):
         apply_group = self._group(batch, fold_in_each(dropout_keys, LAYER_DROPOUT), all_hidden_states, causal)
         layers, size = self.config.num_hidden_layers, self.config.group_size
         numbered, whole = (jnp.arange(layers), nnx.state(self.layers)), layers // size * size
-        groups = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), numbered)
+
+        def layer_of(place: int | slice):
+            return jax.tree.map(lambda x: x[place], numbered)
+
+        # By place in the group: with groups of one layer the scan runs over the weights as they are.
+        groups = [layer_of(slice(place, whole, size)) for place in range(size)]
         first = states[0]
         states, outputs = jax.lax.scan(apply_group, states, groups)
         parts = [outputs.reshape(whole, *first.shape)] if all_hidden_states else []
         if whole < layers:  # the beginning of another group
-            states, rest = apply_group(states, jax.tree.map(lambda x: x[whole:], numbered))
+            states, rest = apply_group(states, [layer_of(place) for place in range(whole, layers)])
             parts.append(rest)
         if not all_hidden_states:
             return states[-1]
@@ -244,8 +248,7 @@ class Encoder(nnx.Module):
 
         def apply_group(states, layers):
             streams = []
-            for place in range(len(layers[0])):
-                number, weights = jax.tree.map(operator.itemgetter(place), layers)
+            for place, (number, weights) in enumerate(layers):
                 states = apply_layer(place > 0, states, number, weights)
                 streams.append(states[0])
             return states, jnp.stack(streams) if all_hidden_states else None

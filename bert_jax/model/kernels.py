@@ -6,6 +6,7 @@ B rows, T tokens, N heads, H head size.
 import functools
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.model.partition import ROWS, TENSOR
@@ -22,6 +23,24 @@ def kernel_of(platform: str) -> str:
 def splash_fits(tokens: int) -> bool:
     """Returns whether the splash kernel supports rows of so many tokens."""
     return tokens % LANES == 0
+
+
+def visited_tokens(tokens: int, causal: bool = False, window: int = 0) -> float:
+    """Returns how many tokens the splash kernel compares a token of such a row with, the mean of the row.
+
+    Blocks that hold any token in sight are computed whole, so these are more than the tokens in sight.
+    """
+    block, reach = _block(tokens), window // 2 if window else tokens
+    first = np.arange(0, tokens, block)
+    last = first + block - 1
+    lowest = np.maximum(0, first - reach) // block
+    highest = np.minimum(tokens - 1, last + (0 if causal else reach)) // block
+    return float(np.mean(highest - lowest + 1)) * block
+
+
+def _block(tokens: int) -> int:
+    """Returns the tokens of a block of the splash kernel, for rows of so many."""
+    return next(size for size in (BLOCK, 384, 256, LANES, tokens) if tokens % size == 0)
 
 
 def splash(
@@ -66,7 +85,7 @@ def _splash_of_device(query, key, value, sequence_ids, causal, window, interpret
     from jax.experimental.pallas.ops.tpu import splash_attention  # here, since importing it takes a second
 
     heads, tokens, size = query.shape[1:]
-    block = next(size for size in (BLOCK, 384, 256, LANES) if tokens % size == 0)
+    block = _block(tokens)
     visible = (splash_attention.CausalMask if causal else splash_attention.FullMask)((tokens, tokens))
     if window:
         visible &= splash_attention.LocalMask((tokens, tokens), (window // 2, window // 2), offset=0)

@@ -1,5 +1,6 @@
 """Compiles the training step of a config ahead of time, for devices that may be absent."""
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config
 from bert_jax.data.batch import batch_shapes
+from bert_jax.model.kernels import visited_tokens
 from bert_jax.model.objectives import CausalObjective, PretrainingObjective
 from bert_jax.model.partition import path_name
 from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
@@ -46,12 +48,20 @@ class Compiled(NamedTuple):
     memory: Memory
     # Not known of a program that does not fit:
     collectives: Sequence[Collective] = ()
-    scores: bool = False  # whether T × T attention scores are in memory
+    squares: int = 0  # the most arrays of T × T numbers in one array: scores of rows and heads, if in memory
     cycles: int | None = None  # of a step, where the compiler estimates them
 
     @property
     def devices(self) -> int:
         return self.mesh.size
+
+    @property
+    def scores(self) -> bool:
+        """Whether attention scores of all pairs of tokens, of a device's rows and heads, are in memory."""
+        config, mesh = self.config, self.mesh.shape
+        parts = mesh["data"] * mesh["fsdp"] * config.train.gradient_accumulation_steps
+        heads = config.model.num_attention_heads // mesh["tensor"]
+        return self.squares >= config.data.global_batch_size // parts * heads
 
     @property
     def tokens(self) -> int:
@@ -78,6 +88,14 @@ class Compiled(NamedTuple):
         )
         return data.global_batch_size * float(of_row)
 
+    def _compared(self) -> float:
+        """Tokens that the kernel compares each token with, summed over a step; the mean of all layers."""
+        model, T = self.config.model, self.config.data.max_seq_length
+        causal = self.config.data.objective == "causal"
+        local = model.num_local_layers / model.num_hidden_layers
+        everywhere, nearby = (visited_tokens(T, causal, window) for window in (0, model.local_attention))
+        return self.tokens * ((1 - local) * everywhere + local * nearby)
+
     def step_seconds(self) -> tuple[float, float] | None:
         """Estimates a step's seconds of computing, and of sending inside a slice; None without a TPU.
 
@@ -87,9 +105,8 @@ class Compiled(NamedTuple):
         if chip is None or not self.cycles:
             return None
         peak = peak_flops(self.mesh.devices.ravel().tolist()) or 1.0
-        model = self.config.model
         kernel = 0.0 if self.scores else 3.5 / 3 * (
-            training_flops(model, 0, self.attended, 0) / peak / KERNEL_RATE
+            training_flops(self.config.model, 0, self._compared(), 0) / peak / KERNEL_RATE
         )  # the kernel's backward pass computes the scores again  # fmt: skip
         inside = [found for found in self.collectives if found.axes != SLICES]
         # An all-reduce is a reduction and a gather.
@@ -128,15 +145,20 @@ def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:
             raise
         return Compiled(*given, time.perf_counter() - start, memory)
     seconds, text = time.perf_counter() - start, compiled.as_text()
-    T, kernel = config.data.max_seq_length, "tpu_custom_call" in text
     return Compiled(
         *given,
         seconds,
         _memory(compiled, mesh),
         collectives(text, _levels(mesh)),
-        scores=not kernel and bool(re.search(rf"\[(?:\d+,)*{T},{T}\]", text)),
+        squares=_squares(text, config.data.max_seq_length),
         cycles=estimated_cycles(text) if mesh.devices.flat[0].platform == "tpu" else None,
     )
+
+
+def _squares(text: str, T: int) -> int:
+    """Returns the most squares of T × T in one array of a program."""
+    leading = re.findall(rf"\[((?:\d+,)*){T},{T}\]", text)
+    return max((math.prod(int(size) for size in sizes.split(",") if size) for sizes in leading), default=0)
 
 
 def _memory(compiled: jax.stages.Compiled, mesh: Mesh) -> Memory:

@@ -171,6 +171,7 @@ def summary(compiled: Compiled) -> dict[str, Any]:
         "mesh": dict(compiled.mesh.shape),
         "fits": compiled.memory.fits,
         "attention_scores_in_memory": compiled.scores,
+        "squares_of_all_tokens": compiled.squares,
         "arguments_mib": round((compiled.memory.arguments or 0) / 2**20),
         "temporaries_mib": round((compiled.memory.temporaries or 0) / 2**20),
         "collectives_mib": {

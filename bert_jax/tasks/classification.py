@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
-import sklearn.metrics
+import scipy
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -142,21 +141,23 @@ class Classification(_Sequences):
 
         F1 is that of the second class if there are two classes, else the mean.
         """
+        from sklearn import metrics  # here, since importing it takes a second
+
         truth, guess = _labels(predictions, examples)
-        macro = sklearn.metrics.f1_score(truth, guess, labels=self.labels, average="macro", zero_division=0)
+        macro = metrics.f1_score(truth, guess, labels=self.labels, average="macro", zero_division=0)
         f1 = macro
         if len(self.labels) == 2:
-            f1 = sklearn.metrics.f1_score(truth, guess, pos_label=self.labels[1], zero_division=0)
+            f1 = metrics.f1_score(truth, guess, pos_label=self.labels[1], zero_division=0)
         # scikit-learn warns if it sees one class only.
-        matthews = sklearn.metrics.matthews_corrcoef(truth, guess) if len({*truth, *guess}) > 1 else 0.0
-        values = sklearn.metrics.accuracy_score(truth, guess), f1, macro, matthews
+        matthews = metrics.matthews_corrcoef(truth, guess) if len({*truth, *guess}) > 1 else 0.0
+        values = metrics.accuracy_score(truth, guess), f1, macro, matthews
         return dict(zip(self.metrics, map(float, values), strict=True))
 
     def tables(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[dict[str, Any]]:
+        from sklearn import metrics
+
         truth, guess = _labels(predictions, examples)
-        scores = sklearn.metrics.precision_recall_fscore_support(
-            truth, guess, labels=self.labels, zero_division=0
-        )
+        scores = metrics.precision_recall_fscore_support(truth, guess, labels=self.labels, zero_division=0)
         columns = ["label", "precision", "recall", "F1", "examples"]
         return [
             scores_by_class("By label", columns, self.labels, scores),

@@ -17,6 +17,7 @@ from bert_jax.tasks.config import TaskConfig, TaskData
 
 Outputs = dict[str, list[np.ndarray]]  # by name, for each of the N sequences: [tokens, …] or […]
 Predictions = list[dict[str, Any]]  # JSON, one for each example
+Scores = dict[str, dict[str, float]]  # split -> metric -> value
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 
 

@@ -32,7 +32,7 @@ from sklearn.utils import check_random_state
 from bert_jax.errors import UserError
 from bert_jax.model.features import EncoderOnly, hidden_states, layer_number, pool
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.downstream import Downstream
+from bert_jax.tasks.downstream import Downstream, Scores
 from bert_jax.tasks.finetuning import Splits
 from bert_jax.tasks.packed import PackedExamples
 from bert_jax.tasks.registry import TASK_CLASSES
@@ -45,7 +45,6 @@ LEAST_STEPS = 20  # of its epoch, however few the examples
 PATIENCE = 10  # epochs without a better score
 WORD = r"\w+|[^\w\s]"
 ON_WORDS = "naive Bayes on words"
-Scores = dict[str, dict[str, float]]  # split -> metric -> value
 Inputs = dict[str, np.ndarray]  # split -> vectors [n, D] or texts [n], for each text or each word
 Grid = Mapping[str, Sequence[float]]  # parameter -> values to try; empty: the epochs of a network
 Fitted = tuple[str, Any]  # the chosen setting in words, and the classifier fitted with it

@@ -16,13 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
+import scipy
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -212,6 +208,12 @@ class Probe:
 
     def _accuracy(self, vectors: np.ndarray) -> dict[str, float]:
         """Returns `accuracy` on the held-out examples, and `majority`, the share of their largest class."""
+        # Here, since importing them takes a second.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         train, held_out = (
             np.array([example.label for example in part])
             for part in (self._examples.train, self._examples.held_out)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import sklearn.metrics
-
 
 def scores_by_class(title: str, columns: Sequence[str], names: Sequence[str], scores: Any) -> dict[str, Any]:
     """Lists precision, recall, F1 and support of every class.
@@ -23,6 +21,8 @@ def scores_by_class(title: str, columns: Sequence[str], names: Sequence[str], sc
 
 def confusion(title: str, names: Sequence[str], truth: Sequence[str], guess: Sequence[str]) -> dict[str, Any]:
     """Counts how often each class, by row, is predicted as each, by column."""
-    counts = sklearn.metrics.confusion_matrix(truth, guess, labels=names)
+    from sklearn import metrics  # here, since importing it takes a second
+
+    counts = metrics.confusion_matrix(truth, guess, labels=names)
     rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     return {"title": title, "columns": ["", *names], "rows": rows, "shaded": True}

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -192,6 +191,8 @@ class TokenClassification(Downstream):
         conlleval, where an I- after an O begins one. There are none where the labels are no tags of entities,
         but e.g. parts of speech.
         """
+        from seqeval.metrics.sequence_labeling import get_entities  # here, as it takes a second
+
         has_entities = all(TAG.fullmatch(label) for label in self.labels)
         first = encoded.token_targets["labels"] >= 0
         ends = np.cumsum([len(example.words) for example in examples])
@@ -212,6 +213,8 @@ class TokenClassification(Downstream):
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> dict[str, float]:
         """Computes precision, recall and F1 of whole entities as conlleval does, and the accuracy of tags."""
+        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
         truth, guess = _tags(predictions, examples)
         precision, recall, f1, _ = precision_recall_fscore_support(
             truth, guess, average="micro", zero_division=0
@@ -220,6 +223,8 @@ class TokenClassification(Downstream):
         return dict(zip(self.metrics, map(float, (f1, precision, recall, np.mean(right))), strict=True))
 
     def tables(self, predictions: Sequence[Any], examples: Sequence[Sentence]) -> list[dict[str, Any]]:
+        from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
+
         truth, guess = _tags(predictions, examples)
         types = sorted({kind for kind, _, _ in [*get_entities(truth), *get_entities(guess)]})
         scores = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)

@@ -9,6 +9,7 @@ import pytest
 from bert_jax.model import attention as attention_lib
 from bert_jax.model.attention import attention
 from bert_jax.model.kernels import splash as splash_lib
+from bert_jax.model.kernels import visited_tokens
 from tests.tiny import mesh_of
 
 # Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
@@ -159,6 +160,20 @@ def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes, causal, wi
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     for one, other in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "causal", "window", "visited"),
+    [(2048, False, 0, 2048), (1024, True, 0, 768), (2048, False, 128, 1280), (256, False, 128, 256)],
+)
+def test_the_kernel_computes_whole_blocks(tokens, causal, window, visited):
+    """In rows of 2,048 tokens three blocks of 512 of a window of 129, two at both ends."""
+    assert visited_tokens(tokens, causal, window) == visited
+    behind = np.subtract.outer(np.arange(tokens), np.arange(tokens))
+    seen = (np.abs(behind) <= (window // 2 or tokens)) & (behind >= (0 if causal else -tokens))
+    block = 512 if tokens > 512 else 256
+    blocks = seen.reshape(tokens // block, block, tokens // block, block).any(axis=(1, 3))
+    assert blocks.sum() * block * block == visited * tokens
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -3,6 +3,7 @@ import configparser
 import importlib.metadata
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -73,3 +74,10 @@ def test_lock_pins_every_requirement(setup_cfg):
 
 def test_lock_names_no_host_and_no_path():
     assert re.findall(r"://|--|(?<!\w)/\w", (ROOT / "requirements.lock").read_text()) == []
+
+
+def test_training_starts_without_what_only_scores_need():
+    """Importing them takes seconds."""
+    code = "import sys, bert_jax.pretrain\nprint({'sklearn', 'scipy.stats'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

@@ -17,7 +17,7 @@ from bert_jax.model.config import ModelConfig
 from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
 from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
-from bert_jax.scaling.compile import Compiled, Memory, _exceeded, compile_step
+from bert_jax.scaling.compile import Compiled, Memory, _exceeded, _squares, compile_step
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import make_mesh
@@ -248,7 +248,17 @@ def test_the_step_of_this_machine_is_planned_too():
     assert compiled.memory.fits
     assert sent == pytest.approx(4 * (compiled.parameters + 64 * 16), rel=0.02)
     assert compiled.scores  # the plain attention of CPUs
+    assert compiled.squares >= 2 * CONFIG.model.num_attention_heads  # of two rows a device
     assert compiled.shardings["encoder/layers/intermediate/kernel"] == "(None, 'fsdp', 'tensor')"
+
+
+def test_scores_are_squares_of_tokens_for_every_row_and_head():
+    """A kernel of 128 × 128 for each of some layers is none of them."""
+    assert _squares("f32[2,12,128,128]{3,2,1,0} x, bf16[3,128,128], f32[128,64]", 128) == 24
+    assert _squares("f32[2,12,128,64]", 128) == 0
+    needed = 2 * CONFIG.model.num_attention_heads
+    assert compiled_of(squares=needed).scores
+    assert not compiled_of(squares=needed - 1).scores
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(40, (64, "none")), (11, (64, "dots")), (3, (16, "dots"))])
