@@ -1,12 +1,21 @@
 """Self-attention inside each sequence of a row. B rows, T tokens, N heads, H head size."""
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from bert_jax.model.dropout import dropout
-from bert_jax.model.kernels import splash, splash_fits
+from bert_jax.model.kernels import flash, flash_fits, splash, splash_fits
 from bert_jax.model.layers import PRODUCT
+from bert_jax.model.partition import AXES
+
+log = logging.getLogger("bert_jax")
+TOLERANCE = 0.1  # of the trial of a kernel: rounding makes 0.02, sequences that see each other 0.8 or more
 
 
 def attention(
@@ -29,8 +38,8 @@ def attention(
             that no row of the softmax is empty; nothing reads its result.
         dropout_keys: one PRNG key per row [B], or None for no dropout on the attention probabilities.
         dropout_rate: probability of a zero.
-        kind: `plain` runs on every platform; `splash` takes the kernel of TPU where T is a multiple of 128
-            and no probability is dropped.
+        kind: `plain` runs on every platform; where no probability is dropped, `splash` takes the kernel of
+            TPU if T is a multiple of 128, `flash` that of GPU if `flash_fits`.
         causal: a token sees itself and those before it only.
         window: a token sees itself and `window // 2` tokens to each side; 0: all.
 
@@ -39,11 +48,13 @@ def attention(
         score is the most negative number, its probability exactly 0, so that what another sequence of the row
         holds cannot change a single bit.
     """
+    if (shared_by := query.shape[2] // key.shape[2]) > 1:
+        key, value = jnp.repeat(key, shared_by, axis=2), jnp.repeat(value, shared_by, axis=2)
+    drops = dropout_keys is not None and dropout_rate > 0.0
+    if kind == "flash" and not drops and flash_fits(query):
+        return flash(query, key, value, sequence_ids, causal, window)
     # Heads before tokens, once: the products are then plain batched matrix products on every platform.
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    if (shared_by := query.shape[1] // key.shape[1]) > 1:
-        key, value = jnp.repeat(key, shared_by, axis=1), jnp.repeat(value, shared_by, axis=1)
-    drops = dropout_keys is not None and dropout_rate > 0.0
     if kind == "splash" and not drops and splash_fits(query.shape[2]):
         context = splash(query, key, value, sequence_ids, causal, window, saved_as=PRODUCT)
     else:
@@ -66,3 +77,37 @@ def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=F
     scores = jnp.where(visible, scores, jnp.finfo(accumulate).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_keys, dropout_rate)
     return checkpoint_name(jnp.matmul(probabilities.astype(value.dtype), value), PRODUCT)
+
+
+@functools.cache
+def kernel_of(platform: str) -> str:
+    """Returns the `kind` of attention that is fastest on a platform; on GPU it first tries the kernel."""
+    if platform == "gpu":
+        if not (problem := _flash_problem()):
+            return "flash"
+        log.warning("attention without a fused kernel, which this GPU cannot run: %s", problem)
+    return "splash" if platform == "tpu" else "plain"
+
+
+def _flash_problem() -> str:
+    """Computes attention and gradients on this process's first device; returns what is wrong, "" if nothing.
+
+    What an old GPU, or another version of JAX or of the compiler, cannot do shows only when it is compiled.
+    """
+    ids = np.arange(256)[None] // 100  # two sequences of 100 tokens, one of 56
+    inputs = np.random.default_rng(0).standard_normal((4, 1, 256, 2, 64))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(kind, *inputs):
+        *inputs, weights = (x.astype(jnp.bfloat16) for x in inputs)
+        context, pull = jax.vjp(lambda *x: attention(*x, ids, kind=kind), *inputs)
+        return jnp.stack([context, *pull(weights)]).astype(jnp.float32)
+
+    one_device = Mesh(np.reshape(jax.local_devices()[:1], (1,) * len(AXES)), AXES)
+    try:
+        with jax.set_mesh(one_device):
+            difference = np.max(np.abs(np.subtract(results("flash", *inputs), results("plain", *inputs))))
+    except Exception as error:  # of any layer down to the driver
+        reason, *_ = str(error).split("\n")
+        return f"{type(error).__name__}: {reason}"
+    return "" if difference < TOLERANCE else f"its results differ by {difference:.2g}"

@@ -1,4 +1,4 @@
-"""Fused attention kernels: on TPU JAX's splash kernel, which never holds the T × T scores.
+"""Fused attention kernels, which never hold the T × T scores: JAX's splash on TPU, `flash` on GPU.
 
 B rows, T tokens, N heads, H head size.
 """
@@ -13,11 +13,6 @@ from bert_jax.model.partition import ROWS, TENSOR
 
 LANES = 128  # the kernel's tokens come in blocks of so many
 BLOCK = 512  # tokens of a block, where there are so many
-
-
-def kernel_of(platform: str) -> str:
-    """The `kind` of attention that is fastest on a platform."""
-    return "splash" if platform == "tpu" else "plain"
 
 
 def splash_fits(tokens: int) -> bool:
@@ -68,17 +63,61 @@ def splash(
 
     Source: Dao et al., "FlashAttention", 2022, as jax.experimental.pallas.ops.tpu.splash_attention has it.
     """
-    mesh = jax.sharding.get_abstract_mesh()
     local = functools.partial(
         _splash_of_device, causal=causal, window=window, interpret=interpret, saved_as=saved_as
     )
+    return _on_each_device(local, P(ROWS, TENSOR), query, key, value, sequence_ids)
+
+
+def flash_fits(query: jax.Array) -> bool:
+    """Returns whether the kernel of GPU supports queries [B, T, N, H] of this shape and dtype."""
+    from bert_jax.model import flash as kernel  # here, since importing it takes time
+
+    tokens, size = query.shape[1], query.shape[3]
+    return query.dtype.itemsize == 2 and tokens % kernel.BLOCK == 0 and size in kernel.HEAD_SIZES
+
+
+def flash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    sequence_ids: jax.Array,
+    causal: bool = False,
+    window: int = 0,
+    interpret: bool = False,
+) -> jax.Array:
+    """Computes attention as `splash` does, on GPU.
+
+    Args:
+        query, key, value: [B, T, N, H].
+        sequence_ids: int [B, T]; a sequence is in one piece.
+        causal, window, interpret: as in `splash`.
+
+    Returns:
+        [B, T, N, H] in the dtype of `value`.
+    """
+    local = functools.partial(_flash_of_device, causal=causal, window=window, interpret=interpret)
+    return _on_each_device(local, P(ROWS, None, TENSOR), query, key, value, sequence_ids)
+
+
+def _on_each_device(kernel, split, query, key, value, sequence_ids):
+    """Runs a kernel on every device for its rows and heads; `split` is the spec of query, key and value."""
+    mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return local(query, key, value, sequence_ids)
-    heads, rows = P(ROWS, TENSOR), P(ROWS)
+        return kernel(query, key, value, sequence_ids)
     # The compiler cannot cut a kernel: the specs say which part each device has.
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+        kernel, mesh=mesh, in_specs=(split, split, split, P(ROWS)), out_specs=split, check_vma=False
     )(query, key, value, sequence_ids)
+
+
+def _flash_of_device(query, key, value, sequence_ids, causal, window, interpret):
+    from bert_jax.model import flash as kernel
+
+    before = window // 2 if window else sequence_ids.shape[1]
+    after = 0 if causal else before
+    seen, seen_by = (kernel.visible_range(sequence_ids, *ways) for ways in ((before, after), (after, before)))
+    return kernel.flash_attention(query, key, value, seen, seen_by, interpret)
 
 
 def _splash_of_device(query, key, value, sequence_ids, causal, window, interpret, saved_as):

@@ -148,7 +148,7 @@ class TrainConfig:
     profile_steps: str = setting("", run_time=True)  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
     keep_last: int = setting(3, least=1, run_time=True)  # checkpoints
     keep_every: int = setting(0, least=0, run_time=True)  # also keep those of every n-th step; 0: none
-    # auto: fused (splash) on TPU where it can be
+    # auto: a fused kernel on TPU and GPU where there is one
     attention: str = setting("auto", known=("auto", "plain"), run_time=True)
     # dots keeps the outputs of products, full recomputes everything
     remat: str = setting("none", known=("none", "dots", "full"), run_time=True)

@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.model.attention import kernel_of
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
-from bert_jax.model.kernels import kernel_of
 from bert_jax.training import checkpoint, growing
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.mesh import make_mesh

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
+from bert_jax.model.attention import kernel_of
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
-from bert_jax.model.kernels import kernel_of
 from bert_jax.model.losses import Term
 from bert_jax.model.objectives import Objective
 from bert_jax.training.config import TrainConfig

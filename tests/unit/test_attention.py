@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import pytest
 
 from bert_jax.model import attention as attention_lib
 from bert_jax.model.attention import attention
+from bert_jax.model.kernels import flash, visited_tokens
 from bert_jax.model.kernels import splash as splash_lib
-from bert_jax.model.kernels import visited_tokens
+from bert_jax.model.layers import PRODUCT
+from bert_jax.model.partition import AXES
 from tests.tiny import mesh_of
 
 # Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
@@ -101,6 +104,18 @@ def of_heads(x):
     return x.swapaxes(1, 2)
 
 
+def interpreted(kernel, **masks):
+    """A kernel on any platform, with tokens before heads."""
+
+    def run(*inputs):
+        *inputs, ids = inputs
+        if kernel == "flash":
+            return flash(*inputs, ids, interpret=True, **masks)
+        return of_heads(splash_lib(*map(of_heads, inputs), ids, interpret=True, **masks))
+
+    return run
+
+
 def long_inputs(seed, tokens=256):
     """Rows of 256 tokens: two sequences and padding, and one sequence."""
     rng = np.random.default_rng(seed)
@@ -140,23 +155,22 @@ def test_heads_share_keys_and_values():
     ("causal", "window"), [(False, 0), (True, 0), (False, 128), (False, 30), (True, 128)]
 )
 @pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
-def test_splash_is_the_plain_attention_and_so_are_its_gradients(axes, causal, window):
-    """The kernel of TPU, interpreted; over several devices each computes its rows and heads."""
+@pytest.mark.parametrize("kernel", ["splash", "flash"])
+def test_a_kernel_is_the_plain_attention_and_so_are_its_gradients(kernel, axes, causal, window):
+    """The kernels of TPU and GPU, interpreted; over several devices each computes its rows and heads."""
     (*inputs, weights), ids = long_inputs(0)
 
-    def weighted_sum(kernel):
+    def weighted_sum(attend):
         def loss(query, key, value):
-            context = kernel(of_heads(query), of_heads(key), of_heads(value), ids)
-            return jnp.sum(of_heads(context) * weights * (ids > 0)[..., None, None])
+            return jnp.sum(attend(query, key, value, ids) * weights)
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
 
     masks = {"causal": causal, "window": window}
-    plain = functools.partial(attention_lib._plain, dropout_keys=None, dropout_rate=0.0, **masks)
-    splash = functools.partial(splash_lib, interpret=True, **masks)
     mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
     with mesh, jax.default_matmul_precision("highest"):
-        (ours, our_gradients), (theirs, their_gradients) = weighted_sum(splash), weighted_sum(plain)
+        ours, our_gradients = weighted_sum(interpreted(kernel, **masks))
+        theirs, their_gradients = weighted_sum(functools.partial(attention, **masks))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     for one, other in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -174,6 +188,50 @@ def test_the_kernel_computes_whole_blocks(tokens, causal, window, visited):
     block = 512 if tokens > 512 else 256
     blocks = seen.reshape(tokens // block, block, tokens // block, block).any(axis=(1, 3))
     assert blocks.sum() * block * block == visited * tokens
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("changed", [1, 2, 0], ids=["first", "second", "padding"])
+def test_the_kernel_of_gpu_keeps_sequences_apart_to_the_bit(changed, dtype):
+    """The sequences end inside blocks of 64 tokens; gradients too are those of the sequence alone."""
+    (*before, weights), ids = long_inputs(0)
+    others, _ = long_inputs(1)
+    mine = np.asarray(ids) == changed
+    after = [jnp.where(mine[..., None, None], 100 * y, x) for x, y in zip(before, others, strict=False)]
+    attend = interpreted("flash")
+
+    @jax.jit
+    def run(*inputs):
+        context, pull = jax.vjp(lambda *x: attend(*x, ids), *(x.astype(dtype) for x in inputs))
+        return context, *pull(weights.astype(dtype))
+
+    for one, other in zip(run(*before), run(*after), strict=True):
+        assert np.asarray(one)[~mine].tobytes() == np.asarray(other)[~mine].tobytes()
+    assert not np.array_equal(run(*before)[0][mine], run(*after)[0][mine])
+
+
+def test_the_kernel_of_gpu_is_finite_where_there_is_only_padding():
+    (*inputs, weights), ids = long_inputs(0)
+    attend = interpreted("flash")
+    context, pull = jax.vjp(lambda *x: attend(*x, jnp.zeros_like(ids)), *inputs)
+    assert all(np.isfinite(x).all() for x in (context, *pull(weights)))
+
+
+@pytest.mark.parametrize(("masks", "finite"), [({}, 0), ({"causal": True}, 192), ({"window": 64}, 128)])
+def test_the_kernel_of_gpu_reads_no_block_that_is_out_of_sight(masks, finite):
+    """Of four blocks of 64 tokens; a value that is not a number spoils each block that reads it."""
+    (query, key, value, _), _ = long_inputs(0)
+    value = value.at[:, 200].set(jnp.nan)  # in the last block, which a window of 64 reaches from the third
+    context = interpreted("flash", **masks)(query, key, value, jnp.ones((2, 256), jnp.int32))
+    np.testing.assert_array_equal(np.isfinite(context).all(axis=(0, 2, 3)), np.arange(256) < finite)
+
+
+def on_a_gpu():
+    """A context in which programs are lowered for an H100; JAX 0.10 needs no description of the device."""
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    mesh = jax.sharding.AbstractMesh((1,) * len(AXES), AXES, types, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -195,3 +253,71 @@ def test_on_tpu_the_kernel_is_taken_where_it_can_be(tokens, rate, kind, fused, c
     text = run.trace(*inputs, ids, keys).lower(lowering_platforms=("tpu",)).as_text()
     assert ("tpu_custom_call" in text) == fused
     assert (f"{tokens}x{tokens}xf32" in text) == (not fused)
+
+
+@pytest.mark.parametrize("masks", [{}, {"causal": True}, {"window": 128}], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "size", "dtype", "rate", "kind", "fused"),
+    [
+        (256, 64, jnp.bfloat16, 0.0, "flash", True),
+        (256, 64, jnp.float16, 0.0, "flash", True),
+        (256, 64, jnp.bfloat16, 0.0, "plain", False),
+        (256, 64, jnp.float32, 0.0, "flash", False),
+        (256, 64, jnp.bfloat16, 0.1, "flash", False),
+        (256, 24, jnp.bfloat16, 0.0, "flash", False),
+        (200, 64, jnp.bfloat16, 0.0, "flash", False),
+    ],
+    ids=str,
+)
+def test_on_gpu_the_kernel_is_taken_where_it_can_be(tokens, size, dtype, rate, kind, fused, masks):
+    """Of the program of a gradient: one kernel forward and two backward, and nowhere an array of T × T."""
+    query = jax.ShapeDtypeStruct((2, tokens, 4, size), dtype)
+    shared = jax.ShapeDtypeStruct((2, tokens, 2, size), dtype)
+    ids, keys = jnp.ones((2, tokens), jnp.int32), jax.random.split(jax.random.key(0), 2)
+
+    def loss(*inputs):
+        return attention(*inputs, ids, keys, rate, kind, **masks).astype(jnp.float32).sum()
+
+    with on_a_gpu():
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+        text = gradient.trace(query, shared, shared).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__gpu$xla.gpu.triton") == (3 if fused else 0)
+    assert (f"{tokens}x{tokens}x" in text) == (not fused)
+
+
+def test_remat_keeps_the_results_of_the_kernel_of_gpu(capsys):
+    """So that the backward pass does not run it again."""
+    (*inputs, _), ids = long_inputs(0)
+    attend = interpreted("flash")
+    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+    jax.ad_checkpoint.print_saved_residuals(
+        jax.checkpoint(lambda *x: attend(*x, ids), policy=policy), *inputs
+    )
+    kept = [line for line in capsys.readouterr().out.splitlines() if "named 'product'" in line]
+    assert [line.split()[0] for line in kept] == ["f32[2,256,4,16]", "f32[2,4,256]"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "problem"),
+    [
+        (
+            flash,
+            "ValueError: ",
+        ),  # this machine has no GPU, so the kernel cannot be compiled, as for an old one
+        (lambda *x: flash(*x, interpret=True), ""),
+        (lambda q, k, v, ids, *_: flash(q, k, v, 0 * ids, interpret=True), "its results differ by "),
+        (lambda q, *_: jnp.nan * q, "its results differ by nan"),
+    ],
+    ids=["fails", "works", "sequences see each other", "not numbers"],
+)
+def test_a_gpu_that_cannot_run_the_kernel_has_plain_attention_and_one_line_in_the_log(
+    kernel, problem, monkeypatch, caplog
+):
+    monkeypatch.setattr(attention_lib, "flash", kernel)
+    kernel_of = functools.cache(attention_lib.kernel_of.__wrapped__)
+    with caplog.at_level(logging.WARNING, "bert_jax"), jax.set_mesh(mesh_of(data=8)):
+        assert {kernel_of("gpu") for _ in range(2)} == {"plain" if problem else "flash"}
+    said = "attention without a fused kernel, which this GPU cannot run: "
+    assert [line.startswith(said + problem) and "\n" not in line for line in caplog.messages] == (
+        [True] if problem else []
+    )

@@ -1,0 +1,183 @@
+"""Attention in one kernel on GPU, which reads only the blocks of tokens that a block of tokens can see.
+
+What a token sees is one range of tokens whatever the mask: its sequence, cut by the window or, in causal
+attention, at the token itself. So a mask is two numbers a token; blocks outside of all ranges are skipped.
+
+cuDNN is not used: JAX's public interface takes packed rows only as a T × T bias, whose gradient JAX 0.10
+computes too, and the private one takes offsets only on Hopper and later, and no window to both sides. This
+kernel is for Ampere and later, adds in a fixed order and is tested without a GPU; but JAX has deprecated its
+Triton backend since 0.11, and when that goes tokamax, which is for Hopper and Blackwell, has to be tried.
+
+Source: Dao, "FlashAttention-2", 2023. B rows, T tokens, N heads, H head size.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from bert_jax.model.layers import PRODUCT
+
+BLOCK = 64  # tokens of a block: large enough for Hopper's matrix units, small enough to skip short sequences
+HEAD_SIZES = 16, 32, 64, 128
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # a masked score: its exponential is exactly 0
+LOG2_E = math.log2(math.e)
+product = functools.partial(lax.dot, preferred_element_type=jnp.float32)
+
+Ranges = tuple[jax.Array, jax.Array]  # first token that is seen and the one after the last, int32 [B, T] each
+
+
+def visible_range(sequence_ids: jax.Array, before: int, after: int) -> Ranges:
+    """Returns which tokens of its sequence a token sees: itself, `before` before it and `after` after it."""
+    places = jnp.arange(sequence_ids.shape[1], dtype=jnp.int32)
+    changes = jnp.diff(sequence_ids, axis=1) != 0
+    starts = jnp.where(jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True), places, 0)
+    ends = jnp.where(jnp.pad(changes, ((0, 0), (0, 1)), constant_values=True), places, places[-1]) + 1
+    first, stop = lax.cummax(starts, axis=1), lax.cummin(ends, axis=1, reverse=True)
+    return jnp.maximum(first, places - before), jnp.minimum(stop, places + after + 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def flash_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, seen: Ranges, seen_by: Ranges, interpret: bool
+) -> jax.Array:
+    """Computes attention where each token sees a range of tokens.
+
+    Args:
+        query, key, value: [B, T, N, H]; T divisible by `BLOCK`, H one of `HEAD_SIZES`.
+        seen: the keys that each query sees, itself among them.
+        seen_by: the queries that see each key; the same pairs.
+        interpret: run on any platform, slowly.
+
+    Returns:
+        [B, T, N, H] in the dtype of `value`.
+    """
+    return _forward(query, key, value, seen, seen_by, interpret)[0]
+
+
+def _forward(query, key, value, seen, seen_by, interpret):
+    kernel = functools.partial(_context_of_block, scale=query.shape[-1] ** -0.5 * LOG2_E)
+    B, T, N, _ = query.shape
+    results = value, jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    # Named, so that a remat policy may keep what the backward pass needs.
+    context, total = checkpoint_name(_call(kernel, (query, *seen), (key, value), results, interpret), PRODUCT)
+    return context, (query, key, value, seen, seen_by, context, total)
+
+
+def _backward(interpret, residuals, gradient):
+    query, key, value, seen, seen_by, context, total = residuals
+    products = context.astype(jnp.float32) * gradient.astype(jnp.float32)
+    mean = jnp.sum(products, axis=-1).swapaxes(1, 2)  # of the gradients of a token's scores, [B, N, T]
+    scale = query.shape[-1] ** -0.5
+    of_queries, of_keys = (functools.partial(f, scale=scale) for f in (_dquery_of_block, _dkey_of_block))
+    mine = query, gradient, total, mean
+    (dquery,) = _call(of_queries, (*mine, *seen), (key, value), [query], interpret)
+    dkey, dvalue = _call(of_keys, (key, value, *seen_by), mine, [key, value], interpret)
+    return dquery, dkey, dvalue, None, None
+
+
+flash_attention.defvjp(_forward, _backward)
+
+
+def _call(kernel, blocks, rows, results, interpret):
+    """Runs a kernel for every block of tokens, row and head.
+
+    It gets its block of the arrays `blocks` and whole rows of `rows`, and writes its block of `results`.
+    Arrays are [B, T, N, H], [B, N, T] or [B, T].
+    """
+    B, T, N, H = rows[0].shape
+
+    def spec(x, whole=False):
+        size = T if whole else BLOCK
+        shape = {4: (None, size, None, H), 3: (None, None, size), 2: (None, size)}[x.ndim]
+
+        def place(i, b, n):
+            i = 0 if whole else i
+            return {4: (b, i, n, 0), 3: (b, n, i), 2: (b, i)}[x.ndim]
+
+        return pl.BlockSpec(shape, place)
+
+    return pl.pallas_call(
+        kernel,
+        grid=(T // BLOCK, B, N),
+        in_specs=[*map(spec, blocks), *(spec(x, whole=True) for x in rows)],
+        out_specs=[spec(x) for x in results],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+        compiler_params=triton.CompilerParams(num_warps=4 if H <= 64 else 8, num_stages=2),
+        interpret=interpret,
+    )(*blocks, *rows)
+
+
+def _over_blocks(first, stop, add, sums):
+    """Calls `add(tokens, visible, sums)` for each block of tokens that one of the ranges reaches."""
+
+    def step(number, sums):
+        places = number * BLOCK + jnp.arange(BLOCK)
+        visible = (first[:, None] <= places) & (places < stop[:, None])
+        return add(pl.ds(number * BLOCK, BLOCK), visible, sums)
+
+    blocks = lax.div(jnp.min(first), BLOCK), lax.div(jnp.max(stop) + BLOCK - 1, BLOCK)
+    return lax.fori_loop(*blocks, step, sums)
+
+
+def _context_of_block(q_ref, first_ref, stop_ref, k_ref, v_ref, context_ref, total_ref, *, scale):
+    """Computes the context of a block of queries, and the base-2 logarithm of their sums of exponentials."""
+    q = q_ref[...]
+
+    def add(tokens, visible, sums):
+        context, top, total = sums
+        k, v = k_ref[tokens, :], v_ref[tokens, :]
+        scores = jnp.where(visible, product(q, k.T) * scale, LOWEST)
+        higher = jnp.maximum(top, jnp.max(scores, axis=1))
+        # Of a query that has seen nothing yet they are 1; its first score then multiplies them by exactly 0.
+        exponentials, shrunk = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
+        context = context * shrunk[:, None] + product(exponentials.astype(v.dtype), v)
+        return context, higher, total * shrunk + jnp.sum(exponentials, axis=1)
+
+    zeros, lowest = jnp.zeros(BLOCK, jnp.float32), jnp.full(BLOCK, LOWEST, jnp.float32)
+    sums = jnp.zeros(q.shape, jnp.float32), lowest, zeros
+    context, top, total = _over_blocks(first_ref[...], stop_ref[...], add, sums)
+    context_ref[...] = (context / total[:, None]).astype(context_ref.dtype)
+    total_ref[...] = top + jnp.log2(total)
+
+
+def _dquery_of_block(
+    q_ref, gradient_ref, total_ref, mean_ref, first_ref, stop_ref, k_ref, v_ref, dq_ref, *, scale
+):
+    """Computes the gradient of a block of queries from the scores, which it computes again."""
+    q, gradient, total, mean = q_ref[...], gradient_ref[...], total_ref[...], mean_ref[...]
+
+    def add(tokens, visible, dq):
+        k, v = k_ref[tokens, :], v_ref[tokens, :]
+        scores = jnp.where(visible, product(q, k.T) * (scale * LOG2_E), LOWEST)
+        probabilities = jnp.exp2(scores - total[:, None])
+        dscores = probabilities * (product(gradient, v.T) - mean[:, None])
+        return dq + product(dscores.astype(k.dtype), k)
+
+    dq = _over_blocks(first_ref[...], stop_ref[...], add, jnp.zeros(q.shape, jnp.float32))
+    dq_ref[...] = (dq * scale).astype(dq_ref.dtype)
+
+
+def _dkey_of_block(
+    k_ref, v_ref, first_ref, stop_ref, q_ref, gradient_ref, total_ref, mean_ref, dk_ref, dv_ref, *, scale
+):
+    """Computes the gradients of a block of keys and values in the same way; its scores are transposed."""
+    k, v = k_ref[...], v_ref[...]
+
+    def add(tokens, visible, sums):
+        dk, dv = sums
+        q, gradient = q_ref[tokens, :], gradient_ref[tokens, :]
+        scores = jnp.where(visible, product(k, q.T) * (scale * LOG2_E), LOWEST)
+        probabilities = jnp.exp2(scores - total_ref[tokens])
+        dscores = probabilities * (product(v, gradient.T) - mean_ref[tokens])
+        dv += product(probabilities.astype(gradient.dtype), gradient)
+        return dk + product(dscores.astype(q.dtype), q), dv
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    dk, dv = _over_blocks(first_ref[...], stop_ref[...], add, (zeros, zeros))
+    dk_ref[...], dv_ref[...] = (dk * scale).astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
