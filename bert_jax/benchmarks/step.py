@@ -14,7 +14,7 @@ from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.program import Program
-from bert_jax.training.step import TrainState, compute_of
+from bert_jax.training.step import TrainState
 
 
 class CompiledStep:
@@ -79,6 +79,4 @@ def shape(data: DataConfig) -> str:
 
 def described(program: Program) -> str:
     """Returns what a step minimises and how it computes: `masked, float32, plain attention`."""
-    compute = compute_of(program.config.train, program.mesh)
-    dtype = np.dtype(compute.dtype).name
-    return f"{program.config.data.objective}, {dtype}, {compute.attention} attention"
+    return f"{program.config.data.objective}, {program.compute}"

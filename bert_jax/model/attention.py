@@ -6,6 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
@@ -58,8 +59,20 @@ def attention(
     if kind == "splash" and not drops and splash_fits(query.shape[2]):
         context = splash(query, key, value, sequence_ids, causal, window, saved_as=PRODUCT)
     else:
-        context = _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal, window)
+        masks = sequence_ids, dropout_keys, dropout_rate, causal, window
+        context = _on_platform(lambda *heads: _plain(*heads, *masks), query, key, value)
     return context.swapaxes(1, 2)
+
+
+def _on_platform(attend, *heads):
+    """Computes attention in the dtype of its inputs, on CPU in float32: not all 16-bit products are there."""
+
+    def widened(*heads):
+        return attend(*(x.astype(jnp.float32) for x in heads)).astype(heads[0].dtype)
+
+    if heads[0].dtype.itemsize > 2:
+        return attend(*heads)
+    return lax.platform_dependent(*heads, cpu=widened, default=attend)
 
 
 def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=False, window=0):

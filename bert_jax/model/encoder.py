@@ -45,6 +45,9 @@ class Compute(NamedTuple):
     remat: str = "none"  # none, or a name of `REMAT_POLICIES`
     attention: str = "plain"  # the kind of `bert_jax.model.attention.attention`
 
+    def __str__(self) -> str:
+        return f"{jnp.dtype(self.dtype).name}, {self.attention} attention"
+
 
 DEFAULT_COMPUTE = Compute()
 States = tuple[jax.Array, ...]  # [B, T, D] each: the residual stream first, what the next block reads last

@@ -128,7 +128,7 @@ class TrainConfig:
     prng: str = setting(
         "threefry", known=("threefry", "rbg")
     )  # rbg: faster on TPU, dropout depends on the mesh
-    # auto: bfloat16 on TPU and GPU, float32 on CPU
+    # auto: bfloat16 on TPU and GPU, and on CPUs that have instructions for it with JAX 0.12; else float32
     activation_dtype: str = setting("auto", known=("auto", "float32", "bfloat16"))
     max_bad_steps: int = setting(3, least=1)  # in a row with a loss or gradient that is not finite: roll back
     spike_z_score: float = setting(20.0, least=0)  # roll back at so many robust deviations; 0: never

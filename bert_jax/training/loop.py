@@ -185,8 +185,8 @@ class Run:
         )  # fmt: skip
         data = self.program.config.data
         log.info(
-            "training %s parameters on %s to step %d, %s tokens a step; workdir: %s",
-            f"{self.program.num_parameters:,}", devices, self.last_step,
+            "training %s parameters on %s (%s) to step %d, %s tokens a step; workdir: %s",
+            f"{self.program.num_parameters:,}", devices, self.program.compute, self.last_step,
             f"{data.global_batch_size * data.max_seq_length:,}", self.workdir,
         )  # fmt: skip
 

@@ -36,6 +36,7 @@ class Program:
             wherever a step is compiled or run.
 
     Attributes:
+        compute: how the network computes.
         structure: the network without its parameters.
         abstract: the state as ShapeDtypeStructs with shardings.
         schedule: step -> learning rate.
@@ -50,7 +51,7 @@ class Program:
         check_model(mesh.shape, config.model)
         check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
         self.config, self.objective, self.mesh = config, objective, mesh
-        self._compute = step_lib.compute_of(config.train, mesh)
+        self.compute = step_lib.compute_of(config.train, mesh)
         self.optimizer = make_optimizer(config.optimizer)
         self.schedule = schedule or schedule_of_run(config.optimizer, config.phase_list())
         self.structure, abstract_params = step_lib.abstract_model(self.build)
@@ -93,7 +94,7 @@ class Program:
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the network with random parameters."""
-        return self.objective.build(self.config.model, rngs, self._compute)
+        return self.objective.build(self.config.model, rngs, self.compute)
 
     @functools.cached_property
     def rows(self) -> np.ndarray:

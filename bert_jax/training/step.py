@@ -1,6 +1,8 @@
 """One update: the state, its initial value, and the jitted train and evaluation steps."""
 
 import functools
+import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +44,7 @@ def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
     """
     platform, dtype = mesh.devices.flat[0].platform, train.activation_dtype
     if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
+        dtype = "float32" if platform == "cpu" and not bfloat16_is_fast() else "bfloat16"
     if dtype == "bfloat16" and platform == "cpu" and (problem := _bfloat16_problem()):
         raise UserError(
             "train.activation_dtype=bfloat16: this CPU cannot multiply in bfloat16 with this version of JAX "
@@ -50,6 +52,18 @@ def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
         )
     kernel = kernel_of(platform) if train.attention == "auto" else train.attention
     return Compute(jnp.dtype(dtype), train.remat, kernel)
+
+
+@functools.cache
+def bfloat16_is_fast() -> bool:
+    """Returns whether this CPU multiplies bfloat16 faster than float32, which JAX makes use of since 0.12."""
+    if jax.__version_info__ < (0, 12):
+        return False
+    try:
+        about = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", about)) and not _bfloat16_problem()
 
 
 def _bfloat16_problem() -> str:

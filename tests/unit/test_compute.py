@@ -4,12 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from bert_jax.errors import UserError
 from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.layers import dense
 from bert_jax.training import step as step_lib
 from bert_jax.training.config import TrainConfig
 from tests.tiny import MODEL, mesh_of, objective, random_batch
@@ -59,4 +61,48 @@ def test_bfloat16_on_a_cpu_that_cannot_is_one_line(monkeypatch):
     monkeypatch.setattr(step_lib.jnp, "matmul", unsupported)
     with pytest.raises(UserError, match=r"train.activation_dtype=bfloat16: this CPU .*DotThunk: BF16\)"):
         step_lib.compute_of(TrainConfig(activation_dtype="bfloat16"), mesh_of())
-    assert step_lib.compute_of(TrainConfig(), mesh_of()).dtype == jnp.float32  # auto needs no product
+    step_lib.bfloat16_is_fast.cache_clear()
+    assert step_lib.compute_of(TrainConfig(), mesh_of()).dtype == jnp.float32  # auto takes what there is
+    step_lib.bfloat16_is_fast.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "about", "fast"),
+    [
+        ((0, 12, 0), "flags : fpu avx512_bf16 sse", True),
+        ((0, 13, 1), "flags : fpu amx_bf16", True),
+        ((0, 11, 9), "flags : fpu avx512_bf16 sse", False),
+        ((0, 12, 0), "flags : fpu avx512f", False),
+        ((0, 12, 0), None, False),
+    ],
+)
+def test_auto_is_bfloat16_where_a_cpu_is_faster_with_it(monkeypatch, version, about, fast):
+    def read_text(_):
+        if about is None:
+            raise FileNotFoundError
+        return about
+
+    monkeypatch.setattr(step_lib.jax, "__version_info__", version)
+    monkeypatch.setattr(step_lib.pathlib.Path, "read_text", read_text)
+    monkeypatch.setattr(step_lib, "_bfloat16_problem", lambda: "")
+    step_lib.bfloat16_is_fast.cache_clear()
+    dtype = "bfloat16" if fast else "float32"
+    try:
+        assert str(step_lib.compute_of(TrainConfig(), mesh_of())) == f"{dtype}, plain attention"
+    finally:
+        step_lib.bfloat16_is_fast.cache_clear()
+
+
+def test_weight_gradients_of_16_bit_numbers_are_sums_in_float32():
+    """On CPU they take another way than float32; of whole numbers both are exact."""
+    rng = np.random.default_rng(0)
+    x, gradient = (rng.integers(-3, 4, (2, 300, size)).astype(np.float32) for size in (5, 7))
+    expected = np.einsum("bti,bto->io", x, gradient)
+    assert np.abs(expected).max() > 256  # bfloat16 has 8 bits
+    for dtype in (jnp.float32, jnp.bfloat16):
+        inputs = jnp.asarray(x, dtype), jnp.zeros((5, 7)), jnp.zeros(7)
+        _, pull = jax.vjp(lambda *inputs: dense(*inputs, inputs[0].dtype), *inputs)
+        _, dkernel, dbias = pull(jnp.asarray(gradient, dtype))
+        assert dkernel.dtype == dbias.dtype == jnp.float32
+        np.testing.assert_array_equal(dkernel, expected)
+        np.testing.assert_array_equal(dbias, gradient.sum((0, 1)))
