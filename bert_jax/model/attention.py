@@ -59,8 +59,11 @@ def attention(
     if kind == "splash" and not drops and splash_fits(query.shape[2]):
         context = splash(query, key, value, sequence_ids, causal, window, saved_as=PRODUCT)
     else:
-        masks = sequence_ids, dropout_keys, dropout_rate, causal, window
-        context = _on_platform(lambda *heads: _plain(*heads, *masks), query, key, value)
+
+        def attend(query, key, value):
+            return _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal, window)
+
+        context = _on_platform(attend, query, key, value)
     return context.swapaxes(1, 2)
 
 

@@ -45,10 +45,15 @@ def _kernel_gradient(x, gradient, dtype):
         leading = tuple(range(x.ndim - 1))
         return lax.dot_general(x, gradient, ((leading, leading), ((), ())), preferred_element_type=dtype)
 
+    def product(rows, columns):
+        result = jnp.dot(with_layout_constraint(rows, ROW_MAJOR), columns, preferred_element_type=dtype)
+        return with_layout_constraint(result, ROW_MAJOR)
+
     def transposed(x, gradient):
-        rows = with_layout_constraint(x.reshape(-1, x.shape[-1]).T, ROW_MAJOR)
-        product = jnp.dot(rows, gradient.reshape(-1, gradient.shape[-1]), preferred_element_type=dtype)
-        return with_layout_constraint(product, ROW_MAJOR)
+        x, gradient = (each.reshape(-1, each.shape[-1]) for each in (x, gradient))
+        if x.shape[1] > gradient.shape[1]:  # the smaller side is transposed
+            return product(gradient.T, x).T
+        return product(x.T, gradient)
 
     if x.dtype.itemsize > 2:
         return contracted(x, gradient)

@@ -1,6 +1,7 @@
 """How a network computes: what remat keeps, which kernel is traced, which dtype this CPU can multiply."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +62,7 @@ def test_bfloat16_on_a_cpu_that_cannot_is_one_line(monkeypatch):
     monkeypatch.setattr(step_lib.jnp, "matmul", unsupported)
     with pytest.raises(UserError, match=r"train.activation_dtype=bfloat16: this CPU .*DotThunk: BF16\)"):
         step_lib.compute_of(TrainConfig(activation_dtype="bfloat16"), mesh_of())
-    step_lib.bfloat16_is_fast.cache_clear()
-    assert step_lib.compute_of(TrainConfig(), mesh_of()).dtype == jnp.float32  # auto takes what there is
-    step_lib.bfloat16_is_fast.cache_clear()
+    assert not step_lib.bfloat16_is_fast.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -76,21 +75,22 @@ def test_bfloat16_on_a_cpu_that_cannot_is_one_line(monkeypatch):
         ((0, 12, 0), None, False),
     ],
 )
-def test_auto_is_bfloat16_where_a_cpu_is_faster_with_it(monkeypatch, version, about, fast):
+def test_cpus_that_are_faster_with_bfloat16(monkeypatch, version, about, fast):
     def read_text(_):
         if about is None:
             raise FileNotFoundError
         return about
 
-    monkeypatch.setattr(step_lib.jax, "__version_info__", version)
+    monkeypatch.setattr(step_lib, "jax", types.SimpleNamespace(__version_info__=version))
     monkeypatch.setattr(step_lib.pathlib.Path, "read_text", read_text)
     monkeypatch.setattr(step_lib, "_bfloat16_problem", lambda: "")
-    step_lib.bfloat16_is_fast.cache_clear()
-    dtype = "bfloat16" if fast else "float32"
-    try:
-        assert str(step_lib.compute_of(TrainConfig(), mesh_of())) == f"{dtype}, plain attention"
-    finally:
-        step_lib.bfloat16_is_fast.cache_clear()
+    assert step_lib.bfloat16_is_fast.__wrapped__() == fast
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_takes_it(monkeypatch, fast, dtype):
+    monkeypatch.setattr(step_lib, "bfloat16_is_fast", lambda: fast)
+    assert str(step_lib.compute_of(TrainConfig(), mesh_of())) == f"{dtype}, plain attention"
 
 
 def test_weight_gradients_of_16_bit_numbers_are_sums_in_float32():
