@@ -29,6 +29,9 @@ PLANS: dict[str, tuple[str, str, int, dict[str, dict]]] = {
         "modernbert_base", "v5e:4x4", 1,
         {"data": {"max_seq_length": 8192, "global_batch_size": 576, "max_sequences_per_row": 32}},
     ),
+    "modernbert_base": (
+        "modernbert_base", "v5p:4x4x4", 1, {"train": {"remat": "dots", "gradient_accumulation_steps": 3}},
+    ),
     "bert_large": ("bert_large", "v5e:4x4", 1, {}),
     "bert_base_fsdp": (
         "bert_base", "v5e:4x4", 1, {"mesh": {"fsdp": 16}, "data": {**LONG, "global_batch_size": 256}},
@@ -69,7 +72,7 @@ def installed() -> str:
 def test_the_plan_is_the_committed_one(name):
     expected = json.loads((FOLDER / f"{name}.json").read_text())
     found = plan(name)
-    for kind in ("mesh", "fits", "shardings", "attention_scores_in_memory", "arguments_mib"):
+    for kind in found.keys() - {"temporaries_mib", "collectives_mib"}:
         assert found[kind] == expected[kind], kind
     assert found["temporaries_mib"] == pytest.approx(expected["temporaries_mib"], rel=0.02, abs=1)
     assert found["collectives_mib"].keys() == expected["collectives_mib"].keys()
