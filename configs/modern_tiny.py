@@ -2,9 +2,9 @@
 
     make pretrain CONFIG=modern_tiny
 
-The recipe of `bert_tiny` without sentence pairs, for no more seconds. Its held-out loss at `[MASK]` is lower:
-4.565 instead of 4.727 (means of three seeds; docs/recipes.md). So it is the better start for your own text, unless
-sentence pairs are to be judged.
+The recipe of `bert_tiny` without sentence pairs, for no more seconds. Its held-out loss at `[MASK]` is lower,
+4.565 instead of 4.727 (means of three seeds; docs/recipes.md), so it is the better start for your own text,
+unless sentence pairs are to be judged.
 """
 
 from bert_jax.config import default_config
