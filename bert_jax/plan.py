@@ -39,7 +39,7 @@ def main() -> None:
         compiled = [best.compiled]
     else:
         compiled = [compile_step(phase, devices) for phase in phases]
-    print(describe(compiled, flags.FLAGS.price))
+    print(describe(compiled, flags.FLAGS.price, flags.FLAGS.profile))
     if flags.FLAGS.compare:
         train = dataclasses.replace(phases[0].train, attention="plain")
         plain = compile_step(dataclasses.replace(compiled[0].config, train=train), devices)
@@ -68,6 +68,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("slices", 1, "Number of slices, joined by the data-centre network.", lower_bound=1)
     flags.DEFINE_bool("search", False, "Try batch, remat and fsdp; print the best that fits. Takes minutes.")
     flags.DEFINE_bool("compare", False, "Also compile with plain attention.")
+    flags.DEFINE_bool("profile", False, "Also list the most expensive operations.")
     flags.DEFINE_integer("phase", 0, "Plan this phase alone, from 1; 0: all phases.", lower_bound=0)
     flags.DEFINE_float("price", None, "Price of a device-hour in any currency, for the cost of the run.")
     flags.DEFINE_string("output", None, "Also write shardings, memory and collectives to this file as JSON.")

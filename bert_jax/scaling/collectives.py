@@ -8,15 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bert_jax.scaling import hlo
+
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 SLICES = "slices"
-ENTRY = "ENTRY"
-Computations = dict[str, dict[str, str]]  # name (ENTRY for the main one) -> instructions by name
-COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-CALLED = re.compile(
-    r"(calls|body|condition|branch_computations|called_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})"
-)
 
 
 class Collective(NamedTuple):
@@ -41,7 +36,7 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         text: `compiled.as_text()`.
         mesh_shape: {axis: devices} in the order of the mesh's dimensions; `slices` first, if several.
     """
-    computations = _computations(text)
+    computations = hlo.computations(text)
     # An asynchronous collective is repeated in every fusion that it overlaps; only the first counts.
     repeated = {
         name
@@ -50,7 +45,7 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         or any('"AsyncCollectiveDone"' in line for line in instructions.values())
     }
     sizes, counts = (collections.Counter[tuple[str, str, str]]() for _ in range(2))
-    for times, where, line in _executed(computations):
+    for times, where, line in hlo.executed(computations):
         for kind, axes, dtype, size in () if where in repeated else _sent(line, where, mesh_shape):
             sizes[kind, axes, dtype] += times * size
             counts[kind, axes, dtype] += times
@@ -72,73 +67,6 @@ def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[t
         ((dtype, size),) = _shapes(match[1])
         devices = math.prod(mesh_shape.values()) // mesh_shape[SLICES]
         yield match[2].lower().replace("_", "-"), SLICES, dtype, size * devices
-
-
-def estimated_cycles(text: str) -> int:
-    """Sums the compiler's estimates of a step's cycles, loops included; kernels and links have none."""
-    cycles = 0
-    for times, _, line in _executed(_computations(text)):
-        if match := re.search(r'"estimated_cycles":"(\d+)"', line):
-            cycles += times * int(match[1])
-    return cycles
-
-
-def _computations(text: str) -> Computations:
-    found: Computations = {}
-    current: dict[str, str] = {}
-    for line in text.splitlines():
-        if match := COMPUTATION.match(line):
-            current = found[ENTRY if match[1] else match[2]] = {}
-        elif match := INSTRUCTION.match(line):
-            current[match[1]] = match[2]
-    return found
-
-
-def _executed(
-    computations: Computations, name: str = ENTRY, times: int = 1
-) -> Iterator[tuple[int, str, str]]:
-    """Yields (executions in a step, name of the computation, text) of every instruction."""
-    for line in computations[name].values():
-        yield times, name, line
-        called = {
-            kind: [callee.strip("% ") for callee in (one or several).split(",")]
-            for kind, one, several in CALLED.findall(line)
-        }
-        repeat = 1
-        if "condition" in called:
-            repeat = _trip_count(*(computations[called[part][0]] for part in ("condition", "body")))
-        for callees in called.values():
-            for callee in callees:
-                if callee in computations:
-                    yield from _executed(computations, callee, times * repeat)
-
-
-def _trip_count(condition: dict[str, str], body: dict[str, str]) -> int:
-    """Repetitions of a loop whose counter starts at 0 and grows by a constant up to another constant."""
-    *_, test = condition.values()
-    counter, limit = _operands(test)[:2]
-    place = int(_searched(r"index=(\d+)", condition[counter]))
-    *_, result = body.values()
-    grown = body[_operands(result)[place]]
-    step = next((n for name in _operands(grown) if (n := _constant(body.get(name, "")))), 1)
-    return -(-(_constant(condition[limit]) or 1) // step)
-
-
-def _operands(line: str) -> list[str]:
-    """Names the operands of an instruction."""
-    return re.findall(r"%([\w.\-]+)", _searched(r" [\w\-]+\(((?:/\*.*?\*/|[^()])*)\)", line))
-
-
-def _searched(pattern: str, line: str) -> str:
-    """Returns the pattern's group in a line that must match."""
-    match = re.search(pattern, line)
-    assert match, line
-    return match[1]
-
-
-def _constant(line: str) -> int | None:
-    match = re.search(r" constant\((\d+)\)", line)
-    return int(match[1]) if match else None
 
 
 def _kind(opcode: str, computation: str) -> str:

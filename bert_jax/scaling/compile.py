@@ -15,7 +15,8 @@ from bert_jax.data.batch import batch_shapes
 from bert_jax.model.kernels import visited_tokens
 from bert_jax.model.objectives import CausalObjective, PretrainingObjective
 from bert_jax.model.partition import path_name
-from bert_jax.scaling.collectives import SLICES, Collective, collectives, estimated_cycles
+from bert_jax.scaling.collectives import SLICES, Collective, collectives
+from bert_jax.scaling.profile import Cost, costs
 from bert_jax.scaling.topology import CHIPS, GIB, capacity
 from bert_jax.training.flops import attended_tokens, peak_flops, training_flops
 from bert_jax.training.mesh import count_slices, make_mesh
@@ -49,11 +50,16 @@ class Compiled(NamedTuple):
     # Not known of a program that does not fit:
     collectives: Sequence[Collective] = ()
     squares: int = 0  # the most arrays of T × T numbers in one array: scores of rows and heads, if in memory
-    cycles: int | None = None  # of a step, where the compiler estimates them
+    costs: Sequence[Cost] = ()  # where the compiler estimates cycles
 
     @property
     def devices(self) -> int:
         return self.mesh.size
+
+    @property
+    def cycles(self) -> int:
+        """Estimated cycles of a step; 0 where the compiler makes no estimates."""
+        return sum(cost.cycles for cost in self.costs)
 
     @property
     def scores(self) -> bool:
@@ -151,7 +157,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:
         _memory(compiled, mesh),
         collectives(text, _levels(mesh)),
         squares=_squares(text, config.data.max_seq_length),
-        cycles=estimated_cycles(text) if mesh.devices.flat[0].platform == "tpu" else None,
+        costs=costs(text),
     )
 
 

@@ -17,19 +17,20 @@ from bert_jax.training.mesh import count_slices
 INDENT = "  "
 
 
-def describe(phases: Sequence[Compiled], price: float | None = None) -> str:
+def describe(phases: Sequence[Compiled], price: float | None = None, profile: bool = False) -> str:
     """Describes the step of every phase of a run in words, and ends with the verdict.
 
     Args:
         phases: the steps in order; `train.num_steps` of each is that of the phase.
         price: of a device-hour, in any currency; None leaves the cost out.
+        profile: whether to list the most expensive operations.
     """
     parts = []
     for number, compiled in enumerate(phases, 1):
         if len(phases) > 1:
             steps = compiled.config.train.num_steps
             parts.append(f"phase {number} of {len(phases)}: {steps:,} steps")
-        parts += _described(compiled, price)
+        parts += _described(compiled, price) + (_profile(compiled) if profile else [])
     if len(phases) > 1:
         parts += _sum(phases, price)
     large = [number for number, compiled in enumerate(phases, 1) if not compiled.memory.fits]
@@ -60,6 +61,17 @@ def _described(compiled: Compiled, price: float | None) -> list[str]:
         f"attention scores of all pairs of tokens {'are' if compiled.scores else 'are not'} in memory",
         *_times(compiled, price),
     ]
+
+
+def _profile(compiled: Compiled) -> list[str]:
+    """Lists operations down to a hundredth of all cycles; none where the compiler estimates no cycles."""
+    rows = [
+        (cost.stage, cost.part, cost.operation, f"{cost.cycles / compiled.cycles:.1%}")
+        for cost in compiled.costs
+        if cost.cycles * 100 >= compiled.cycles
+    ]
+    title = "estimated cycles by operation; the attention kernel and what is sent have none"
+    return [f"{title}\n{textwrap.indent(text_table(rows, left=3), INDENT)}"] if rows else []
 
 
 def _surplus(compiled: Compiled) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 
 import jax
@@ -16,8 +17,9 @@ from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
-from bert_jax.scaling.collectives import Collective, collectives, estimated_cycles
+from bert_jax.scaling.collectives import Collective, collectives
 from bert_jax.scaling.compile import Compiled, Memory, _exceeded, _squares, compile_step
+from bert_jax.scaling.profile import Cost, costs
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import make_mesh
@@ -63,7 +65,7 @@ HloModule jit_train_step, entry_computation_layout={()->f32[]}
   %fusion.3 = bf16[8]{0} fusion(%async-collective-start.4), calls=%async_collective_fusion.1
   %async-collective-done.4 = bf16[8]{0} fusion(%fusion.3), kind=kCustom, calls=%ends
   %while.2 = (bf16[4,8], u32[]) while(%t.9), condition=%windowed_cond, body=%windowed_dot_general_body_ag
-  %fusion.1 = f32[8,16]{1,0} fusion(%gte.4), calls=%fused, backend_config={"estimated_cycles":"100"}
+  %fusion.1 = f32[8,16]{1,0} fusion(%gte.4), calls=%fused, op_name="{{OP}}", {"estimated_cycles":"100"}
   %add.2 = s32[]{:T(128)} add(%gte.3, %one)
   ROOT %tuple.2 = (s32[]{:T(128)}, f32[8,16]{1,0}) tuple(%add.2, %fusion.1)
 }
@@ -139,8 +141,26 @@ frontend_attributes={_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer
     ]
 
 
-def test_cycles_count_as_often_as_loops_turn():
-    assert estimated_cycles(HLO) == 12 * (100 + 4 * 5)
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (
+            "jit(f)/transpose(jvp())/while/body/closed_call/dot_general.3",
+            "backward layers dot_general",
+        ),
+        ("jit(train_step)/while/body/jvp()/while/body/erfc", "forward layers erfc"),
+        ("transpose(jvp())/while/body/checkpoint/rematted_computation/mul", "again layers mul"),
+        ("jit(train_step)/jvp(vmap(jit(_bernoulli)))/add", "forward outside dropout"),
+        ("jit(train_step)/while/body/select_n", "update outside select_n"),
+    ],
+)
+def test_costs_count_as_often_as_loops_turn(path, kind):
+    expected = [Cost(*kind.split(), 12 * 100), Cost("update", "outside", "unnamed", 12 * 4 * 5)]
+    found = costs(HLO.replace("{{OP}}", path))
+    assert found == expected
+    text = described.describe([compiled_of(costs=found)], profile=True)
+    assert f"  {'  '.join(kind.split())}" in re.sub(" +", "  ", text)
+    assert "83.3%" in text
 
 
 def test_flops_by_hand():
