@@ -13,13 +13,12 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches, iterate
 from bert_jax.model.config import ModelConfig
-from bert_jax.model.encoder import Compute
 from bert_jax.training import checkpoint
 from bert_jax.training.config import OptimizerConfig, TrainConfig
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.loop import train
 from bert_jax.training.program import Program
-from bert_jax.training.step import abstract_model, means, with_shardings
+from bert_jax.training.step import abstract_model, compute_of, means, with_shardings
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MODEL, MODERN, mesh_of, objective
 
@@ -100,7 +99,8 @@ def test_a_checkpoint_holds_the_network_that_was_evaluated(whole, step, bases):
     model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
     assert (model.rope_theta, model.local_rope_theta) == bases
     found = objective(pairs=False)
-    structure, abstract = abstract_model(lambda rngs: found.build(model, rngs, Compute()))
+    compute = compute_of(TrainConfig(), mesh_of())  # of the run, whose activations this CPU decides
+    structure, abstract = abstract_model(lambda rngs: found.build(model, rngs, compute))
     params = checkpoint.restore(folder, meta, with_shardings(abstract, mesh_of()))
     losses = jax.jit(lambda params, batch: found.evaluate(nnx.merge(structure, params), batch)[0])
     expected = means(losses(params, Task().made(0)))
