@@ -128,7 +128,8 @@ def test_run_that_resumes_inside_the_profiled_window(folder):
 
 def test_signals_save_and_the_same_command_goes_on(folder):
     """And it compiles nothing again: what was compiled is kept."""
-    command = Command(folder, "stopped", "train.num_steps=1000000", "train.log_every=1")
+    no_evaluation = "train.eval_every=1000000"  # it would compile more, in the run that comes so far
+    command = Command(folder, "stopped", "train.num_steps=1000000", "train.log_every=1", no_evaluation)
     command.environment = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
