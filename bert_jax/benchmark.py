@@ -5,6 +5,7 @@
     python -m bert_jax.benchmark --config=bert_tiny --what=step
     python -m bert_jax.benchmark --config=bert_mini --what=step --peer=transformers
     python -m bert_jax.benchmark --config=bert_base --what=checkpoint
+    python -m bert_jax.benchmark --config=bert_mini --what=products
     python -m bert_jax.benchmark --what=gpu
 
 Run nothing else on the machine meanwhile.
@@ -18,13 +19,13 @@ import jax
 from absl import flags
 
 from bert_jax import command
-from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, step
+from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, products, step
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 
 command.define_config_flags(data_dir=True)
 WHAT = flags.DEFINE_enum(
-    "what", "step", ["prepare", "input", "step", "checkpoint", "gpu"],
+    "what", "step", ["prepare", "input", "step", "checkpoint", "products", "gpu"],
     "What to measure; gpu: steps of known networks on one GPU, beside those of Transformers.",
 )  # fmt: skip
 REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
@@ -51,6 +52,8 @@ def main() -> None:
             inputs.measure(config, data_dir, repeats)
         case "checkpoint":
             checkpoint.measure(config, repeats)
+        case "products":
+            products.measure(config, repeats)
         case "step" if PEER.value:
             peer.compare(config, data_dir, repeats, PEER_PYTHON.value)
         case "step":
