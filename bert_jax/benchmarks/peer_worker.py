@@ -20,10 +20,11 @@ import numpy as np
 import torch
 import transformers
 
+# Where attention drops what it adds, in BERT and in ModernBERT.
 DROPOUTS = {
     ".attention.output": "dropout",
     ".attn": "out_drop",
-}  # of what attention adds, in BERT and ModernBERT
+}
 
 
 class Training:

@@ -1,5 +1,6 @@
 """Measures the three matrix products of a dense layer's update: forward, and the two of the backward pass."""
 
+import functools
 import math
 import statistics
 import time
@@ -28,8 +29,10 @@ class Form(NamedTuple):
 
 FORMS = {
     "x @ w": Form("x", "w", jnp.dot),
-    "g @ w.T": Form("g", "w", lambda g, w: g @ w.T),
-    "x.T @ g": Form("x", "g", lambda x, g: x.T @ g),
+    "g @ w.T, transposed": Form("g", "w", lambda g, w: g @ w.T),
+    "g @ w.T, contracted": Form("g", "w", functools.partial(jnp.tensordot, axes=((1,), (1,)))),
+    "x.T @ g, transposed": Form("x", "g", lambda x, g: x.T @ g),
+    "x.T @ g, contracted": Form("x", "g", functools.partial(jnp.tensordot, axes=((0,), (0,)))),
     "x.T @ g, behind a barrier": Form("x", "g", lambda x, g: jax.lax.optimization_barrier(x.T) @ g),
     "x.T @ g, transposed in memory": Form("x", "g", lambda x, g: with_layout_constraint(x.T, ROW_MAJOR) @ g),
 }
