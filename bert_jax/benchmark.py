@@ -35,6 +35,7 @@ TIME_LIMIT = flags.DEFINE_float("time_limit", 420.0, "Of gpu: seconds after whic
 
 
 def main() -> None:
+    command.keep_memory()  # as training does
     if WHAT.value == "gpu":
         gpu.measure(flags.FLAGS.data_dir, REPEATS.value, PEER_PYTHON.value, TIME_LIMIT.value)
         return
