@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from bert_jax.model.dropout import dropout
-from bert_jax.model.kernels import flash, flash_fits, splash, splash_fits
+from bert_jax.model.kernels import KERNELS, fits, fused
 from bert_jax.model.layers import PRODUCT
 from bert_jax.model.partition import AXES
 
@@ -39,8 +39,8 @@ def attention(
             that no row of the softmax is empty; nothing reads its result.
         dropout_keys: one PRNG key per row [B], or None for no dropout on the attention probabilities.
         dropout_rate: probability of a zero.
-        kind: `plain` runs on every platform; where no probability is dropped, `splash` takes the kernel of
-            TPU if T is a multiple of 128, `flash` that of GPU if `flash_fits`.
+        kind: `plain` runs on every platform; where no probability is dropped, one of `KERNELS` takes that
+            kernel if it `fits`.
         causal: a token sees itself and those before it only.
         window: a token sees itself and `window // 2` tokens to each side; 0: all.
 
@@ -52,19 +52,14 @@ def attention(
     if (shared_by := query.shape[2] // key.shape[2]) > 1:
         key, value = jnp.repeat(key, shared_by, axis=2), jnp.repeat(value, shared_by, axis=2)
     drops = dropout_keys is not None and dropout_rate > 0.0
-    if kind == "flash" and not drops and flash_fits(query):
-        return flash(query, key, value, sequence_ids, causal, window)
+    if kind != "plain" and not drops and fits(kind, query):
+        return fused(kind, query, key, value, sequence_ids, causal, window)
+
+    def attend(query, key, value):
+        return _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal, window)
+
     # Heads before tokens, once: the products are then plain batched matrix products on every platform.
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    if kind == "splash" and not drops and splash_fits(query.shape[2]):
-        context = splash(query, key, value, sequence_ids, causal, window, saved_as=PRODUCT)
-    else:
-
-        def attend(query, key, value):
-            return _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal, window)
-
-        context = _on_platform(attend, query, key, value)
-    return context.swapaxes(1, 2)
+    return _on_platform(attend, *(x.swapaxes(1, 2) for x in (query, key, value))).swapaxes(1, 2)
 
 
 def _on_platform(attend, *heads):
@@ -97,19 +92,24 @@ def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=F
 
 @functools.cache
 def kernel_of(platform: str) -> str:
-    """Returns the `kind` of attention that is fastest on a platform; on GPU it first tries the kernel."""
-    if platform == "gpu":
-        if not (problem := _flash_problem()):
-            return "flash"
-        log.warning("attention without a fused kernel, which this GPU cannot run: %s", problem)
-    return "splash" if platform == "tpu" else "plain"
+    """Returns the `kind` of attention that is fastest on a platform; first tries the kernel on a device."""
+    if (kind := KERNELS.get(platform)) is None:
+        return "plain"
+    if problem := _problem(kind):
+        log.warning(
+            "attention without a fused kernel, which this %s cannot run: %s", platform.upper(), problem
+        )
+        return "plain"
+    return kind
 
 
-def _flash_problem() -> str:
+def _problem(kind: str) -> str:
     """Computes attention and gradients on this process's first device; returns what is wrong, "" if nothing.
 
-    What an old GPU, or another version of JAX or of the compiler, cannot do shows only when it is compiled.
+    What an old device, another version of JAX or of the compiler cannot do shows only when it is compiled.
     """
+    if kind == KERNELS["tpu"] and jax.default_backend() != "tpu":
+        return ""  # planning for devices that are not here
     ids = np.arange(256)[None] // 100  # two sequences of 100 tokens, one of 56
     inputs = np.random.default_rng(0).standard_normal((4, 1, 256, 2, 64))
 
@@ -122,7 +122,7 @@ def _flash_problem() -> str:
     one_device = Mesh(np.reshape(jax.local_devices()[:1], (1,) * len(AXES)), AXES)
     try:
         with jax.set_mesh(one_device):
-            difference = np.max(np.abs(np.subtract(results("flash", *inputs), results("plain", *inputs))))
+            difference = np.max(np.abs(np.subtract(results(kind, *inputs), results("plain", *inputs))))
     except Exception as error:  # of any layer down to the driver
         reason, *_ = str(error).split("\n")
         return f"{type(error).__name__}: {reason}"

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from bert_jax.model.attention import attention
 from bert_jax.model.config import ModelConfig
@@ -23,8 +25,18 @@ from bert_jax.model.layers import PRODUCT, Dense, Embedding, Norm
 from bert_jax.model.partition import ROWS, TENSOR, axis_size, constrain
 from bert_jax.model.positions import rotary_angles, rotate, sinusoids
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Computes x · Φ(x) (Hendrycks and Gimpel, 2016) in float32 or wider, as Google's BERT wrote it.
+
+    `jax.nn.gelu` takes erfc, which costs more and is exact where Φ is below the precision of 1.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1.0 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
@@ -156,13 +168,13 @@ class EncoderLayer(nnx.Module):
         attention_keys, first_keys, second_keys = (fold_in_each(dropout_keys, use) for use in range(3))
         attended = self.attention(states[-1], sequence_ids, angles, attention_keys, causal, window)
         attended = dropout(attended, first_keys, rate if rate_of_attention < 0 else rate_of_attention)
-        total = states[0] + attended
+        total = checkpoint_name(states[0] + attended, PRODUCT)
         states = residual(self.config, total, self.attention_norm(total))
         expanded = ACTIVATIONS[self.config.hidden_act](self._split(self.intermediate(states[-1])))
         if self.gate is not None:
             expanded *= self._split(self.gate(states[-1]))
         contracted = constrain(self.output(expanded), ROWS)
-        total = states[0] + dropout(contracted, second_keys, rate)
+        total = checkpoint_name(states[0] + dropout(contracted, second_keys, rate), PRODUCT)
         return residual(self.config, total, self.output_norm(total))
 
     def _split(self, expanded: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Attention in one kernel on GPU, which reads only the blocks of tokens that a block of tokens can see.
 
-What a token sees is one range of tokens whatever the mask: its sequence, cut by the window or, in causal
-attention, at the token itself. So a mask is two numbers a token; blocks outside of all ranges are skipped.
+What a token sees is a range of tokens (`ranges.py`); blocks outside of all ranges are skipped.
 
 cuDNN is not used: JAX's public interface takes packed rows only as a T × T bias, whose gradient JAX 0.10
 computes too, and the private one takes offsets only on Hopper and later, and no window to both sides. This
@@ -22,34 +21,28 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from bert_jax.model.layers import PRODUCT
+from bert_jax.model.ranges import LOWEST, Ranges
 
 BLOCK = 64  # tokens of a block: large enough for Hopper's matrix units, small enough to skip short sequences
 HEAD_SIZES = 16, 32, 64, 128
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # a masked score: its exponential is exactly 0
 LOG2_E = math.log2(math.e)
 product = functools.partial(lax.dot, preferred_element_type=jnp.float32)
 
-Ranges = tuple[jax.Array, jax.Array]  # first token that is seen and the one after the last, int32 [B, T] each
 
-
-def visible_range(sequence_ids: jax.Array, before: int, after: int) -> Ranges:
-    """Returns which tokens of its sequence a token sees: itself, `before` before it and `after` after it."""
-    places = jnp.arange(sequence_ids.shape[1], dtype=jnp.int32)
-    changes = jnp.diff(sequence_ids, axis=1) != 0
-    starts = jnp.where(jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True), places, 0)
-    ends = jnp.where(jnp.pad(changes, ((0, 0), (0, 1)), constant_values=True), places, places[-1]) + 1
-    first, stop = lax.cummax(starts, axis=1), lax.cummin(ends, axis=1, reverse=True)
-    return jnp.maximum(first, places - before), jnp.minimum(stop, places + after + 1)
+def fits(query: jax.ShapeDtypeStruct) -> bool:
+    """Returns whether the kernel supports queries [B, T, N, H] of this shape and dtype."""
+    tokens, size = query.shape[1], query.shape[3]
+    return query.dtype.itemsize == 2 and tokens % BLOCK == 0 and size in HEAD_SIZES
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def flash_attention(
+def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, seen: Ranges, seen_by: Ranges, interpret: bool
 ) -> jax.Array:
     """Computes attention where each token sees a range of tokens.
 
     Args:
-        query, key, value: [B, T, N, H]; T divisible by `BLOCK`, H one of `HEAD_SIZES`.
+        query, key, value: [B, T, N, H], a shape that `fits`.
         seen: the keys that each query sees, itself among them.
         seen_by: the queries that see each key; the same pairs.
         interpret: run on any platform, slowly.
@@ -81,7 +74,7 @@ def _backward(interpret, residuals, gradient):
     return dquery, dkey, dvalue, None, None
 
 
-flash_attention.defvjp(_forward, _backward)
+attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, blocks, rows, results, interpret):

@@ -106,8 +106,10 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(self.scale.dtype)
-        mean = jnp.mean(wide, axis=-1, keepdims=True) if self.kind == "layer" else 0.0
-        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        mean = (
+            checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), PRODUCT) if self.kind == "layer" else 0.0
+        )
+        variance = checkpoint_name(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True), PRODUCT)
         normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon) * self.scale[...]
         return (normalized if self.bias is None else normalized + self.bias[...]).astype(x.dtype)
 

@@ -9,8 +9,7 @@ import pytest
 
 from bert_jax.model import attention as attention_lib
 from bert_jax.model.attention import attention
-from bert_jax.model.kernels import flash, visited_tokens
-from bert_jax.model.kernels import splash as splash_lib
+from bert_jax.model.kernels import KERNELS, fused, visited_tokens
 from bert_jax.model.layers import PRODUCT
 from bert_jax.model.partition import AXES
 from tests.tiny import mesh_of
@@ -100,30 +99,23 @@ def test_dropout_acts_on_the_probabilities():
     assert (kept[0] != kept[1]).any()
 
 
-def of_heads(x):
-    return x.swapaxes(1, 2)
-
-
-def interpreted(kernel, **masks):
-    """A kernel on any platform, with tokens before heads."""
+def interpreted(kind, **masks):
+    """A kernel on any platform."""
 
     def run(*inputs):
-        *inputs, ids = inputs
-        if kernel == "flash":
-            return flash(*inputs, ids, interpret=True, **masks)
-        return of_heads(splash_lib(*map(of_heads, inputs), ids, interpret=True, **masks))
+        return fused(kind, *inputs, interpret=True, **masks)
 
     return run
 
 
-def long_inputs(seed, tokens=256):
-    """Rows of 256 tokens: two sequences and padding, and one sequence."""
+def long_inputs(seed, tokens=256, size=32):
+    """Rows of 256 tokens: two sequences and padding, and one sequence; four heads, side by side 128 lanes."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((2, tokens), np.int32)
     ids[0, :100], ids[0, 100:180], ids[1] = 1, 2, 1
-    return [jnp.asarray(rng.standard_normal((2, tokens, 4, 16)), np.float32) for _ in range(4)], jnp.asarray(
-        ids
-    )
+    return [
+        jnp.asarray(rng.standard_normal((2, tokens, 4, size)), np.float32) for _ in range(4)
+    ], jnp.asarray(ids)
 
 
 @pytest.mark.parametrize("window", [2, 5, 8])
@@ -155,24 +147,25 @@ def test_heads_share_keys_and_values():
     ("causal", "window"), [(False, 0), (True, 0), (False, 128), (False, 30), (True, 128)]
 )
 @pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
-@pytest.mark.parametrize("kernel", ["splash", "flash"])
+@pytest.mark.parametrize("kernel", ["mosaic", "flash"])
 def test_a_kernel_is_the_plain_attention_and_so_are_its_gradients(kernel, axes, causal, window):
     """The kernels of TPU and GPU, interpreted; over several devices each computes its rows and heads."""
-    (*inputs, weights), ids = long_inputs(0)
+    (*inputs, weights), ids = long_inputs(0, size=128 if axes else 32)
 
-    def weighted_sum(attend):
+    def results(attend):
         def loss(query, key, value):
-            return jnp.sum(attend(query, key, value, ids) * weights)
+            context = attend(query, key, value, ids)
+            return jnp.sum(context * weights), context
 
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
+        gradients, context = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+        return context, *gradients
 
     masks = {"causal": causal, "window": window}
     mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
     with mesh, jax.default_matmul_precision("highest"):
-        ours, our_gradients = weighted_sum(interpreted(kernel, **masks))
-        theirs, their_gradients = weighted_sum(functools.partial(attention, **masks))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    for one, other in zip(our_gradients, their_gradients, strict=True):
+        ours = results(interpreted(kernel, **masks))
+        theirs = results(functools.partial(attention, **masks))
+    for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -192,13 +185,14 @@ def test_the_kernel_computes_whole_blocks(tokens, causal, window, visited):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("changed", [1, 2, 0], ids=["first", "second", "padding"])
-def test_the_kernel_of_gpu_keeps_sequences_apart_to_the_bit(changed, dtype):
-    """The sequences end inside blocks of 64 tokens; gradients too are those of the sequence alone."""
+@pytest.mark.parametrize("kernel", ["mosaic", "flash"])
+def test_a_kernel_keeps_sequences_apart_to_the_bit(kernel, changed, dtype):
+    """The sequences end inside blocks; gradients too are those of the sequence alone."""
     (*before, weights), ids = long_inputs(0)
     others, _ = long_inputs(1)
     mine = np.asarray(ids) == changed
     after = [jnp.where(mine[..., None, None], 100 * y, x) for x, y in zip(before, others, strict=False)]
-    attend = interpreted("flash")
+    attend = interpreted(kernel)
 
     @jax.jit
     def run(*inputs):
@@ -210,20 +204,31 @@ def test_the_kernel_of_gpu_keeps_sequences_apart_to_the_bit(changed, dtype):
     assert not np.array_equal(run(*before)[0][mine], run(*after)[0][mine])
 
 
-def test_the_kernel_of_gpu_is_finite_where_there_is_only_padding():
+@pytest.mark.parametrize("kernel", ["mosaic", "flash"])
+def test_a_kernel_is_finite_where_there_is_only_padding(kernel):
     (*inputs, weights), ids = long_inputs(0)
-    attend = interpreted("flash")
+    attend = interpreted(kernel)
     context, pull = jax.vjp(lambda *x: attend(*x, jnp.zeros_like(ids)), *inputs)
     assert all(np.isfinite(x).all() for x in (context, *pull(weights)))
 
 
-@pytest.mark.parametrize(("masks", "finite"), [({}, 0), ({"causal": True}, 192), ({"window": 64}, 128)])
-def test_the_kernel_of_gpu_reads_no_block_that_is_out_of_sight(masks, finite):
-    """Of four blocks of 64 tokens; a value that is not a number spoils each block that reads it."""
-    (query, key, value, _), _ = long_inputs(0)
-    value = value.at[:, 200].set(jnp.nan)  # in the last block, which a window of 64 reaches from the third
-    context = interpreted("flash", **masks)(query, key, value, jnp.ones((2, 256), jnp.int32))
-    np.testing.assert_array_equal(np.isfinite(context).all(axis=(0, 2, 3)), np.arange(256) < finite)
+@pytest.mark.parametrize(
+    ("kernel", "tokens", "masks", "finite"),
+    [
+        ("flash", 256, {}, 0),
+        ("flash", 256, {"causal": True}, 192),
+        ("flash", 256, {"window": 64}, 128),
+        ("mosaic", 2048, {}, 0),
+        ("mosaic", 2048, {"causal": True}, 1536),
+        ("mosaic", 2048, {"window": 512}, 1024),
+    ],
+)
+def test_a_kernel_reads_no_block_that_is_out_of_sight(kernel, tokens, masks, finite):
+    """Of four blocks of 64 or 512 tokens; a value that is not a number spoils each block that reads it."""
+    (query, key, value, _), _ = long_inputs(0, tokens)
+    value = value.at[:, -56:].set(jnp.nan)  # in the last block, which the window reaches from the third
+    context = interpreted(kernel, **masks)(query, key, value, jnp.ones((2, tokens), jnp.int32))
+    np.testing.assert_array_equal(np.isfinite(context).all(axis=(0, 2, 3)), np.arange(tokens) < finite)
 
 
 def on_a_gpu():
@@ -234,24 +239,31 @@ def on_a_gpu():
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masks", [{}, {"causal": True}, {"window": 128}], ids=str)
 @pytest.mark.parametrize(
-    ("tokens", "rate", "kind", "fused"),
+    ("tokens", "size", "rate", "kind", "fused"),
     [
-        (256, 0.0, "splash", True),
-        (256, 0.0, "plain", False),
-        (256, 0.1, "splash", False),
-        (200, 0.0, "splash", False),
+        (384, 64, 0.0, "mosaic", True),
+        (384, 128, 0.0, "mosaic", True),
+        (384, 64, 0.0, "plain", False),
+        (384, 64, 0.1, "mosaic", False),
+        (200, 64, 0.0, "mosaic", False),
+        (384, 16, 0.0, "mosaic", False),  # four heads fill half of the lanes
+        (384, 96, 0.0, "mosaic", False),  # heads would lie across groups of lanes
     ],
     ids=str,
 )
-def test_on_tpu_the_kernel_is_taken_where_it_can_be(tokens, rate, kind, fused, causal):
-    """Of the program that a TPU would get; T × T scores are there exactly where the kernel is not."""
-    (*inputs, _), ids = long_inputs(0, tokens)
+def test_on_tpu_the_kernel_is_taken_where_it_can_be(tokens, size, rate, kind, fused, masks):
+    """Of the program of a gradient: one kernel forward and one backward, and nowhere an array of T × T."""
+    (*inputs, _), ids = long_inputs(0, tokens, size)
     keys = jax.random.split(jax.random.key(0), 2)
-    run = jax.jit(functools.partial(attention, dropout_rate=rate, kind=kind, causal=causal))
-    text = run.trace(*inputs, ids, keys).lower(lowering_platforms=("tpu",)).as_text()
-    assert ("tpu_custom_call" in text) == fused
+
+    def loss(*inputs):
+        return attention(*inputs, ids, keys, rate, kind, **masks).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    text = gradient.trace(*inputs).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("@tpu_custom_call") == (2 if fused else 0)
     assert (f"{tokens}x{tokens}xf32" in text) == (not fused)
 
 
@@ -285,39 +297,54 @@ def test_on_gpu_the_kernel_is_taken_where_it_can_be(tokens, size, dtype, rate, k
     assert (f"{tokens}x{tokens}x" in text) == (not fused)
 
 
-def test_remat_keeps_the_results_of_the_kernel_of_gpu(capsys):
+@pytest.mark.parametrize(
+    ("kernel", "shapes"),
+    [
+        ("flash", ["f32[2,256,4,32]", "f32[2,4,256]"]),
+        ("mosaic", ["f32[2,256,128]", "f32[2,4,1,256]"]),
+    ],
+)
+def test_remat_keeps_the_results_of_a_kernel(kernel, shapes, capsys):
     """So that the backward pass does not run it again."""
     (*inputs, _), ids = long_inputs(0)
-    attend = interpreted("flash")
+    attend = interpreted(kernel)
     policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
     jax.ad_checkpoint.print_saved_residuals(
         jax.checkpoint(lambda *x: attend(*x, ids), policy=policy), *inputs
     )
     kept = [line for line in capsys.readouterr().out.splitlines() if "named 'product'" in line]
-    assert [line.split()[0] for line in kept] == ["f32[2,256,4,16]", "f32[2,4,256]"]
+    assert [line.split()[0] for line in kept] == shapes
 
 
+def replaced(how):
+    """The function `fused` of a device where the kernel computes what `how` makes of its arguments."""
+    return lambda kind, *inputs: how(functools.partial(fused, kind, interpret=True), *inputs)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize(
     ("kernel", "problem"),
     [
-        (
-            flash,
-            "ValueError: ",
-        ),  # this machine has no GPU, so the kernel cannot be compiled, as for an old one
-        (lambda *x: flash(*x, interpret=True), ""),
-        (lambda q, k, v, ids, *_: flash(q, k, v, 0 * ids, interpret=True), "its results differ by "),
-        (lambda q, *_: jnp.nan * q, "its results differ by nan"),
+        (fused, "ValueError: "),  # of a CPU, for which neither kernel can be compiled, as for an old device
+        (replaced(lambda attend, *x: attend(*x)), ""),
+        (replaced(lambda attend, q, k, v, ids, *_: attend(q, k, v, 0 * ids)), "its results differ by "),
+        (replaced(lambda _, q, *__: jnp.nan * q), "its results differ by nan"),
     ],
     ids=["fails", "works", "sequences see each other", "not numbers"],
 )
-def test_a_gpu_that_cannot_run_the_kernel_has_plain_attention_and_one_line_in_the_log(
-    kernel, problem, monkeypatch, caplog
+def test_a_device_that_cannot_run_the_kernel_has_plain_attention_and_one_line_in_the_log(
+    kernel, problem, platform, monkeypatch, caplog
 ):
-    monkeypatch.setattr(attention_lib, "flash", kernel)
+    monkeypatch.setattr(attention_lib, "fused", kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     kernel_of = functools.cache(attention_lib.kernel_of.__wrapped__)
     with caplog.at_level(logging.WARNING, "bert_jax"), jax.set_mesh(mesh_of(data=8)):
-        assert {kernel_of("gpu") for _ in range(2)} == {"plain" if problem else "flash"}
-    said = "attention without a fused kernel, which this GPU cannot run: "
+        assert {kernel_of(platform) for _ in range(2)} == {"plain" if problem else KERNELS[platform]}
+    said = f"attention without a fused kernel, which this {platform.upper()} cannot run: "
     assert [line.startswith(said + problem) and "\n" not in line for line in caplog.messages] == (
         [True] if problem else []
     )
+
+
+def test_a_kernel_is_not_tried_for_devices_that_are_planned_for():
+    assert attention_lib.kernel_of("tpu") == "mosaic"

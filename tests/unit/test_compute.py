@@ -46,7 +46,7 @@ def test_the_kernel_of_tpu_is_traced_for_tpu_only():
     assert step_lib.compute_of(train, mesh_of()).attention == "plain"
     tpu = type("Device", (), {"platform": "tpu"})
     mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [tpu]})})
-    assert step_lib.compute_of(train, mesh).attention == "splash"
+    assert step_lib.compute_of(train, mesh).attention == "mosaic"
     assert step_lib.compute_of(dataclasses.replace(train, attention="plain"), mesh).attention == "plain"
     queries = jnp.ones((1, 256, 1, 8))
     from bert_jax.model.attention import attention

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.model.dropout import dropout, fold_in_each
+from bert_jax.model.dropout import dropout, fold_in_each, random_bits
 
 
 def row_keys(rows, seed=0):
@@ -57,3 +57,40 @@ def test_fold_in_each_makes_streams_of_their_own():
     assert len({row.tobytes() for stream in streams for row in np.asarray(stream)}) == 9
     np.testing.assert_array_equal(streams[1][2], jax.random.key_data(jax.random.fold_in(keys[2], 1)))
     assert fold_in_each(None, 1) is None
+
+
+def test_bits_are_those_of_the_hash_written_down():
+    """Place 5 of a row [2, 4] is (1, 1); computed with Python's integers."""
+    keys = jax.random.wrap_key_data(jnp.array([[7, 11], [0xFFFFFFFF, 0x80000000]], jnp.uint32))
+
+    def expected(place, first, second):
+        x = (place * 0x9E3779B9 + first) % 2**32
+        x = (x ^ x >> 16) * 0x21F0AAAD % 2**32
+        x = (x ^ x >> 15 ^ second) * 0xD35A2D97 % 2**32
+        return x ^ x >> 15
+
+    bits = random_bits(keys, (2, 4))
+    assert bits.dtype == jnp.uint32
+    assert bits[0, 1, 1] == expected(5, 7, 11) == 572753299
+    assert bits[1, 1, 3] == expected(7, 0xFFFFFFFF, 0x80000000)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_places_rows_and_streams_are_not_correlated(rate):
+    """Of a million places: neighbours at powers of two, columns, other rows, other uses of a row's key."""
+    shape = 1024, 1024
+    rows = row_keys(4)
+    keys = jnp.concatenate([rows, fold_in_each(rows, 1), fold_in_each(rows, 2)])
+    kept = np.asarray(random_bits(keys, shape) >= np.uint32(rate * 2**32)) - (1 - rate)
+    variance = rate * (1 - rate)
+    flat = kept.reshape(len(keys), -1)
+
+    def deviations(one, other):
+        return abs((one * other).sum() / (variance * np.sqrt(one.size)))
+
+    for lag in (1, 2, 3, 64, 1024, 4096, 2**19):
+        assert max(deviations(row[:-lag], row[lag:]) for row in flat) < 5
+    assert max(deviations(flat[i], flat[j]) for i in range(len(flat)) for j in range(i)) < 5
+    for axis in (1, 2):  # the sum of squares of a thousand sums is a thousand variances, within its deviation
+        squares = (kept.sum(axis=axis) ** 2).sum(axis=1) / (variance * 1024)
+        assert (abs(squares - 1024) < 5 * np.sqrt(2 * 1024)).all()

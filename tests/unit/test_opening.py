@@ -140,15 +140,15 @@ def test_a_value_that_a_version_does_not_know_names_the_checkpoint():
 def test_inference_takes_the_kernel_of_the_device_that_it_runs_on(tmp_path, monkeypatch):
     taken = []
 
-    def splash(query, _key, value, *_, **__):
+    def fused(_, query, _key, value, *__):
         taken.append(query.shape)
         return value
 
     save(tmp_path / "pretrained", wordpiece())
     save_finetuned(tmp_path / "finetuned", wordpiece(), "classification", FACTS)
-    monkeypatch.setattr(opening, "kernel_of", lambda platform: {"cpu": "splash"}[platform])
-    monkeypatch.setattr(attention, "splash_fits", lambda tokens: tokens > 0)
-    monkeypatch.setattr(attention, "splash", splash)
+    monkeypatch.setattr(opening, "kernel_of", lambda platform: {"cpu": "mosaic"}[platform])
+    monkeypatch.setattr(attention, "fits", lambda kind, _: kind == "mosaic")
+    monkeypatch.setattr(attention, "fused", fused)
     bert_jax.load(tmp_path / "pretrained").features(["the state"])
     assert len(taken) == 1  # in the scan over layers
     best = load_finetuned(tmp_path / "finetuned")
