@@ -1,9 +1,10 @@
-"""Measure preparation, input, training step or checkpoints on this machine; print medians and spreads.
+"""Measure preparation, input, training step, start or checkpoints on this machine; print medians and spreads.
 
     python -m bert_jax.benchmark --config=bert_tiny --what=prepare
     python -m bert_jax.benchmark --config=bert_tiny --what=input
     python -m bert_jax.benchmark --config=bert_tiny --what=step
     python -m bert_jax.benchmark --config=bert_mini --what=step --peer=transformers
+    python -m bert_jax.benchmark --config=bert_tiny --what=start
     python -m bert_jax.benchmark --config=bert_base --what=checkpoint
     python -m bert_jax.benchmark --config=bert_mini --what=products
     python -m bert_jax.benchmark --what=gpu
@@ -20,7 +21,7 @@ from bert_jax import command
 if __name__ == "__main__":
     command.define_config_flags(data_dir=True)
     flags.DEFINE_enum(
-        "what", "step", ["prepare", "input", "step", "checkpoint", "products", "gpu"],
+        "what", "step", ["prepare", "input", "step", "start", "checkpoint", "products", "gpu"],
         "What to measure; gpu: steps of known networks on one GPU, beside those of Transformers.",
     )  # fmt: skip
     flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
@@ -34,7 +35,7 @@ import platform
 
 import jax
 
-from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, products, step
+from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, products, start, step
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 
@@ -57,6 +58,8 @@ def main() -> None:
             prepare.measure(config, repeats)
         case "input":
             inputs.measure(config, data_dir, repeats)
+        case "start":
+            start.measure(config, data_dir, repeats)
         case "checkpoint":
             checkpoint.measure(config, repeats)
         case "products":
