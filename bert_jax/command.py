@@ -5,13 +5,14 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import importlib
 import itertools
 import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -68,6 +69,13 @@ def define_config_flags(kind: Any = config_lib.Config, data_dir: bool = False) -
         flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
 
 
+def define_process_flags() -> None:
+    """Defines the flags with which a launcher numbers processes; TPU, GKE and Slurm need none."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; for several processes.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+
+
 def resolved_config() -> Any:
     """Returns the checked config of the command line, of the kind that the flags were defined for.
 
@@ -115,16 +123,30 @@ def folder_flag(name: str) -> pathlib.Path:
     return pathlib.Path(value)
 
 
-def run(main: Callable[..., int | None], modes: Sequence[str] = ()) -> None:
+def main_of(module: str) -> Callable[..., int | None]:
+    """Returns the `main` of a command's module, which is imported when it is called.
+
+    `python -m` runs the module itself only up to its flags: JAX and what else a command works with take
+    seconds to import, which --help and a mistake in the flags need not wait for.
+    """
+
+    def main(*arguments: str) -> int | None:
+        return importlib.import_module(module).main(*arguments)
+
+    return main
+
+
+def run(main: Callable[..., int | None], takes_mode: bool = False) -> None:
     """Parses the command line, runs `main` and exits with its return code.
 
-    With `modes`, the first argument must be one of them and is passed to `main`. A `UserError` becomes one
-    line on stderr and exit code 2. The command ends quietly when the reader of its output is gone (`| head`).
+    With `takes_mode`, `main` is called with the first argument, "" if that is a flag or missing. A
+    `UserError` becomes one line on stderr and exit code 2. The command ends quietly when the reader of its
+    output is gone (`| head`).
     """
     streams.open_streams()
     _set_up_log()
     try:
-        arguments = [_parse_mode(modes)] if modes and not HELP & set(sys.argv[1:]) else []
+        arguments = [_take_mode()] if takes_mode else []
         _parse_flags()
         code = main(*arguments) or 0
         sys.stdout.flush()
@@ -203,11 +225,8 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _parse_mode(modes: Sequence[str]) -> str:
-    if len(sys.argv) < 2 or sys.argv[1] not in modes:
-        given = f", not {sys.argv[1]!r}" if len(sys.argv) > 1 else ""
-        raise UserError(f"the first argument must be one of {', '.join(modes)}{given}.")
-    return sys.argv.pop(1)
+def _take_mode() -> str:
+    return "" if len(sys.argv) < 2 or sys.argv[1].startswith("-") else sys.argv.pop(1)
 
 
 def _parse_flags() -> None:

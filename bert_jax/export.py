@@ -8,11 +8,17 @@ The files are read again, by Transformers if that and PyTorch are installed, and
 logits; otherwise nothing is written.
 """
 
-import logging
-
 from absl import flags
 
 from bert_jax import command
+
+if __name__ == "__main__":
+    flags.DEFINE_string("input", None, "A run's folder or one of its checkpoints.")
+    flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
+    command.run(command.main_of("bert_jax.export"))
+
+import logging
+
 from bert_jax.files import new_folder
 from bert_jax.interop.export import export
 
@@ -24,9 +30,3 @@ def main() -> None:
     with new_folder(output) as folder:
         export(source, folder)
     log.info("wrote %s", output)
-
-
-if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "A run's folder or one of its checkpoints.")
-    flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
-    command.run(main)

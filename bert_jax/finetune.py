@@ -7,6 +7,18 @@ The loop, the step and the checkpoints are those of pretraining: the same comman
 checkpoint by the task's metric is kept, and run_scores once by the test examples, where there are any.
 """
 
+from absl import flags
+
+from bert_jax import command
+from bert_jax.tasks.config import FinetuneConfig
+
+if __name__ == "__main__":
+    command.define_config_flags(FinetuneConfig)
+    flags.DEFINE_string("workdir", None, "Where everything of the run is kept (default: runs/<config>).")
+    flags.DEFINE_bool("test", True, "--notest leaves the test examples unread: while choosing what to try.")
+    command.define_process_flags()
+    command.run(command.main_of("bert_jax.finetune"))
+
 import dataclasses
 import json
 import logging
@@ -16,19 +28,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import flags
 from etils import epath
 
-from bert_jax import command
 from bert_jax.files import write, write_rows
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.interop.huggingface import exports_as
 from bert_jax.report.text_table import text_table
-from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.tasks.downstream import Scores
 from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, open_init_from, provenance
 from bert_jax.tasks.registry import task_class
-from bert_jax.training import hosts
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache, write_report, write_results
@@ -174,11 +182,3 @@ def next_steps(config: FinetuneConfig, workdir: epath.Path) -> str:
         f"       look at {run}/report.html and {run}/predictions_eval.jsonl\n"
         f"       make export INPUT={run} OUTPUT=exported"
     )
-
-
-if __name__ == "__main__":
-    command.define_config_flags(FinetuneConfig)
-    flags.DEFINE_string("workdir", None, "Where everything of the run is kept (default: runs/<config>).")
-    flags.DEFINE_bool("test", True, "--notest leaves the test examples unread: while choosing what to try.")
-    hosts.define_flags()
-    command.run(main)

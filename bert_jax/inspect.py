@@ -7,6 +7,14 @@ python -m bert_jax.inspect --config=bert_tiny --step=100 --rows=256
 from absl import flags
 
 from bert_jax import command
+
+if __name__ == "__main__":
+    command.define_config_flags(data_dir=True)
+    flags.DEFINE_integer("step", 0, "Number of the step to print.", lower_bound=0)
+    flags.DEFINE_integer("rows", 8, "How many of its rows to print.", lower_bound=1)
+    command.run(command.main_of("bert_jax.inspect"))
+
+
 from bert_jax.corpus.mixture import prepare
 from bert_jax.data.mixed_batches import MixedBatches, phase_batches
 from bert_jax.data.shown import sequences, shares_of_sources, summary
@@ -38,10 +46,3 @@ def main() -> None:
             print(f"\n{lines}")
     if rows < all_rows:
         print(f"\n… and {all_rows - rows} more rows; --rows={all_rows} prints all.")
-
-
-if __name__ == "__main__":
-    command.define_config_flags(data_dir=True)
-    flags.DEFINE_integer("step", 0, "Number of the step to print.", lower_bound=0)
-    flags.DEFINE_integer("rows", 8, "How many of its rows to print.", lower_bound=1)
-    command.run(main)

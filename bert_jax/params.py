@@ -5,14 +5,22 @@ python -m bert_jax.params --config=bert_large --devices=16 --config.mesh.fsdp=16
 python -m bert_jax.params --config=bert_base --like-lecture
 """
 
+from absl import flags
+
+from bert_jax import command
+
+if __name__ == "__main__":
+    command.define_config_flags()
+    flags.DEFINE_integer("devices", None, "Number of devices (default: this machine's).", lower_bound=1)
+    flags.DEFINE_boolean("like_lecture", False, "The lecture's arithmetic: matrices only, rounded.")
+    command.run(command.main_of("bert_jax.params"))
+
 import collections
 import math
 
 import jax
-from absl import flags
 from jax.sharding import AbstractMesh
 
-from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.interop.huggingface import exports_as
 from bert_jax.model.config import ModelConfig
@@ -121,11 +129,3 @@ def lecture(model: ModelConfig) -> str:
         f"total         {embeddings / 1e6:.1f} M + {model.num_hidden_layers} × {round(layer / 1e6)} M"
         f" = {rounded:.0f} M (with the layers unrounded {exact / 1e6:.1f} M)"
     )
-
-
-if __name__ == "__main__":
-    command.define_config_flags()
-    flags.DEFINE_integer("devices", None, "Number of devices (default: this machine's).", lower_bound=1)
-    about = f"The lecture's arithmetic: vocabulary {LECTURE_VOCABULARY:,}, matrices only, rounded."
-    flags.DEFINE_boolean("like_lecture", False, about)
-    command.run(main)

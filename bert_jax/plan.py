@@ -7,11 +7,24 @@ Memory and collectives are the compiler's own numbers; times are estimates. Need
 installs. --topology=local plans for this machine's devices instead.
 """
 
-import dataclasses
-
 from absl import flags
 
 from bert_jax import command
+
+if __name__ == "__main__":
+    command.define_config_flags()
+    flags.DEFINE_string("topology", "v5e:4x4", "e.g. v5e:16x16, v5p:4x4x4, v6e:16x16; `local`: this machine.")
+    flags.DEFINE_integer("slices", 1, "Number of slices, joined by the data-centre network.", lower_bound=1)
+    flags.DEFINE_bool("search", False, "Try batch, remat and fsdp; print the best that fits. Takes minutes.")
+    flags.DEFINE_bool("compare", False, "Also compile with plain attention.")
+    flags.DEFINE_bool("profile", False, "Also list the most expensive operations.")
+    flags.DEFINE_integer("phase", 0, "Plan this phase alone, from 1; 0: all phases.", lower_bound=0)
+    flags.DEFINE_float("price", None, "Price of a device-hour in any currency, for the cost of the run.")
+    flags.DEFINE_string("output", None, "Also write shardings, memory and collectives to this file as JSON.")
+    command.run(command.main_of("bert_jax.plan"))
+
+import dataclasses
+
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.scaling.compile import compile_step
@@ -60,16 +73,3 @@ def phase_configs(config: Config, number: int) -> list[Config]:
         )
         for phase in chosen
     ]
-
-
-if __name__ == "__main__":
-    command.define_config_flags()
-    flags.DEFINE_string("topology", "v5e:4x4", "e.g. v5e:16x16, v5p:4x4x4, v6e:16x16; `local`: this machine.")
-    flags.DEFINE_integer("slices", 1, "Number of slices, joined by the data-centre network.", lower_bound=1)
-    flags.DEFINE_bool("search", False, "Try batch, remat and fsdp; print the best that fits. Takes minutes.")
-    flags.DEFINE_bool("compare", False, "Also compile with plain attention.")
-    flags.DEFINE_bool("profile", False, "Also list the most expensive operations.")
-    flags.DEFINE_integer("phase", 0, "Plan this phase alone, from 1; 0: all phases.", lower_bound=0)
-    flags.DEFINE_float("price", None, "Price of a device-hour in any currency, for the cost of the run.")
-    flags.DEFINE_string("output", None, "Also write shardings, memory and collectives to this file as JSON.")
-    command.run(main)

@@ -14,6 +14,32 @@ paragraph) have a tab between them. A blank line has an empty result, so that re
 labels: .txt, standard input and pipes hold lines of text, except that tag reads .txt with tags as columns.
 """
 
+from absl import flags
+
+from bert_jax import command
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
+    flags.DEFINE_string("text", None, "The text; [MASK] marks a word to guess.")
+    flags.DEFINE_string("next", None, "The sentence that may follow --text.")
+    flags.DEFINE_string("input", None, "A file with one text a line, instead of --text; - is standard input.")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "The file to write: .npy or .parquet for features (row n is line n), .jsonl for predictions.",
+    )
+    flags.DEFINE_bool("with_text", False, "For features in .parquet: write the texts too.")
+    flags.DEFINE_enum(
+        "pooling",
+        None,
+        ["mean", "cls"],
+        "For features: mean over all tokens, or the state of [CLS] (default: mean; without a pooler as "
+        "model.classifier_pooling).",
+    )
+    flags.DEFINE_integer("layer", -1, "For features: 0 is the embeddings, -1 the last layer.")
+    flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)
+    command.run(command.main_of("bert_jax.predict"), takes_mode=True)
+
 import contextlib
 import functools
 import json
@@ -26,9 +52,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
 
-from bert_jax import command, files
+from bert_jax import files
 from bert_jax.errors import UserError, reason
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
@@ -41,6 +66,9 @@ log = logging.getLogger("bert_jax")
 
 
 def main(mode: str) -> None:
+    if mode not in MODES:
+        given = f", not {mode!r}" if mode else ""
+        raise UserError(f"the first argument must be one of {', '.join(MODES)}{given}.")
     for handler in log.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)  # standard output is for results
@@ -207,25 +235,3 @@ MODES: dict[str, Callable[[], None]] = {
     "features": features,
     **{verb: functools.partial(fine_tuned, *tasks) for verb, tasks in VERBS.items()},
 }
-
-if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "A run's folder or one of its checkpoints (default: the newest).")
-    flags.DEFINE_string("text", None, "The text; [MASK] marks a word to guess.")
-    flags.DEFINE_string("next", None, "The sentence that may follow --text.")
-    flags.DEFINE_string("input", None, "A file with one text a line, instead of --text; - is standard input.")
-    flags.DEFINE_string(
-        "output",
-        None,
-        "The file to write: .npy or .parquet for features (row n is line n), .jsonl for predictions.",
-    )
-    flags.DEFINE_bool("with_text", False, "For features in .parquet: write the texts too.")
-    flags.DEFINE_enum(
-        "pooling",
-        None,
-        ["mean", "cls"],
-        "For features: mean over all tokens, or the state of [CLS] (default: mean; without a pooler as "
-        "model.classifier_pooling).",
-    )
-    flags.DEFINE_integer("layer", -1, "For features: 0 is the embeddings, -1 the last layer.")
-    flags.DEFINE_integer("top_k", 5, "Guesses for each mask.", lower_bound=1)
-    command.run(main, modes=tuple(MODES))

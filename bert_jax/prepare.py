@@ -6,11 +6,17 @@
 The last line is a digest of the documents' contents: the same text and settings give the same digest.
 """
 
-import logging
-
 from absl import flags
 
 from bert_jax import command
+
+if __name__ == "__main__":
+    command.define_config_flags(data_dir=True)
+    flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare; local: on the cores of this machine.")
+    command.run(command.main_of("bert_jax.prepare"))
+
+import logging
+
 from bert_jax.corpus.mixture import prepare
 from bert_jax.data.obstacles import obstacles
 
@@ -23,9 +29,3 @@ def main() -> None:
     for obstacle in obstacles(dataset, config.data, config.train.seed):
         log.warning(obstacle.message)
     print(f"dataset_sha256: {dataset.sha256}")
-
-
-if __name__ == "__main__":
-    command.define_config_flags(data_dir=True)
-    flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare; local: on the cores of this machine.")
-    command.run(main)

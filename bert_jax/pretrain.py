@@ -7,15 +7,23 @@ The same command again resumes. Everything of the run is kept in --workdir. Star
 TPU pod, GKE, Slurm or `launch/local.py`, they train one model together.
 """
 
+from absl import flags
+
+from bert_jax import command
+
+if __name__ == "__main__":
+    command.define_config_flags(data_dir=True)
+    command.define_process_flags()
+    flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
+    command.run(command.main_of("bert_jax.pretrain"))
+
 import logging
 import re
 import shlex
 
 import jax
-from absl import flags
 from etils import epath
 
-from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.corpus.mixture import PreparedSources, dataset_for
 from bert_jax.corpus.sources.files import MissingInput
@@ -27,7 +35,7 @@ from bert_jax.report.charts import probe_metrics
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
 from bert_jax.tasks.probes import Probe, read_probes
-from bert_jax.training import hosts, loop
+from bert_jax.training import loop
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.opening import open_checkpoint
@@ -148,10 +156,3 @@ def summary(workdir: epath.Path) -> str:
             "       your own text:   make pretrain ARGS=\"--config.data.source='text:/path/to/*.txt'\"",
         ]
     )
-
-
-if __name__ == "__main__":
-    command.define_config_flags(data_dir=True)
-    hosts.define_flags()
-    flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
-    command.run(main)

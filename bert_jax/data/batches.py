@@ -210,7 +210,7 @@ def iterate(
     workers: int,
     prefetch: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches of first_step, first_step + 1, … without end, built ahead by threads.
+    """Yields the batches of first_step, first_step + 1, … without end, built ahead by threads from now on.
 
     Args:
         batches: builds a batch from a step and rows.
@@ -220,5 +220,11 @@ def iterate(
     """
     steps = grain.MapDataset.range(first_step, sys.maxsize).map(lambda step: batches(step, rows))
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
-    with contextlib.closing(iter(steps.to_iter_dataset(options))) as iterator:
+    iterator = iter(steps.to_iter_dataset(options))
+    iterator.start_prefetch()
+    return _closed_when_dropped(iterator)
+
+
+def _closed_when_dropped(iterator: grain.DatasetIterator) -> Iterator[dict[str, np.ndarray]]:
+    with contextlib.closing(iterator):
         yield from iterator

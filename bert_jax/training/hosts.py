@@ -24,13 +24,6 @@ NO_CLUSTER = "coordinator_address should be defined"  # in JAX's error where no 
 log = logging.getLogger("bert_jax")
 
 
-def define_flags() -> None:
-    """Defines the flags with which a launcher numbers processes; TPU, GKE and Slurm need none."""
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; for several processes.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
-
-
 def connect() -> None:
     """Connects to the other processes that flags or the environment name, if any.
 

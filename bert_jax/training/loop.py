@@ -4,6 +4,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import jax
@@ -164,7 +165,7 @@ class Run:
         """Restores the newest undamaged checkpoint of step `at_most` or before, or starts anew."""
         restored = self.checkpoints.restore_newest(self.program.abstract, at_most)
         if restored is None:
-            params = self.task.initial_params(self.program.random_params, self.program.abstract.params)
+            params = self.task.initial_params(self.random_params, self.program.abstract.params)
             restored = self.program.initial_state(params), {}
         else:
             log.info(
@@ -190,6 +191,11 @@ class Run:
             f"{data.global_batch_size * data.max_seq_length:,}", self.workdir,
         )  # fmt: skip
 
+    def random_params(self) -> Any:
+        """Makes random parameters; another thread compiles the first step meanwhile."""
+        self.start_compiling(self.phases[0])
+        return self.program.random_params()
+
     def train(self, phase: Phase) -> None:
         """Trains to the end of the phase, or to the next steps to skip, or until the run ends.
 
@@ -208,14 +214,18 @@ class Run:
             )
         program = self.programs[phase.index]
         batches = self.task.batches(phase, step - phase.first_step, program.rows)
-        update = self.compiled(phase)
+        update = self.start_compiling(phase).result()
         self.recorder.start_clock()
+        to_compile = list(self.phases[phase.index + 1 : phase.index + 2])
         while step < end and not self.ended:
             batch = self.next_batch(program, batches)
             self.profiler.before(step, self.state)
             self.state, metrics = update(self.state, batch, program.key)
             step += 1
-            self.check(self.recorder.add(step, metrics))
+            done = self.recorder.add(step, metrics)
+            self.check(done)
+            while done and to_compile:  # not before: it competes with the first step for the host
+                self.start_compiling(to_compile.pop())
             self.checkpoints.raise_if_failed()
             self.evaluate_and_save(step)
         self.check(self.recorder.flush())
@@ -228,13 +238,9 @@ class Run:
         self.recorder.add_wait(time.perf_counter() - start)
         return batch
 
-    def compiled(self, phase: Phase) -> Step:
-        """Returns the compiled step of a phase; that of the next phase is made while this one trains."""
-        started = [
-            self.executables.start(self.programs[one.index], self.task.batch_shapes(one))
-            for one in self.phases[phase.index : phase.index + 2]
-        ]
-        return started[0].result()
+    def start_compiling(self, phase: Phase) -> Future[Step]:
+        """Starts to compile the step of a phase, unless that was done."""
+        return self.executables.start(self.programs[phase.index], self.task.batch_shapes(phase))
 
     def check(self, done: dict[str, Any] | None) -> None:
         """Checks metrics for bad values and a request to stop; all processes have the same metrics.

@@ -188,8 +188,9 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def add_wait(self, seconds: float) -> None:
-        """Counts time in which the devices had no batch to work on."""
-        self._waited += seconds
+        """Counts time that a batch took, if at its end the devices have nothing left to do."""
+        if self._pending is None or self._pending[1]["loss"].is_ready():  # type: ignore[attr-defined]
+            self._waited += seconds
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
         """Takes the metrics of `step`, which may not be computed yet; returns those of the step before."""

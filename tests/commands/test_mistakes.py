@@ -113,9 +113,10 @@ def run(*words):
     known = set(flags.FLAGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [verb, *arguments])
-        # Both are of a whole process, and this one runs many commands.
+        # They are of a whole process, and this one runs many commands.
         patch.setattr("bert_jax.training.hosts.connect", lambda: None)
-        patch.setattr("bert_jax.training.workdir.lock", lambda _: None)
+        patch.setattr("bert_jax.pretrain.lock", lambda _: None)
+        patch.setattr("bert_jax.finetune.lock", lambda _: None)
         try:
             runpy.run_module(f"bert_jax.{verb}", run_name="__main__", alter_sys=True)
         except SystemExit as end:
@@ -334,7 +335,7 @@ def test_text_that_cannot_teach_is_told_by_prepare_and_where_a_run_resumes(capfd
     assert run(*PREPARE.split(), *words) == 0
     assert warning in capfd.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr("bert_jax.data.obstacles.obstacles", lambda *_: ())
+        patch.setattr("bert_jax.pretrain.obstacles", lambda *_: ())
         assert run(*f"{PRETRAIN}6".split(), *words) == 0
     assert warning not in capfd.readouterr().out
     assert run(*f"{PRETRAIN}6".split(), *words) == 0

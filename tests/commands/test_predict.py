@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax.inference import pretrained
 from tests.saved import save, wordpiece
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +34,7 @@ def loaded_once(monkeypatch, bert):
                 calls.append(name)
             return found
 
-    monkeypatch.setattr(pretrained, "load", lambda _: Counting())
+    monkeypatch.setattr("bert_jax.predict.load", lambda _: Counting())
     return calls
 
 

@@ -12,7 +12,6 @@ import pytest
 
 import bert_jax
 from bert_jax.errors import UserError
-from bert_jax.inference import finetuned, pretrained
 from tests.saved import save, save_finetuned, wordpiece
 
 FACTS = {  # of a fine-tuned checkpoint, by its task
@@ -45,8 +44,8 @@ def loaded(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, predict, loaded):
     """Runs the mode of a checkpoint, which is loaded already: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(pretrained, "load", loaded.__getitem__)
-    monkeypatch.setattr(finetuned, "load_finetuned", lambda name, _: loaded[name])
+    monkeypatch.setattr("bert_jax.predict.load", loaded.__getitem__)
+    monkeypatch.setattr("bert_jax.predict.load_finetuned", lambda name, _: loaded[name])
     return lambda name, *words: predict(MODES[name][0], f"--checkpoint={name}", *words)
 
 
@@ -192,7 +191,7 @@ def test_predictions_of_lines_in_a_file(run, tmp_path):
 
 
 def test_features_of_every_line(monkeypatch, predict, loaded, tmp_path):
-    monkeypatch.setattr(pretrained, "load", loaded.__getitem__)
+    monkeypatch.setattr("bert_jax.predict.load", loaded.__getitem__)
     (tmp_path / "cr.txt").write_bytes(b"so\rit\n\nwas\r\n")
     code, out, err = predict("features", "--checkpoint=pretrained", "--input=cr.txt", "--output=cr.npy")
     assert (code, out, err) == (0, "cr.npy: 3 × 16 float32, pooling mean\n", "")

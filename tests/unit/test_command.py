@@ -53,6 +53,31 @@ def test_shipped_name_with_overrides(run, words):
     assert config.model.hidden_size == 128
 
 
+COMMANDS = (
+    "prepare", "pretrain", "inspect", "predict", "params", "finetune", "convert", "export", "plan",
+    "benchmark",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_only_what_the_flags_need(name):
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"bert_jax.{name}", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    imported = {line.rsplit("|")[-1].strip().partition(".")[0] for line in found.stderr.splitlines()}
+    assert "Flags:" in found.stdout
+    assert "ml_collections" in imported
+    heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "pyarrow", "sentencepiece"}
+    assert imported & (heavy | {"tensorflow_datasets", "sklearn", "etils"}) == set()
+
+
+def test_a_mistake_in_the_flags_is_found_before_the_program_is_imported(run):
+    code, _, err, _ = run("--config=bert_tiny", "--config.train.seed=x", main=command.main_of("no_module"))
+    assert code == 2
+    assert err.startswith("error: --config.train.seed=x is not valid")
+
+
 def test_probes_are_added_and_changed(run, tmp_path):
     code, _, err, config = run(
         "--config=bert_tiny", "--config.train.probes[0].file=a.tsv", "--config.train.probes[0].layer=1",

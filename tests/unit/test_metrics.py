@@ -6,6 +6,7 @@ import logging
 import time
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
@@ -30,6 +31,19 @@ def metrics(loss, tokens=100):
         "loss": jnp.float32(loss), "grad_norm": jnp.float32(2 * loss), "tokens": jnp.int32(tokens),
         "attended": jnp.float32(1000), "predictions": jnp.float32(10), "stop_requested": jnp.float32(0),
     }  # fmt: skip
+
+
+class Unfinished:
+    """An array that the devices have yet to compute, when it is asked."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def is_ready(self):
+        return False
+
+    def __array__(self, *args, **kwargs):
+        return np.asarray(self.value)
 
 
 def test_cut_back_to_the_step_resumed_at(path):
@@ -160,6 +174,20 @@ def test_speed_counts_tokens_over_training_time_alone(path, monkeypatch):
     (row,) = rows_of(path)
     assert row["tokens_per_second"] == 12.5  # 150 tokens in 12 seconds
     assert row["data_wait_fraction"] == 0.25
+
+
+def test_a_batch_that_comes_while_the_devices_work_is_not_waited_for(path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    recorder = recorder_of(path)
+    recorder.start_clock()
+    for step in (1, 2, 3):
+        recorder.add_wait(1.0)  # only the first: from then on the devices have a step to do
+        now[0] += 4.0
+        recorder.add(step, metrics(loss=1) | {"loss": Unfinished(jnp.float32(1))})
+    recorder.flush()
+    (row,) = rows_of(path)
+    assert row["data_wait_fraction"] == 0.0833  # 1 of 12 seconds
 
 
 def test_line_for_people(path, caplog):
