@@ -38,10 +38,11 @@ import jax
 from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, products, start, step
 from bert_jax.config import Config
 from bert_jax.errors import UserError
+from bert_jax.training.memory import keep_freed_memory
 
 
 def main() -> None:
-    command.keep_memory()  # as training does
+    keep_freed_memory()  # as training does
     values = flags.FLAGS
     data_dir, repeats = values.data_dir, values.repeats
     if values.what == "gpu":

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import ctypes
 import errno
 import hashlib
 import importlib
@@ -36,11 +35,6 @@ USAGE_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141  # the last as of programs t
 DISK_ERRORS = {  # no bug of ours: full, forbidden, or gone
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ESTALE, errno.EIO),
-}
-MALLOC_OPTIONS = {  # of glibc's malloc.h
-    -8: 1,  # M_ARENA_MAX: those of threads are too small for a step's temporaries
-    -4: 0,  # M_MMAP_MAX: no block is mapped on its own
-    -1: -1,  # M_TRIM_THRESHOLD: never
 }
 log = logging.getLogger("bert_jax")
 
@@ -168,18 +162,6 @@ def run(main: Callable[..., int | None], takes_mode: bool = False) -> None:
     sys.exit(USAGE_ERROR)
 
 
-def keep_memory() -> None:
-    """Has the C library keep the memory that a step frees, for the next step. Call it before JAX has devices.
-
-    Otherwise a step on a CPU gets its temporaries from the operating system again, page by page: a quarter of
-    the time of `bert_mini`. The price is memory, up to a half more, since a freed block does not always
-    fit again. Does nothing where the C library is not glibc.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for option, value in MALLOC_OPTIONS.items():
-            mallopt(option, value)
-
-
 class Training(NamedTuple):
     """The work of a training command, set up on one process.
 
@@ -200,11 +182,12 @@ def train(set_up: Callable[[], Training]) -> int:
     import jax  # here, since preparing data needs no accelerator
 
     from bert_jax.training import hosts
+    from bert_jax.training.memory import keep_freed_memory
     from bert_jax.training.workdir import versions
 
+    keep_freed_memory()
     streams.keep_going()
     _set_up_log()
-    keep_memory()
     hosts.connect()
     if jax.process_index():
         log.setLevel(logging.WARNING)  # the first process logs

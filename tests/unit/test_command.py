@@ -1,7 +1,4 @@
 import logging
-import os
-import platform
-import statistics
 import subprocess
 import sys
 
@@ -333,24 +330,3 @@ def test_processes_of_a_training_command_compare_their_whole_config(monkeypatch,
     assert order == ["connect", "set up", "compare", "work"]
     assert compared.keys() > {f"config.{key}" for key in config.flat()} | {"data", "jax"}
     assert compared["config.optimizer.learning_rate"] == repr(config.optimizer.learning_rate)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the options are glibc's")
-def test_steps_on_a_cpu_use_the_same_memory_again():
-    """Counts page faults of steps with 64 MiB of temporaries and results: 16,384 and more for new memory."""
-    code = """
-import resource, jax, jax.numpy as jnp
-from bert_jax import command
-
-command.keep_memory()
-step = jax.jit(lambda x: jax.lax.optimization_barrier(x * 2) + jax.lax.optimization_barrier(x * 3))
-x = jnp.ones(2**24)
-for _ in range(60):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    x = step(x).block_until_ready()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    words, environment = [sys.executable, "-c", code], os.environ | {"JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
-    faults = list(map(int, result.stdout.split()))
-    assert statistics.median(faults[-30:]) < 100
