@@ -55,9 +55,7 @@ def _kernel_gradient(x, gradient, dtype):
             return product(gradient.T, x).T
         return product(x.T, gradient)
 
-    if x.dtype.itemsize > 2:
-        return contracted(x, gradient)
-    # CPUs multiply 16-bit numbers twice as fast where the left side is transposed in memory first.
+    # CPUs multiply up to twice as fast where the smaller side is transposed in memory first.
     return lax.platform_dependent(x, gradient, cpu=transposed, default=contracted)
 
 
