@@ -31,11 +31,26 @@ def _dense_forward(x, kernel, bias, dtype):
 
 def _dense_backward(_, residuals, gradient):
     x, kernel, bias = residuals
-    leading = tuple(range(x.ndim - 1))
-    dbias = None if bias is None else jnp.sum(gradient, axis=leading, dtype=bias.dtype)
+    dbias = None if bias is None else _bias_gradient(gradient, bias.dtype)
     gradient = gradient.astype(x.dtype)
     dx = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
     return dx, _kernel_gradient(x, gradient, kernel.dtype), dbias
+
+
+def _bias_gradient(gradient, dtype):
+    """gradient [..., out] -> [out] of the given dtype."""
+
+    def product(gradient):
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return jnp.dot(jnp.ones(rows.shape[0], rows.dtype), rows, preferred_element_type=dtype)
+
+    def summed(gradient):
+        return jnp.sum(gradient, axis=tuple(range(gradient.ndim - 1)), dtype=dtype)
+
+    if gradient.dtype.itemsize == 2:
+        return summed(gradient)
+    # XLA's sum is slow on CPUs where the last axis is long, as that of the vocabulary.
+    return lax.platform_dependent(gradient, cpu=product, default=summed)
 
 
 def _kernel_gradient(x, gradient, dtype):
