@@ -15,25 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from bert_jax.model.attention import attention
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
-from bert_jax.model.layers import PRODUCT, Dense, Embedding, Norm
+from bert_jax.model.layers import PRODUCT, Dense, Embedding, Norm, gelu
 from bert_jax.model.partition import ROWS, TENSOR, axis_size, constrain
 from bert_jax.model.positions import rotary_angles, rotate, sinusoids
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Computes x · Φ(x) (Hendrycks and Gimpel, 2016) in float32 or wider, as Google's BERT wrote it.
-
-    `jax.nn.gelu` takes erfc, which costs more and is exact where Φ is below the precision of 1.
-    """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (0.5 * wide * (1.0 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
-
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,

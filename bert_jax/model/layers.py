@@ -5,6 +5,7 @@ devices in bfloat16. Here the cast is inside a custom gradient that accumulates 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -125,6 +126,29 @@ class Norm(nnx.Module):
         variance = checkpoint_name(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True), PRODUCT)
         normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon) * self.scale[...]
         return (normalized if self.bias is None else normalized + self.bias[...]).astype(x.dtype)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Computes x · Φ(x), Φ of the normal distribution (Hendrycks and Gimpel, 2016), in float32 or wider.
+
+    The backward pass needs x alone; of `jax.nn.gelu` it would keep five arrays.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * _share_below(wide)).astype(x.dtype)
+
+
+def _share_below(x):
+    return 0.5 * (1.0 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_backward(x, gradient):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    density = jnp.exp(-0.5 * jnp.square(wide)) * math.sqrt(0.5 / math.pi)
+    return ((gradient * (_share_below(wide) + wide * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:
