@@ -71,7 +71,11 @@ def _kernel_gradient(x, gradient, dtype):
             return product(gradient.T, x).T
         return product(x.T, gradient)
 
-    # CPUs multiply up to twice as fast where the smaller side is transposed in memory first.
+    # CPUs multiply up to twice as fast where the smaller side is transposed in memory first. Over several
+    # devices the sides of such a product are gathered, which is no gain in float32.
+    mesh = jax.sharding.get_abstract_mesh()
+    if x.dtype.itemsize > 2 and not mesh.empty and mesh.size > 1:
+        return contracted(x, gradient)
     return lax.platform_dependent(x, gradient, cpu=transposed, default=contracted)
 
 
