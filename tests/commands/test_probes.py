@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     rows = ["text\tlabel"]
     for label in rng.integers(0, 2, 600):
         own = words[20 * label : 20 * label + 20]
-        rows.append(f"{' '.join([*rng.choice(own, 4), *rng.choice(words, 4)])}\t{label}")
+        rows.append(f"{' '.join([*rng.choice(own, 7), *rng.choice(words, 1)])}\t{label}")
     (folder / "topics.tsv").write_text("\n".join(rows))
     rows = ["text,second,score"]
     for score in rng.integers(0, 9, 100):
