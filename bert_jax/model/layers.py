@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 ROW_MAJOR = Layout((0, 1))
-PRODUCT = "product"  # how remat policies name the outputs of matrix products
+PRODUCT = "product"  # the name of what remat policies keep: products, and sums that are made of them
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -124,10 +124,8 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(self.scale.dtype)
-        mean = (
-            checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), PRODUCT) if self.kind == "layer" else 0.0
-        )
-        variance = checkpoint_name(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True), PRODUCT)
+        mean = _mean(wide) if self.kind == "layer" else 0.0
+        variance = _mean(jnp.square(wide - mean))
         normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon) * self.scale[...]
         return (normalized if self.bias is None else normalized + self.bias[...]).astype(x.dtype)
 
@@ -153,6 +151,11 @@ def _gelu_backward(x, gradient):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _mean(x):
+    """The mean over the last axis, which remat policies keep: sums along it are slow on TPU."""
+    return checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), PRODUCT)
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:
