@@ -123,11 +123,45 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,))) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(self.scale.dtype)
-        mean = _mean(wide) if self.kind == "layer" else 0.0
-        variance = _mean(jnp.square(wide - mean))
-        normalized = (wide - mean) * lax.rsqrt(variance + self.epsilon) * self.scale[...]
-        return (normalized if self.bias is None else normalized + self.bias[...]).astype(x.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return normalize(x, self.scale[...], bias, self.epsilon, self.kind == "layer")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float, centers: bool
+) -> jax.Array:
+    """Divides x [..., D] by its deviation, or root mean square; times scale [D], plus bias [D].
+
+    The backward pass keeps x and two numbers a row; of the same operations without a gradient of their own
+    it would keep arrays of the scale's dtype.
+    """
+    return _normalize_forward(x, scale, bias, epsilon, centers)[0]
+
+
+def _normalize_forward(x, scale, bias, epsilon, centers):
+    wide = x.astype(scale.dtype)
+    mean = _mean(wide) if centers else jnp.zeros((*x.shape[:-1], 1), scale.dtype)
+    factor = lax.rsqrt(_mean(jnp.square(wide - mean)) + epsilon)
+    # Remat policies keep the statistics: sums along the last axis are slow on TPU.
+    mean, factor = checkpoint_name((mean, factor), PRODUCT)
+    result = (wide - mean) * factor * scale
+    return (result if bias is None else result + bias).astype(x.dtype), (x, scale, bias, mean, factor)
+
+
+def _normalize_backward(_, centers, residuals, gradient):
+    x, scale, bias, mean, factor = residuals
+    gradient, rows = gradient.astype(scale.dtype), tuple(range(x.ndim - 1))
+    normalized = (x.astype(scale.dtype) - mean) * factor
+    dscale = jnp.sum(gradient * normalized, axis=rows)
+    dbias = None if bias is None else jnp.sum(gradient, axis=rows)
+    scaled = gradient * scale
+    dx = scaled - normalized * _mean(scaled * normalized)
+    dx = factor * (dx - _mean(scaled) if centers else dx)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 @jax.custom_vjp
@@ -154,8 +188,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _mean(x):
-    """The mean over the last axis, which remat policies keep: sums along it are slow on TPU."""
-    return checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), PRODUCT)
+    return jnp.mean(x, axis=-1, keepdims=True)
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> jax.Array:
