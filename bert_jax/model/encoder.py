@@ -45,6 +45,7 @@ class Compute(NamedTuple):
     dtype: Any = jnp.float32  # of the activations; parameters are float32
     remat: str = "none"  # none, or a name of `REMAT_POLICIES`
     attention: str = "plain"  # the kind of `bert_jax.model.attention.attention`
+    unroll: bool = False  # layers one after the other instead of in a loop
 
     def __str__(self) -> str:
         return f"{jnp.dtype(self.dtype).name}, {self.attention} attention"
@@ -223,7 +224,7 @@ class Encoder(nnx.Module):
         # By place in the group: with groups of one layer the scan runs over the weights as they are.
         groups = [layer_of(slice(place, whole, size)) for place in range(size)]
         first = states[0]
-        states, outputs = jax.lax.scan(apply_group, states, groups)
+        states, outputs = jax.lax.scan(apply_group, states, groups, unroll=self.compute.unroll)
         parts = [outputs.reshape(whole, *first.shape)] if all_hidden_states else []
         if whole < layers:  # the beginning of another group
             states, rest = apply_group(states, [layer_of(place) for place in range(whole, layers)])
@@ -247,8 +248,11 @@ class Encoder(nnx.Module):
             return layer(states, batch["sequence_ids"], angles[local], keys, causal, window)
 
         if (remat := self.compute.remat) != "none":
-            policy = REMAT_POLICIES[remat]
-            apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=False, static_argnums=0)
+            policy, unroll = (
+                REMAT_POLICIES[remat],
+                self.compute.unroll,
+            )  # in a loop nothing has to be prevented
+            apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=unroll, static_argnums=0)
 
         def apply_group(states, layers):
             streams = []

@@ -148,6 +148,8 @@ class TrainConfig:
     keep_every: int = setting(0, least=0, run_time=True)  # also keep those of every n-th step; 0: none
     # auto: a fused kernel on TPU and GPU where there is one
     attention: str = setting("auto", known=("auto", "plain"), run_time=True)
+    # unrolled: longer to compile. auto: on GPU, where a loop over layers copies all that they keep
+    layers: str = setting("auto", known=("auto", "scanned", "unrolled"), run_time=True)
     # dots keeps the outputs of products, full recomputes everything
     remat: str = setting("none", known=("none", "dots", "full"), run_time=True)
 

@@ -51,7 +51,8 @@ def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
             f"({problem}); use float32 or auto."
         )
     kernel = kernel_of(platform) if train.attention == "auto" else train.attention
-    return Compute(jnp.dtype(dtype), train.remat, kernel)
+    unroll = platform == "gpu" if train.layers == "auto" else train.layers == "unrolled"
+    return Compute(jnp.dtype(dtype), train.remat, kernel, unroll)
 
 
 @functools.cache
