@@ -16,7 +16,7 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
     if keys is None or rate == 0.0:
         return x
     keep = random_bits(keys, x.shape[1:]) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    return jnp.where(keep, x, jnp.zeros_like(x)) / (1.0 - rate)
 
 
 def random_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

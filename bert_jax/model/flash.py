@@ -23,7 +23,9 @@ from jax.experimental.pallas import triton
 from bert_jax.model.layers import PRODUCT
 from bert_jax.model.ranges import LOWEST, Ranges
 
-BLOCK = 64  # tokens of a block: large enough for Hopper's matrix units, small enough to skip short sequences
+# Tokens of a block, and of those that it is compared with at a time: large enough for Hopper's matrix units,
+# small enough to skip short sequences.
+BLOCK, STEP = 64, 32
 HEAD_SIZES = 16, 32, 64, 128
 LOG2_E = math.log2(math.e)
 product = functools.partial(lax.dot, preferred_element_type=jnp.float32)
@@ -54,11 +56,12 @@ def attention(
 
 
 def _forward(query, key, value, seen, seen_by, interpret):
-    kernel = functools.partial(_context_of_block, scale=query.shape[-1] ** -0.5 * LOG2_E)
     B, T, N, _ = query.shape
     results = value, jax.ShapeDtypeStruct((B, N, T), jnp.float32)
     # Named, so that a remat policy may keep what the backward pass needs.
-    context, total = checkpoint_name(_call(kernel, (query, *seen), (key, value), results, interpret), PRODUCT)
+    context, total = checkpoint_name(
+        _call(_context_of_block, (query, *seen), (key, value), results, interpret), PRODUCT
+    )
     return context, (query, key, value, seen, seen_by, context, total)
 
 
@@ -66,11 +69,9 @@ def _backward(interpret, residuals, gradient):
     query, key, value, seen, seen_by, context, total = residuals
     products = context.astype(jnp.float32) * gradient.astype(jnp.float32)
     mean = jnp.sum(products, axis=-1).swapaxes(1, 2)  # of the gradients of a token's scores, [B, N, T]
-    scale = query.shape[-1] ** -0.5
-    of_queries, of_keys = (functools.partial(f, scale=scale) for f in (_dquery_of_block, _dkey_of_block))
     mine = query, gradient, total, mean
-    (dquery,) = _call(of_queries, (*mine, *seen), (key, value), [query], interpret)
-    dkey, dvalue = _call(of_keys, (key, value, *seen_by), mine, [key, value], interpret)
+    (dquery,) = _call(_dquery_of_block, (*mine, *seen), (key, value), [query], interpret)
+    dkey, dvalue = _call(_dkey_of_block, (key, value, *seen_by), mine, [key, value], interpret)
     return dquery, dkey, dvalue, None, None
 
 
@@ -96,31 +97,31 @@ def _call(kernel, blocks, rows, results, interpret):
         return pl.BlockSpec(shape, place)
 
     return pl.pallas_call(
-        kernel,
+        functools.partial(kernel, scale=H**-0.5),
         grid=(T // BLOCK, B, N),
         in_specs=[*map(spec, blocks), *(spec(x, whole=True) for x in rows)],
         out_specs=[spec(x) for x in results],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
-        compiler_params=triton.CompilerParams(num_warps=4 if H <= 64 else 8, num_stages=2),
+        compiler_params=triton.CompilerParams(num_warps=4 if H <= 64 else 8, num_stages=3),
         interpret=interpret,
     )(*blocks, *rows)
 
 
 def _over_blocks(first, stop, add, sums):
-    """Calls `add(tokens, visible, sums)` for each block of tokens that one of the ranges reaches."""
+    """Calls `add(tokens, visible, sums)` for each `STEP` tokens that one of the ranges reaches."""
 
     def step(number, sums):
-        places = number * BLOCK + jnp.arange(BLOCK)
+        places = number * STEP + jnp.arange(STEP)
         visible = (first[:, None] <= places) & (places < stop[:, None])
-        return add(pl.ds(number * BLOCK, BLOCK), visible, sums)
+        return add(pl.ds(number * STEP, STEP), visible, sums)
 
-    blocks = lax.div(jnp.min(first), BLOCK), lax.div(jnp.max(stop) + BLOCK - 1, BLOCK)
+    blocks = lax.div(jnp.min(first), STEP), lax.div(jnp.max(stop) + STEP - 1, STEP)
     return lax.fori_loop(*blocks, step, sums)
 
 
 def _context_of_block(q_ref, first_ref, stop_ref, k_ref, v_ref, context_ref, total_ref, *, scale):
     """Computes the context of a block of queries, and the base-2 logarithm of their sums of exponentials."""
-    q = q_ref[...]
+    q, scale = q_ref[...], scale * LOG2_E
 
     def add(tokens, visible, sums):
         context, top, total = sums
@@ -132,8 +133,8 @@ def _context_of_block(q_ref, first_ref, stop_ref, k_ref, v_ref, context_ref, tot
         context = context * shrunk[:, None] + product(exponentials.astype(v.dtype), v)
         return context, higher, total * shrunk + jnp.sum(exponentials, axis=1)
 
-    zeros, lowest = jnp.zeros(BLOCK, jnp.float32), jnp.full(BLOCK, LOWEST, jnp.float32)
-    sums = jnp.zeros(q.shape, jnp.float32), lowest, zeros
+    zeros = jnp.zeros(len(q), jnp.float32)
+    sums = jnp.zeros(q.shape, jnp.float32), zeros + LOWEST, zeros
     context, top, total = _over_blocks(first_ref[...], stop_ref[...], add, sums)
     context_ref[...] = (context / total[:, None]).astype(context_ref.dtype)
     total_ref[...] = top + jnp.log2(total)
@@ -152,7 +153,8 @@ def _dquery_of_block(
         dscores = probabilities * (product(gradient, v.T) - mean[:, None])
         return dq + product(dscores.astype(k.dtype), k)
 
-    dq = _over_blocks(first_ref[...], stop_ref[...], add, jnp.zeros(q.shape, jnp.float32))
+    sums = jnp.zeros(q.shape, jnp.float32)
+    dq = _over_blocks(first_ref[...], stop_ref[...], add, sums)
     dq_ref[...] = (dq * scale).astype(dq_ref.dtype)
 
 

@@ -27,6 +27,7 @@ def rotary_angles(position_ids: jax.Array, theta: float, size: int) -> jax.Array
     return position_ids[..., None].astype(jnp.float32) * frequencies
 
 
+@jax.custom_vjp
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     """Turns pairs of features of queries or keys by their positions' angles.
 
@@ -36,10 +37,16 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
             feature i + R / 2 are a pair (the layout of GPT-NeoX and Llama).
 
     Returns:
-        [B, T, N, H] in the dtype of `x`; computed in float32 or wider.
+        [B, T, N, H] in the dtype of `x`; computed in float32 or wider. Its gradient is turned back, which
+        compilers make one pass of.
     """
     half = angles.shape[-1]
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     turned = first * cos - second * sin, second * cos + first * sin
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
+
+
+rotate.defvjp(
+    lambda x, angles: (rotate(x, angles), angles), lambda angles, gradient: (rotate(gradient, -angles), None)
+)
