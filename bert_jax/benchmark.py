@@ -27,6 +27,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
     flags.DEFINE_enum("peer", None, ["transformers"], "Of step: compare with this library in PyTorch.")
     flags.DEFINE_string("peer_python", sys.executable, "The Python that has the peer's packages.")
+    flags.DEFINE_string("rows", "", "Of gpu: a regular expression; rows with such names are measured.")
     flags.DEFINE_float("time_limit", 420.0, "Of gpu: seconds after which no measurement begins.")
     command.run(command.main_of("bert_jax.benchmark"))
 
@@ -46,7 +47,7 @@ def main() -> None:
     values = flags.FLAGS
     data_dir, repeats = values.data_dir, values.repeats
     if values.what == "gpu":
-        gpu.measure(data_dir, repeats, values.peer_python, values.time_limit)
+        gpu.measure(data_dir, repeats, values.peer_python, values.time_limit, values.rows)
         return
     config: Config = command.resolved_config()
     if values.peer and values.what != "step":

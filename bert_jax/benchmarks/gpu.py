@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,15 +69,23 @@ ROWS = {
 Measurement = tuple[list[str], Steps]  # what was measured and the shape of its batch, and the figures
 
 
-def measure(data_dir: str, repeats: int, python: str, limit: float) -> None:
+def measure(data_dir: str, repeats: int, python: str, limit: float, pattern: str) -> None:
     """Prints each measurement when it is there, and a table of all at the end.
 
     Args:
         data_dir: of prepared datasets.
         repeats: turns of each.
         python: a program with torch and transformers; without them our steps are measured alone.
-        limit: seconds after which none is begun. Compiled steps of the peer, which take longest, come last.
+        limit: seconds after which none is begun. Ours come first, then the peer's compiled steps, which are
+            its fastest, then its eager ones.
+        pattern: a regular expression; rows whose names match it are measured.
+
+    Raises:
+        UserError: if no name does.
     """
+    rows = {name: row for name, row in ROWS.items() if re.search(pattern, name)}
+    if not rows:
+        raise UserError(f"--rows={pattern} matches none of {'; '.join(ROWS)}.")
     table = Table(time.monotonic() + limit)
     jax.config.update("jax_platforms", "cpu")  # of this process: the device is for those that it starts
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
@@ -89,16 +98,13 @@ def measure(data_dir: str, repeats: int, python: str, limit: float) -> None:
     except UserError as error:
         print(f"without the peer: {error}")
         python = ""
-    dataset = prepared(config_of(next(iter(ROWS.values())), small), data_dir)  # the same for all rows
-    jobs = {name: Job(row, small, dataset, data_dir, repeats, python) for name, row in ROWS.items()}
+    dataset = prepared(config_of(next(iter(rows.values())), small), data_dir)  # the same for all rows
+    jobs = {name: Job(row, small, dataset, data_dir, repeats, python) for name, row in rows.items()}
     for name, job in jobs.items():
         table.add(name, "ours", job.ours)
-        if python:
-            table.add(name, "transformers: eager", functools.partial(job.theirs, "eager"))
-    for name, job in jobs.items():
-        if python:
-            compiled = functools.partial(job.theirs, "compiled", table.seconds_left)
-            table.add(name, "transformers: compiled", compiled)
+    for mode in ("compiled", "eager") if python else ():
+        for name, job in jobs.items():
+            table.add(name, f"transformers: {mode}", functools.partial(job.theirs, mode, table.seconds_left))
     print(table)
 
 

@@ -104,7 +104,7 @@ def test_rows_are_the_published_networks_with_adamw(name):
 @pytest.mark.slow
 def test_the_command_in_small_without_a_gpu_and_without_the_peer(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "ROWS", {name: gpu.ROWS[name] for name in [*gpu.ROWS][-2:]})
-    gpu.measure(str(tmp_path), repeats=1, python="no/python", limit=600.0)
+    gpu.measure(str(tmp_path), repeats=1, python="no/python", limit=600.0, pattern="")
     first, missing, *progress = capsys.readouterr().out.splitlines()
     assert first == "cpu: cpu; small networks, to try the command: no figure means anything"
     assert missing.startswith("without the peer: --peer_python=no/python cannot be run")
