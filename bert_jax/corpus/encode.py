@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,6 +85,15 @@ class EncodedDocuments:
         self.unigram_counts += np.bincount(ids, minlength=len(self.unigram_counts))
 
 
+class EncodedChunk(NamedTuple):
+    """What a worker makes of a chunk."""
+
+    parts: dict[str, EncodedDocuments]  # by split
+    text_bytes: int
+    read_bytes: int  # of the source's files
+    left_out: collections.Counter[str]  # what is not in `parts`: how many of what, by a reason for people
+
+
 @dataclasses.dataclass(frozen=True)
 class DocumentEncoder:
     """Encodes chunks; workers run it."""
@@ -92,8 +102,7 @@ class DocumentEncoder:
     language: str
     held_out_fraction: float
 
-    def __call__(self, chunk: Chunk) -> tuple[dict[str, EncodedDocuments], int, int, int]:
-        """Returns the documents by split, bytes of text, bytes of the source's files read, lines skipped."""
+    def __call__(self, chunk: Chunk) -> EncodedChunk:
         sentences: list[str] = []
         ends, splits, text_bytes = [0], [], 0
         for paragraphs in chunk.documents():
@@ -113,7 +122,7 @@ class DocumentEncoder:
                 if split not in parts:
                     parts[split] = EncodedDocuments(np.zeros(self.tokenizer.vocab_size, np.int64))
                 parts[split].add(ids[token_ends[number] : token_ends[number + 1]], sentence_lengths)
-        return parts, text_bytes, chunk.read_bytes, chunk.skipped
+        return EncodedChunk(parts, text_bytes, chunk.read_bytes, chunk.left_out)
 
 
 def split_of(text: bytes, held_out_fraction: float) -> str:

@@ -1,5 +1,6 @@
 """Writes a prepared dataset: encodes documents on all cores and writes them in order."""
 
+import collections
 import contextlib
 import hashlib
 import logging
@@ -97,23 +98,23 @@ def write_documents(
         UserError: if no document goes into the split `train`.
     """
     encoder = DocumentEncoder(tokenizer, data.language, data.held_out_fraction)
-    text_bytes = skipped = 0
+    text_bytes, left_out = 0, collections.Counter[str]()
     with contextlib.ExitStack() as stack:
         vocab_size = tokenizer.vocab_size
         writers = {split: stack.enter_context(SplitWriter(directory, split, vocab_size)) for split in SPLITS}
         bar = stack.enter_context(_progress_bar(sources))
         start, documents = time.perf_counter(), 0
-        for parts, chunk_bytes, read_bytes, chunk_skipped in workers.map(encoder, chunks_of(sources)):
-            for split, part in parts.items():
+        for chunk in workers.map(encoder, chunks_of(sources)):
+            for split, part in chunk.parts.items():
                 writers[split].add(part)
                 documents += len(part.records)
-            text_bytes += chunk_bytes
-            skipped += chunk_skipped
+            text_bytes += chunk.text_bytes
+            left_out += chunk.left_out
             speed = documents / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:,.0f} documents/s", refresh=False)
-            bar.update(read_bytes)
-    if skipped:
-        log.warning("left out %d lines or records that are not UTF-8 (data.invalid_utf8=skip)", skipped)
+            bar.update(chunk.read_bytes)
+    for reason, count in sorted(left_out.items()):
+        log.warning("left out %s %s", f"{count:,}", reason)
     if not writers["train"].shard_lengths:
         raise UserError(
             f"data.source={data.source!r} has no text to train on ({documents} documents, "
@@ -122,7 +123,12 @@ def write_documents(
     _write_tfds_metadata(directory, writers)
     entries = {split: writer.manifest_entry() for split, writer in writers.items()}
     digest = hashlib.sha256("".join(entries[split]["sha256"] for split in SPLITS).encode())
-    return {"dataset_sha256": digest.hexdigest(), "text_bytes": text_bytes, "splits": entries}
+    return {
+        "dataset_sha256": digest.hexdigest(),
+        "text_bytes": text_bytes,
+        "left_out": dict(sorted(left_out.items())),
+        "splits": entries,
+    }
 
 
 def _progress_bar(sources: Sequence[Source]) -> tqdm.tqdm:

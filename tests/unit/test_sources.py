@@ -121,7 +121,7 @@ def test_invalid_utf8_can_be_skipped_and_counted(tmp_path, monkeypatch, chunk_by
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbfA.\nb\xff\nC.\n\n\xff\n\n" + "Dé.\n".encode())
     blocks = chunks(f"text:{path}", invalid_utf8="skip")
     assert [d for block in blocks for d in block.documents()] == [["A.", "C."], ["Dé."]]
-    assert sum(block.skipped for block in blocks) == 2
+    assert sum(block.left_out.total() for block in blocks) == 2
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n{"body": 1}\n')
     assert read_jsonl(write(tmp_path / "good.jsonl", path.read_bytes()[:-12]), invalid_utf8="skip") == [
         ["a"],

@@ -13,7 +13,8 @@ A source, the documents of one SPEC of `data.source`, has
 A chunk, a run of whole documents, has
     read_bytes      bytes read from the source's files for it, compressed or not
     size            bytes of text that it holds
-    skipped         lines or records that are not UTF-8 (data.invalid_utf8=skip)
+    left_out        how many of what it holds are no part of its documents, by a reason for people: a Counter,
+                    complete once `documents()` has been read
     documents()     documents, each a list of paragraphs, which are stripped and not empty; raises
                     UserError, with the place, if the content is not of the source's kind
 """

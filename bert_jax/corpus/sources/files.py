@@ -1,6 +1,7 @@
 """Reads text and JSONL files once, plain or compressed, local or remote, and cuts them between documents."""
 
 import abc
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -26,6 +27,7 @@ from bert_jax.files import write
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
+NOT_UTF8 = "lines or records that are not UTF-8 (data.invalid_utf8=skip)"
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
@@ -58,8 +60,8 @@ class Block(abc.ABC):
         return len(self.data)
 
     @property
-    def skipped(self) -> int:
-        return self.lines.count(None)
+    def left_out(self) -> collections.Counter[str]:
+        return +collections.Counter({NOT_UTF8: self.lines.count(None)})
 
     @abc.abstractmethod
     def documents(self) -> Iterator[list[str]]:

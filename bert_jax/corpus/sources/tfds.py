@@ -1,5 +1,6 @@
 """Reads the text of TFDS datasets that are prepared on disk, record by record, without TensorFlow."""
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -13,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from bert_jax.corpus.sources.files import CHUNK_BYTES, Digests, MissingInput, paragraphs_of
+from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, Digests, MissingInput, paragraphs_of
 from bert_jax.errors import UserError
 
 
@@ -32,8 +33,8 @@ class Records:
         return sum(map(len, self.records))
 
     @property
-    def skipped(self) -> int:
-        return len(self.records) - len(self._texts)
+    def left_out(self) -> collections.Counter[str]:
+        return +collections.Counter({NOT_UTF8: len(self.records) - len(self._texts)})
 
     def documents(self) -> Iterator[list[str]]:
         return map(paragraphs_of, self._texts)
