@@ -120,7 +120,7 @@ def test_nul_is_in_no_text(tmp_path, monkeypatch, kind, chunk_bytes):
     documents = read(f"{kind}:{path}", invalid_utf8="skip")
     assert documents == ([['{"text": "a"}'], ['{"text": "c"}']] if kind == "text" else [["a"], ["c"]])
     (source,) = open_sources(DataConfig(source=f"{kind}:{path}", invalid_utf8="skip"))
-    assert sum(chunk.skipped for chunk in source.chunks()) == 1
+    assert sum(chunk.left_out.total() for chunk in source.chunks()) == 1
 
 
 def test_an_escaped_nul_of_json_is_left_out(tmp_path):
