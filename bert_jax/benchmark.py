@@ -7,6 +7,7 @@
     python -m bert_jax.benchmark --config=bert_tiny --what=start
     python -m bert_jax.benchmark --config=bert_base --what=checkpoint
     python -m bert_jax.benchmark --config=bert_mini --what=products
+    python -m bert_jax.benchmark --what=index
     python -m bert_jax.benchmark --what=gpu
 
 Run nothing else on the machine meanwhile.
@@ -21,7 +22,7 @@ from bert_jax import command
 if __name__ == "__main__":
     command.define_config_flags(data_dir=True)
     flags.DEFINE_enum(
-        "what", "step", ["prepare", "input", "step", "start", "checkpoint", "products", "gpu"],
+        "what", "step", ["prepare", "input", "step", "start", "checkpoint", "products", "index", "gpu"],
         "What to measure; gpu: steps of known networks on one GPU, beside those of Transformers.",
     )  # fmt: skip
     flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
@@ -36,7 +37,7 @@ import platform
 
 import jax
 
-from bert_jax.benchmarks import checkpoint, gpu, inputs, peer, prepare, products, start, step
+from bert_jax.benchmarks import checkpoint, gpu, index, inputs, peer, prepare, products, start, step
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.training.memory import keep_freed_memory
@@ -48,6 +49,9 @@ def main() -> None:
     data_dir, repeats = values.data_dir, values.repeats
     if values.what == "gpu":
         gpu.measure(data_dir, repeats, values.peer_python, values.time_limit, values.rows)
+        return
+    if values.what == "index":
+        index.measure(repeats)
         return
     config: Config = command.resolved_config()
     if values.peer and values.what != "step":

@@ -10,6 +10,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
+CHECKED_SENTENCES = 1 << 26  # so many are checked in about a second when an index is opened
 # Little-endian on disk. A sentence of over 65,535 tokens is stored as several, since only ends matter.
 LENGTH_DTYPE: np.dtype = np.dtype("<u2")
 START_DTYPE: np.dtype = np.dtype("<i8")
@@ -54,7 +55,8 @@ class Index:
         """Opens an index: memory-mapped from a local disk, read into memory from a bucket.
 
         Raises:
-            UserError: if a file is missing, cut short or damaged.
+            UserError: if a file is missing or cut short, or its content is damaged. That of a large index is
+                checked where it is read, by its parts (`data/parts.py`).
         """
         directory = epath.Path(directory)
         try:
@@ -63,14 +65,19 @@ class Index:
             raise UserError(
                 f"the index in {directory} cannot be read ({error}); delete its dataset, run prepare again."
             ) from error
-        if not index.is_consistent():
+        if not index.fits() or (index.num_sentences <= CHECKED_SENTENCES and not index.is_consistent()):
             raise UserError(f"the index in {directory} is damaged; delete its dataset, run prepare again.")
         return index
+
+    def fits(self) -> bool:
+        """Checks whether the three arrays have sizes that agree."""
+        starts, tokens = self.sentence_starts, self.token_starts
+        return 0 < len(starts) == len(tokens) and starts[-1] == self.num_sentences
 
     def is_consistent(self) -> bool:
         """Checks whether the three arrays agree, by reading them once."""
         starts, tokens = self.sentence_starts, self.token_starts
-        if len(starts) < 1 or len(starts) != len(tokens) or starts[-1] != self.num_sentences:
+        if not self.fits():
             return False
         counts, sizes = np.diff(starts), np.diff(tokens)
         full = counts > 0

@@ -16,19 +16,19 @@ from bert_jax.data.batch import assemble, max_predictions, per_sequence
 from bert_jax.data.epoch_plan import EpochPlan, Sequences, count_rows, tokens_per_row
 from bert_jax.data.hashing import bits, key
 from bert_jax.data.mixture import EpochRows
+from bert_jax.data.parts import num_parts, part_of
 from bert_jax.data.spans import choose_spans
 from bert_jax.errors import UserError
 
-_epoch_rows = functools.lru_cache(1024)(count_rows)
-_tokens_per_row = functools.lru_cache(1024)(tokens_per_row)
 _DESCRIBED_ROWS = 1 << 14
 
 
 class Batches:
     """The batches of a split, by step: `batches(step)`.
 
-    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end. An instance keeps nothing between
-    steps except plans, which could be computed again. Threads may share it.
+    Step s takes rows s * B … s * B + B - 1 of the epochs laid end to end, and of their parts where the split
+    is large (`parts.py`). An instance keeps nothing between steps except plans, which could be computed
+    again. Threads may share it.
 
     Args:
         store: a split of a prepared dataset: `index`, and `read(documents) -> list of token ids`.
@@ -49,7 +49,10 @@ class Batches:
                 f"the split has no text ({index.num_documents} documents); "
                 f"give data.source more text or change data.held_out_fraction={data.held_out_fraction}."
             )
-        if data.pairs and index.num_sentences == np.count_nonzero(np.diff(index.sentence_starts)):
+        none_has_two = index.num_sentences <= index.num_documents and index.num_sentences == np.count_nonzero(
+            np.diff(index.sentence_starts)
+        )
+        if data.pairs and none_has_two:
             raise UserError(
                 f"data.second_objective={data.second_objective!r} needs documents of several sentences, but "
                 "every document has one; set data.second_objective=none."
@@ -57,7 +60,10 @@ class Batches:
         self._store, self._data, self._tokenizer, self._seed = store, data, tokenizer, seed
         self._num_steps, self._first_row = num_steps, first_row
         self._planned = index, _plan_settings(data), seed
-        self._epochs = EpochRows(functools.partial(_epoch_rows, *self._planned))
+        self._parts, self._num_parts = (
+            EpochRows(functools.partial(_part_rows, *self._planned)),
+            num_parts(index),
+        )
         self._lock = threading.Lock()
         self._maskable = tokenizer.maskable
         self._replacements = np.flatnonzero(self._maskable).astype(np.int32)
@@ -123,15 +129,19 @@ class Batches:
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
         """Returns the rows of an epoch; epochs differ a little, because each cuts documents anew."""
-        return self._plan(epoch).num_rows
+        first = epoch * self._num_parts
+        return sum(_part_rows(*self._planned, part) for part in range(first, first + self._num_parts))
 
     def describe(self) -> dict[str, float]:
-        """Returns size and fill of the first epoch, the share of label 1 in a sample, and M, for the log."""
-        plan = self._plan(0)
+        """Returns size and fill of the first epoch, the share of label 1 in a sample, and M, for the log.
+
+        Of a large split fill and sample are those of a part, and the number of sequences is estimated.
+        """
+        plan, rows = self._plan(0), self.rows_per_epoch()
         sample = plan.rows(np.arange(min(plan.num_rows, _DESCRIBED_ROWS)))
         return {
-            "rows_per_epoch": plan.num_rows,
-            "sequences_per_epoch": plan.num_sequences,
+            "rows_per_epoch": rows,
+            "sequences_per_epoch": round(plan.num_sequences * rows / max(plan.num_rows, 1)),
             "fill": plan.fill,
             "not_next_share": sample.not_next.sum() / max(np.count_nonzero(sample.length_b), 1),
             "max_predictions": self.max_predictions,
@@ -139,15 +149,19 @@ class Batches:
 
     def origin(self, number: int) -> tuple[int, int]:
         """Returns the epoch of a row, and its number in it; `number` as in `sequences`."""
-        ((epoch, _, (row,)),) = self._epochs(np.array([self._first_row + number]))
-        return epoch, int(row)
+        ((part, _, (row,)),) = self._parts(np.array([self._first_row + number]))
+        epoch, before = divmod(part, self._num_parts)
+        first = part - before
+        return epoch, int(row) + sum(_part_rows(*self._planned, other) for other in range(first, part))
 
     def seen(self, rows: int) -> tuple[float, float]:
         """Returns the real tokens of the first `rows` rows, and the epochs that end with them.
 
-        Tokens are counted with the mean row of the first epoch; rows before `first_row` count as epochs.
+        Tokens are counted with the mean row of the first epoch, or of its first part; rows before `first_row`
+        count as epochs.
         """
-        return rows * _tokens_per_row(*self._planned, 0), self._epochs.epochs(self._first_row + rows)
+        epochs = self._parts.epochs(self._first_row + rows) / self._num_parts
+        return rows * _tokens_per_row(*self._planned), epochs
 
     def sequences(self, numbers: np.ndarray) -> tuple[Sequences, np.ndarray]:
         """Finds the sequences of rows, and each row's key for its masks.
@@ -157,10 +171,10 @@ class Batches:
         """
         row_keys = np.empty(len(numbers), np.uint64)
         parts = []
-        for epoch, mine, in_epoch in self._epochs(self._first_row + numbers):
-            row_keys[mine] = bits(key(self._seed, epoch, "mask"), in_epoch)
-            part = self._plan(epoch).rows(in_epoch)
-            parts.append(part._replace(row=mine[part.row]))
+        for number, mine, in_part in self._parts(self._first_row + numbers):
+            row_keys[mine] = bits(key(self._seed, number, "mask"), in_part)
+            found = self._plan(number).rows(in_part)
+            parts.append(found._replace(row=mine[found.row]))
         return Sequences(*map(np.concatenate, zip(*parts, strict=True))), row_keys
 
     def tokens(self, sequences: Sequences) -> np.ndarray:
@@ -178,19 +192,43 @@ class Batches:
             )
         return tokens
 
-    def _plan(self, epoch: int) -> EpochPlan:
+    def _plan(self, part: int) -> "PartPlan":
         with self._lock:  # so that no two threads make the same plan
             index, *settings = self._planned
-            return _plans(index)(*settings, epoch=epoch)
+            return _plans(index)(*settings, part)
+
+
+class PartPlan(EpochPlan):
+    """The rows of a part of an epoch, with the numbers that documents have in the split."""
+
+    def __init__(self, index: Index, data: DataConfig, seed: int, part: int):
+        self._part = part_of(index, seed, part)
+        super().__init__(self._part.index, data, seed, part)
+
+    def rows(self, rows: np.ndarray) -> Sequences:
+        found, in_split = super().rows(rows), self._part.in_split
+        documents = in_split(found.document_a), in_split(found.document_b)
+        return found._replace(document_a=documents[0], document_b=documents[1])
 
 
 @functools.lru_cache(1024)
-def _plans(index: Index) -> Callable[..., EpochPlan]:
-    """Returns the cached plans of a split. All its Batches share them, so that each epoch is planned once.
+def _plans(index: Index) -> Callable[..., "PartPlan"]:
+    """Returns the cached plans of a split. All its Batches share them, so that each part is planned once.
 
-    A batch may straddle two epochs, and the sources of a mixture do not displace each other's plans.
+    A batch may straddle two parts, and the sources of a mixture do not displace each other's plans.
     """
-    return functools.lru_cache(4)(functools.partial(EpochPlan, index))
+
+    return functools.lru_cache(4 if num_parts(index) == 1 else 2)(functools.partial(PartPlan, index))
+
+
+@functools.lru_cache(1024)
+def _part_rows(index: Index, data: DataConfig, seed: int, part: int) -> int:
+    return count_rows(part_of(index, seed, part).index, data, seed, part)
+
+
+@functools.lru_cache(1024)
+def _tokens_per_row(index: Index, data: DataConfig, seed: int) -> float:
+    return tokens_per_row(part_of(index, seed, 0).index, data, seed, 0)
 
 
 def _plan_settings(data: DataConfig) -> DataConfig:
