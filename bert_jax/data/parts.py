@@ -4,8 +4,8 @@ A part is made of blocks of neighbouring documents from all over the split, othe
 that is not large is one part: the whole split, as it is.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,8 @@ PART_DOCUMENTS, PART_TOKENS = 1 << 22, 1 << 31  # about so many are in a part of
 BLOCK_DOCUMENTS = 1 << 14  # read together from a disk
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """Some documents of a split."""
 
     index: Index
