@@ -41,6 +41,31 @@ def test_remat_dots_computes_no_product_again_and_full_all_of_a_layer():
     assert kept["full"] < kept["dots"] < kept["none"]
 
 
+def test_unrolled_layers_have_no_loop_and_remat_is_kept_from_the_compiler():
+    """Without a loop the compiler would find what is computed again, and keep it instead."""
+    lowered = {remat: gradient_of(Compute(remat=remat, unroll=True)) for remat in ("none", "full")}
+    scanned = gradient_of(Compute())
+    assert "stablehlo.while" in scanned.as_text()
+    for low in lowered.values():
+        assert "stablehlo.while" not in low.as_text()
+    kept = {remat: low.compile().memory_analysis().temp_size_in_bytes for remat, low in lowered.items()}
+    assert kept["full"] < kept["none"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "layers", "unrolled"),
+    [
+        ("gpu", "auto", True), ("tpu", "auto", False), ("cpu", "auto", False),
+        ("gpu", "scanned", False), ("cpu", "unrolled", True),
+    ],
+)  # fmt: skip
+def test_layers_are_unrolled_on_gpu(monkeypatch, platform, layers, unrolled):
+    monkeypatch.setattr(step_lib, "kernel_of", lambda _: "plain")
+    device = type("Device", (), {"platform": platform})
+    mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [device]})})
+    assert step_lib.compute_of(TrainConfig(layers=layers), mesh).unroll is unrolled
+
+
 def test_the_kernel_of_tpu_is_traced_for_tpu_only():
     train = TrainConfig()
     assert step_lib.compute_of(train, mesh_of()).attention == "plain"
