@@ -12,6 +12,7 @@ from bert_jax.model.attention import attention
 from bert_jax.model.kernels import KERNELS, fused, visited_tokens
 from bert_jax.model.layers import PRODUCT
 from bert_jax.model.partition import AXES
+from bert_jax.model.positions import rotary_turns
 from tests.tiny import mesh_of
 
 # Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
@@ -165,6 +166,32 @@ def test_a_kernel_is_the_plain_attention_and_so_are_its_gradients(kernel, axes, 
     with mesh, jax.default_matmul_precision("highest"):
         ours = results(interpreted(kernel, **masks))
         theirs = results(functools.partial(attention, **masks))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_the_kernel_of_tpu_turns_queries_and_keys(tokens, axes, share):
+    """As `rotate` does before the plain attention; so do gradients. Positions begin anew in each sequence."""
+    size = 128 if axes else 32
+    (*inputs, weights), ids = long_inputs(0, tokens, size)
+    positions = jnp.asarray(np.stack([np.r_[:100, :80, : tokens - 180], np.arange(tokens)]))
+    turns = rotary_turns(positions, 10_000.0, int(share * size))
+
+    def results(attend):
+        def loss(query, key, value):
+            context = attend(query, key, value, ids, turns=turns, window=128)
+            return jnp.sum(context * weights), context
+
+        gradients, context = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+        return context, *gradients
+
+    mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
+    with mesh, jax.default_matmul_precision("highest"):
+        ours = results(functools.partial(fused, "mosaic", interpret=True))
+        theirs = results(attention)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
