@@ -7,11 +7,10 @@ import importlib
 from types import ModuleType
 
 import jax
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.model.partition import ROWS, TENSOR, axis_size
-from bert_jax.model.ranges import visible_range
+from bert_jax.model.ranges import Reach
 
 KERNELS = {"tpu": "mosaic", "gpu": "flash"}  # platform -> kind of attention
 
@@ -55,10 +54,8 @@ def fused(
     """
 
     def of_device(query, key, value, sequence_ids, *turns):
-        before = window // 2 if window else sequence_ids.shape[1]
-        after = 0 if causal else before
-        seen, seen_by = (visible_range(sequence_ids, *ways) for ways in ((before, after), (after, before)))
-        return _module(kind).attention(query, key, value, seen, seen_by, interpret, *turns)
+        reach = _reach(sequence_ids.shape[1], causal, window)
+        return _module(kind).attention(query, key, value, sequence_ids, reach, interpret, *turns)
 
     inputs = query, key, value, sequence_ids, *([] if turns is None else [turns])
     mesh = jax.sharding.get_abstract_mesh()
@@ -71,13 +68,11 @@ def fused(
 
 
 def visited_tokens(tokens: int, causal: bool = False, window: int = 0) -> float:
-    """Returns how many tokens the kernel of TPU compares a token of such a row with, the mean of the row.
+    """Returns how many tokens the kernel of TPU compares a token of such a row with, the mean of the row."""
+    return _module("mosaic").compared_tokens(tokens, _reach(tokens, causal, window))
 
-    Blocks that hold any token in sight are computed whole, so these are more than the tokens in sight.
-    """
-    block, reach = _module("mosaic").block_size(tokens), window // 2 if window else tokens
-    first = np.arange(0, tokens, block)
-    last = first + block - 1
-    lowest = np.maximum(0, first - reach) // block
-    highest = np.minimum(tokens - 1, last + (0 if causal else reach)) // block
-    return float(np.mean(highest - lowest + 1)) * block
+
+def _reach(tokens: int, causal: bool, window: int) -> Reach:
+    """Returns how many tokens a token of such a row sees before and after itself, at most."""
+    before = window // 2 if window else tokens
+    return before, 0 if causal else before
