@@ -193,7 +193,7 @@ def test_digests_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
     first = Digests(cache).of([str(path)])
     assert first == [hashlib.sha256(b"same size").hexdigest()]
     with monkeypatch.context() as patch:
-        patch.setattr(files.hashlib, "file_digest", None)
+        patch.setattr(hashlib, "file_digest", None)
         assert Digests(cache).of([str(path)]) == first
     write(path, "SAME SIZE")
     assert Digests(cache).of([str(path)]) != first

@@ -22,10 +22,10 @@ A chunk, a run of whole documents, has
 from collections.abc import Iterable, Iterator
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.files import (
     CORPUS_GLOB,
     Block,
-    Digests,
     FileSource,
     JsonlBlock,
     MissingInput,

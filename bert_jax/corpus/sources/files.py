@@ -2,12 +2,9 @@
 
 import abc
 import collections
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import glob
-import hashlib
 import itertools
 import json
 import lzma
@@ -21,9 +18,9 @@ from typing import Any, ClassVar
 import zstandard
 from etils import epath
 
+from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.formats import HEAD_BYTES, check_text
 from bert_jax.errors import UserError
-from bert_jax.files import write
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
@@ -176,7 +173,7 @@ class FileSource:
         self.paths = _matches(spec, os.path.expanduser(pattern))
         self.size = sum(epath.Path(path).stat().length for path in self.paths)
 
-    def fingerprint(self, digests: "Digests") -> list[Any]:
+    def fingerprint(self, digests: Digests) -> list[Any]:
         return [self._block.KIND, self._options, digests.of(self.paths)]
 
     def chunks(self) -> Iterator[Block]:
@@ -303,53 +300,3 @@ def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
             data = stream.unused_data if stream.eof else b""
     if file.tell() and not stream.eof:
         raise EOFError("the compressed data ends early")
-
-
-class Digests:
-    """SHA-256 of files' contents, cached in a JSON file by path, size and time of modification.
-
-    For local files by inode and time of change, too: a program can set the time of modification, as tar and
-    rsync do, but not that of change. The cache avoids reading a large corpus at every start. If it cannot be
-    written, files are read again.
-    """
-
-    def __init__(self, cache: epath.Path):
-        self._cache = cache
-        try:
-            self._known = dict(json.loads(cache.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            self._known = {}
-
-    def of(self, paths: list[str]) -> list[str]:
-        """Returns hex digests of the files' contents, in the order of `paths`."""
-        before = dict(self._known)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            digests = list(threads.map(self._digest, paths))
-        if self._known != before:
-            with contextlib.suppress(OSError):
-                self._cache.parent.mkdir(parents=True, exist_ok=True)
-                write(self._cache, json.dumps(self._known))
-        return digests
-
-    def _digest(self, path: str) -> str:
-        path = os.path.abspath(path) if "://" not in path else path
-        try:
-            state = _state(path)
-            known = self._known.get(path)
-            if known and known[:-1] == state:
-                return known[-1]
-            with epath.Path(path).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
-        self._known[path] = [*state, digest]
-        return digest
-
-
-def _state(path: str) -> list[Any]:
-    """Returns JSON-able values that differ once the content of a file has changed."""
-    if "://" in path:
-        remote = epath.Path(path).stat()
-        return [remote.length, str(remote.mtime)]
-    local = os.stat(path)
-    return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]

@@ -14,7 +14,8 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, Digests, MissingInput, paragraphs_of
+from bert_jax.corpus.sources.digests import Digests
+from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, MissingInput, paragraphs_of
 from bert_jax.errors import UserError
 
 
