@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from bert_jax.corpus.sources.broken import BrokenFile
-from bert_jax.corpus.sources.files import MissingInput, find_files
+from bert_jax.corpus.sources.files import MissingInput, find_files, reaching
 from bert_jax.corpus.sources.tables import Batch, binary, check_text_column
 from bert_jax.errors import UserError, reason
 
@@ -23,24 +23,27 @@ def arrow_files(spec: str, rest: str) -> list[str]:
         UserError: if the folder has several splits, an order of rows, or no readable list of its files.
     """
     folder = epath.Path(os.path.expanduser(rest))
-    if (splits := folder / "dataset_dict.json").exists():
-        names = " or ".join(f"arrow:{rest.rstrip('/')}/{name}" for name in _read_json(splits)["splits"])
-        raise UserError(f"data.source={spec!r} is a folder of splits: use {names}.")
-    if not (state := folder / "state.json").exists():
-        return find_files(spec, rest)
-    content = _read_json(state)
-    if content.get("_indices_data_files"):
-        raise UserError(
-            f"data.source={spec!r} keeps an order of its rows apart: save it with a newer `datasets`."
-        )
-    paths = [folder / entry["filename"] for entry in content["_data_files"]]
-    for path in paths:
-        if not path.exists():
-            raise MissingInput(f"data.source={spec!r} lacks {path.name}; save or copy the dataset again.")
+    with reaching(spec, rest):
+        splits, state = (_read_json(folder / name) for name in ("dataset_dict.json", "state.json"))
+        if splits:
+            folders = " or ".join(f"arrow:{rest.rstrip('/')}/{name}" for name in splits["splits"])
+            raise UserError(f"data.source={spec!r} is a folder of splits: use {folders}.")
+        if not state:
+            return find_files(spec, rest)
+        if state.get("_indices_data_files"):
+            raise UserError(
+                f"data.source={spec!r} has its rows in another order: call flatten_indices, save."
+            )
+        paths = [folder / entry["filename"] for entry in state["_data_files"]]
+        for path in paths:
+            if not path.exists():
+                raise MissingInput(f"data.source={spec!r} lacks {path.name}; save or copy the dataset again.")
     return [os.fspath(path) for path in paths]
 
 
 def _read_json(path: epath.Path) -> dict:
+    if not path.exists():
+        return {}
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+import fsspec
 from etils import epath
 
 from bert_jax.errors import UserError
@@ -17,8 +18,8 @@ class Digests:
     """SHA-256 of files' contents, cached in a JSON file by path, size and time of modification.
 
     For local files by inode and time of change, too: a program can set the time of modification, as tar and
-    rsync do, but not that of change. The cache avoids reading a large corpus at every start. If it cannot be
-    written, files are read again.
+    rsync do, but not that of change. For objects of a bucket by their ETag or generation, too. The cache
+    avoids reading a large corpus at every start. If it cannot be written, files are read again.
     """
 
     def __init__(self, cache: epath.Path):
@@ -54,10 +55,21 @@ class Digests:
         return digest
 
 
+def _version(path: str) -> str:
+    """Returns the store's own mark of an object's content, as its ETag: S3 tells epath no time."""
+    try:
+        store = fsspec.filesystem(path.partition("://")[0])
+    except ImportError:  # TensorFlow reads it
+        return ""
+    store.invalidate_cache(path)
+    return str(store.checksum(path))
+
+
 def _state(path: str) -> list[Any]:
     """Returns JSON-able values that differ once the content of a file has changed."""
     if "://" in path:
+        version = _version(path)
         remote = epath.Path(path).stat()
-        return [remote.length, str(remote.mtime)]
+        return [remote.length, str(remote.mtime), version]
     local = os.stat(path)
     return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]

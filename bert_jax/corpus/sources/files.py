@@ -3,6 +3,7 @@
 import abc
 import bz2
 import collections
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -201,25 +202,37 @@ def find_files(spec: str, pattern: str) -> list[str]:
         MissingInput: if there is no such file, or its bucket cannot be reached from this machine.
         UserError: for a pipe or a device, and for `**` in a bucket.
     """
-    scheme, separator, _ = pattern.partition("://")
-    if separator and "**" in pattern:  # not supported by epath
+    if "://" in pattern and "**" in pattern:  # not supported by epath
         raise UserError(f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt.")
-    if separator and scheme not in CLIENTS:
+    with reaching(spec, pattern):
+        return _matches(spec, os.path.expanduser(pattern))
+
+
+@contextlib.contextmanager
+def reaching(spec: str, path: str) -> Iterator[None]:
+    """Turns whatever the client of a bucket raises where a path is first looked at into one line.
+
+    Raises:
+        MissingInput: if the bucket cannot be reached from this machine.
+        UserError: if the path is neither local nor in a bucket that is supported.
+    """
+    scheme, remote, _ = path.rpartition("://")
+    if remote and scheme not in CLIENTS:
         known = ", ".join(f"{known}://" for known in CLIENTS)
         raise UserError(f"data.source={spec!r}: {scheme}:// is not supported; use {known} or a local path.")
     try:
-        return _matches(spec, os.path.expanduser(pattern))
+        yield
     except UserError:
         raise
     except ImportError as error:
         raise MissingInput(
             f"data.source={spec!r}: {scheme}:// needs a package that is not installed: pip install "
-            f"{CLIENTS[scheme]} ({error})."
+            f"{CLIENTS[scheme]}."
         ) from error
     except Exception as error:
-        if not separator:
+        if not remote:
             raise
-        raise MissingInput(  # whatever the bucket's client raises
+        raise MissingInput(
             f"data.source={spec!r} cannot be reached ({type(error).__name__}: {reason(error)}); check the "
             "name, the network and the credentials."
         ) from error
