@@ -18,12 +18,15 @@ class DataConfig:
     """
 
     # What `prepare` builds.
-    # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | tfds:NAME[:SPLIT[:FEATURE]]
+    # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | parquet:GLOB | arrow:GLOB
+    # | hf:NAME[:CONFIG[:SPLIT]] | tfds:NAME[:SPLIT[:FEATURE]]
     # SPEC@WEIGHT,… is a mixture: a dataset for each source, and the weights decide its share of the rows.
     source: str = setting("corpus:", prepares=True, by_phase=True)  # a phase may change the weights only
-    text_field: str = setting("text", prepares=True)  # of JSONL records
+    text_field: str = setting("text", prepares=True)  # of JSONL records, or the column of a table
     # skip: leaves out the broken line or record, and counts it in the log
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)
+    # skip: leaves out the rest of a file from where it is truncated or corrupt, and counts it in the log
+    broken_files: str = setting("error", known=("error", "skip"), prepares=True)
     language: str = setting("en", prepares=True)  # of the sentence splitter
     # unigram | bpe | byte_bpe | wordpiece (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased
     # | sentencepiece:FILE.model | tokenizer_json:FILE.json (the last two have rules instead of `lowercase`)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from bert_jax.errors import UserError
 
-KINDS = ("corpus", "text", "jsonl", "tfds")
+KINDS = ("corpus", "text", "jsonl", "parquet", "arrow", "hf", "tfds")
+NAMED = ("hf", "tfds")  # kinds whose SPEC is a name with parts after colons, and no path
 DECIMAL = re.compile(r"\d{1,18}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
 # Names that no source gets, since metrics of all held-out text are called eval_mlm_loss and so on.
 RESERVED = ("shuffled", "mlm", "nsp", "mask_token", "unigram")
@@ -86,11 +87,11 @@ def names(sources: Sequence[str]) -> tuple[str, ...]:
 
 def _name(source: str) -> str:
     kind, _, path = source.partition(":")
-    parts = re.split(r":(?!//)", path)[0].split("/") if kind == "tfds" else path.split("/")
+    parts = re.split(r":(?!//)", path)[0].split("/") if kind in NAMED else path.split("/")
     for part in reversed(parts):
         stem = pathlib.PurePath(part).name.split(".")[0].lower()
         name = re.sub(r"[^a-z0-9]+", "_", stem).strip("_")
-        if name and not (kind == "tfds" and name[0].isdigit()):  # a version or a date
+        if name and not (kind in NAMED and name[0].isdigit()):  # a version or a date
             return name
     return kind
 

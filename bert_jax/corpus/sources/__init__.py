@@ -22,15 +22,21 @@ A chunk, a run of whole documents, has
 from collections.abc import Iterable, Iterator
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.sources.arrow import arrow_files, read_arrow
+from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.files import (
     CORPUS_GLOB,
     Block,
-    Digests,
     FileSource,
     JsonlBlock,
     MissingInput,
     TextBlock,
+    find_files,
 )
+from bert_jax.corpus.sources.huggingface import HuggingFaceSource
+from bert_jax.corpus.sources.parquet import read_parquet
+from bert_jax.corpus.sources.tables import TableSource
+from bert_jax.corpus.sources.texts import Texts
 from bert_jax.corpus.sources.tfds import Records, TfdsSource
 from bert_jax.corpus.specs import KINDS, specs
 from bert_jax.errors import UserError
@@ -38,8 +44,8 @@ from bert_jax.errors import UserError
 __all__ = ["Chunk", "Digests", "MissingInput", "Source", "chunks_of", "open_sources", "read_text"]
 
 
-Chunk = Block | Records
-Source = FileSource | TfdsSource
+Chunk = Block | Records | Texts
+Source = FileSource | TableSource | HuggingFaceSource | TfdsSource
 
 
 def open_sources(data: DataConfig) -> list[Source]:
@@ -56,17 +62,25 @@ def _open_source(spec: str, data: DataConfig) -> Source:
     kind, separator, rest = spec.partition(":")
     if not separator or kind not in KINDS or (kind != "corpus" and not rest):
         raise UserError(
-            f"data.source={spec!r} is not a source: use corpus:, text:GLOB, jsonl:GLOB or "
-            "tfds:NAME[:SPLIT[:FEATURE]], or several of them with commas between."
+            f"data.source={spec!r} is not a source: use corpus:, text:GLOB, jsonl:GLOB, parquet:GLOB, "
+            "arrow:GLOB, hf:NAME[:CONFIG[:SPLIT]] or tfds:NAME[:SPLIT[:FEATURE]], or several of them with "
+            "commas between."
         )
     if kind == "tfds":
-        return TfdsSource(spec, rest, data.invalid_utf8)
+        return TfdsSource(spec, rest, data.invalid_utf8, data.broken_files)
+    if kind == "parquet":
+        return TableSource(spec, find_files(spec, rest), read_parquet, data)
+    if kind == "arrow":
+        return TableSource(spec, arrow_files(spec, rest), read_arrow, data)
+    if kind == "hf":
+        return HuggingFaceSource(spec, rest, data)
     options = {"invalid_utf8": data.invalid_utf8}
     if kind == "jsonl":
-        return FileSource(spec, rest, JsonlBlock, options | {"text_field": data.text_field})
+        options["text_field"] = data.text_field
+        return FileSource(spec, rest, JsonlBlock, options, data.broken_files)
     if kind == "corpus" and rest:
         raise UserError(f"data.source={spec!r}: the embedded corpus has no parts; use corpus: alone.")
-    return FileSource(spec, rest or CORPUS_GLOB, TextBlock, options)
+    return FileSource(spec, rest or CORPUS_GLOB, TextBlock, options, data.broken_files)
 
 
 def chunks_of(sources: Iterable[Source]) -> Iterator[Chunk]:
