@@ -42,54 +42,58 @@ class ShortDocuments:
 
 
 @dataclasses.dataclass(frozen=True)
-class DuplicateDocuments:
-    """Leaves out documents that are equal to an earlier one. The table: repeated hash -> first chunk."""
+class Duplicates:
+    """Leaves out documents that are equal to an earlier one, then long paragraphs that occurred before.
 
+    The table: hash of what is in several chunks -> the first of them. Copies of a document are in it with
+    their paragraphs, which changes nothing: the first copy has the first occurrence of them.
+    """
+
+    paragraphs: bool  # besides documents
     table: Table | None = None
 
-    TITLE: ClassVar[str] = "duplicate documents"
+    TITLE: ClassVar[str] = "duplicates"
 
     def facts(self, documents: Documents, number: int) -> np.ndarray:
-        """Returns what the table is made of: hashes of the documents in chunk `number`."""
-        return facts_of(np.unique(_document_hashes(documents)), number)
+        """Returns what the table is made of: hashes of chunk `number`, each once."""
+        hashes = _document_hashes(documents)
+        if self.paragraphs:
+            long = (line for line in _lines(documents) if len(line) >= SHORTEST_DUPLICATE)
+            hashes = np.concatenate([hashes, hashes_of(long)])
+        return facts_of(np.unique(hashes), number)
 
     def decide(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses the hashes that are in several chunks, with the first of these."""
-        return _in_several(values, starts)
+        """Chooses hashes for the table and gives their values, as `Table.write` asks."""
+        return np.diff(starts, append=len(values)) > 1, np.minimum.reduceat(values, starts)
 
     def clean(self, documents: Documents, number: int) -> tuple[Documents, collections.Counter[str]]:
         """Returns what stays of the documents of chunk `number`, and how much is left out, by reason."""
-        repeated = _repeated(_document_hashes(documents), self.table, number)
-        kept = [*itertools.compress(documents, ~repeated)]
-        return kept, collections.Counter({self.TITLE: int(repeated.sum())})
+        copies = self._repeated(_document_hashes(documents), number)
+        documents = [*itertools.compress(documents, ~copies)]
+        left_out = collections.Counter({"duplicate documents": int(copies.sum())})
+        if not self.paragraphs:
+            return documents, left_out
+        lines = [*_lines(documents)]
+        dropped = np.array([len(line) >= SHORTEST_DUPLICATE for line in lines], bool)
+        dropped[dropped] = self._repeated(hashes_of(itertools.compress(lines, dropped)), number)
+        left_out["duplicate paragraphs"] = int(dropped.sum())
+        return _without(documents, dropped), left_out
 
-
-@dataclasses.dataclass(frozen=True)
-class DuplicateParagraphs:
-    """Leaves out long paragraphs that are equal to an earlier one, of whatever document."""
-
-    table: Table | None = None
-
-    TITLE: ClassVar[str] = "duplicate paragraphs"
-
-    def facts(self, documents: Documents, number: int) -> np.ndarray:
-        long = (paragraph for paragraph in _lines(documents) if len(paragraph) >= SHORTEST_DUPLICATE)
-        return facts_of(np.unique(hashes_of(long)), number)
-
-    def decide(self, values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _in_several(values, starts)
-
-    def clean(self, documents: Documents, number: int) -> tuple[Documents, collections.Counter[str]]:
-        paragraphs = [*_lines(documents)]
-        long = np.fromiter((len(paragraph) >= SHORTEST_DUPLICATE for paragraph in paragraphs), bool)
-        dropped = np.zeros(len(paragraphs), bool)
-        dropped[long] = _repeated(hashes_of(itertools.compress(paragraphs, long)), self.table, number)
-        return _without(documents, dropped), collections.Counter({self.TITLE: int(dropped.sum())})
+    def _repeated(self, hashes: np.ndarray, number: int) -> np.ndarray:
+        """Tells which hashes an earlier chunk has, or an earlier place of this one: bool [hashes]."""
+        assert self.table is not None
+        repeated = np.ones(len(hashes), bool)
+        repeated[np.unique(hashes, return_index=True)[1]] = False
+        known, first = self.table.look_up(hashes)
+        return repeated | known & (first < number)
 
 
 @dataclasses.dataclass(frozen=True)
 class Boilerplate:
-    """Leaves out lines (paragraphs of any length) that at least `documents` documents have."""
+    """Leaves out lines (paragraphs of any length) that at least `documents` documents have.
+
+    The table: hash of such a line -> the number of documents. Methods are those of `Duplicates`.
+    """
 
     documents: int
     table: Table | None = None
@@ -110,23 +114,22 @@ class Boilerplate:
         return _without(documents, dropped), collections.Counter({self.TITLE: int(dropped.sum())})
 
 
-Learned = DuplicateDocuments | DuplicateParagraphs | Boilerplate  # rules with a table
-Rule = ShortDocuments | Learned
+Rule = ShortDocuments | Duplicates | Boilerplate
 
 
 def rules_of(data: DataConfig) -> tuple[Rule, ...]:
     """Returns the rules of a config, still without tables.
 
-    Copies of a document go first, so that they do not make boilerplate of all its lines; once more where
-    boilerplate was the only difference. What is too short counts for nothing in the rules that follow.
+    Copies of a document are left out before boilerplate is counted, so that they do not make it of all their
+    lines; and after it, where it was the only difference. What is too short counts in no rule that follows.
     """
-    short = (ShortDocuments(data.min_document_chars),) if data.min_document_chars else ()
-    copies = (DuplicateDocuments(),) if data.drop_duplicates != "none" else ()
-    rules: tuple[Rule, ...] = (*short, *copies)
+    short: tuple[Rule, ...] = (ShortDocuments(data.min_document_chars),) if data.min_document_chars else ()
+    rules = short
     if data.boilerplate_documents:
-        rules = (*rules, Boilerplate(data.boilerplate_documents), *short, *copies)
-    if data.drop_duplicates == "paragraphs":
-        rules = (*rules, DuplicateParagraphs(), *short)
+        copies = () if data.drop_duplicates == "none" else (Duplicates(paragraphs=False),)
+        rules = (*rules, *copies, Boilerplate(data.boilerplate_documents), *short)
+    if data.drop_duplicates != "none":
+        rules = (*rules, Duplicates(paragraphs=data.drop_duplicates == "paragraphs"), *short)
     return rules
 
 
@@ -195,29 +198,17 @@ def cleaned(chunks: Iterable[Chunk], rules: tuple[Rule, ...]) -> Iterator[Cleane
     return (CleanedChunk(chunk, number, rules) for number, chunk in enumerate(chunks))
 
 
-def _facts(rule: Learned, chunk: CleanedChunk) -> np.ndarray:
+def _facts(rule: Duplicates | Boilerplate, chunk: CleanedChunk) -> np.ndarray:
     return rule.facts([*chunk.documents()], chunk.number)
 
 
 def _document_hashes(documents: Documents) -> np.ndarray:
-    return hashes_of(map("\n".join, documents))
+    # With a line break at the end, which no paragraph has: a document is no duplicate of a paragraph.
+    return hashes_of("\n".join([*document, ""]) for document in documents)
 
 
 def _lines(documents: Documents) -> Iterator[str]:
     return itertools.chain.from_iterable(documents)
-
-
-def _in_several(values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.diff(starts, append=len(values)) > 1, np.minimum.reduceat(values, starts)
-
-
-def _repeated(hashes: np.ndarray, table: Table | None, number: int) -> np.ndarray:
-    """Tells for each hash of chunk `number`, in order, whether an earlier chunk or place has it: bool [n]."""
-    assert table is not None
-    repeated = np.ones(len(hashes), bool)
-    repeated[np.unique(hashes, return_index=True)[1]] = False
-    known, first = table.look_up(hashes)
-    return repeated | known & (first < number)
 
 
 def _without(documents: Documents, dropped: np.ndarray) -> Documents:

@@ -70,6 +70,12 @@ EXAMPLES = {
         [["a", "x" * 99], ["b", "x" * 99], ["a", "y" * 100], ["b"]],
         {PARAGRAPHS: 1},
     ),
+    "a document is no duplicate of a paragraph": (
+        {"drop_duplicates": "paragraphs"},
+        [["a", LONG], [LONG], ["b", OTHER], [OTHER, "c"]],
+        [["a", LONG], ["b", OTHER], ["c"]],
+        {PARAGRAPHS: 2},
+    ),
     "short": (
         {"min_document_chars": 8},
         [["1234", "5678"], ["1234567"], ["äöüäöüäö"], ["12345678"], ["1234", "567"]],
