@@ -33,7 +33,12 @@ class DataConfig:
     tokenizer: str = setting("unigram", prepares=True)
     lowercase: bool = setting(True, prepares=True)
     tokenizer_sample_mb: int = setting(32, least=1, prepares=True)  # MB of text to train it on
-    # Share of the documents, by a hash of their content.
+    # Hygiene, described in bert_jax/corpus/hygiene.py. none | documents (copies) | paragraphs (these, and
+    # paragraphs of 100 characters or more that occurred before)
+    drop_duplicates: str = setting("none", known=("none", "documents", "paragraphs"), prepares=True)
+    min_document_chars: int = setting(0, least=0, prepares=True)  # shorter ones are left out
+    boilerplate_documents: int = setting(0, least=0, prepares=True)  # leaves out lines of so many; 0: none
+    # Share of the documents, by a hash of their content, without what is left out.
     held_out_fraction: float = setting(0.01, least=0, below=1, prepares=True)
 
     # What a batch is.
@@ -72,6 +77,11 @@ class DataConfig:
             raise UserError(
                 f"data.tokenizer={self.tokenizer!r} is unknown; use {', '.join(TRAINED)}, "
                 "wordpiece:VOCAB.txt, sentencepiece:FILE.model or tokenizer_json:FILE.json."
+            )
+        if self.boilerplate_documents == 1:
+            raise UserError(
+                "data.boilerplate_documents=1 would leave out every line; use 0 for none, or the number of "
+                "documents that make a line boilerplate, e.g. 20."
             )
         if self.objective == "causal" and self.pairs:
             raise UserError(

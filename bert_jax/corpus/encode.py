@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.hygiene import CleanedChunk
 from bert_jax.corpus.index import storable
 from bert_jax.corpus.json_training import train_byte_bpe, train_wordpiece
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -102,7 +103,7 @@ class DocumentEncoder:
     language: str
     held_out_fraction: float
 
-    def __call__(self, chunk: Chunk) -> EncodedChunk:
+    def __call__(self, chunk: Chunk | CleanedChunk) -> EncodedChunk:
         sentences: list[str] = []
         ends, splits, text_bytes = [0], [], 0
         for paragraphs in chunk.documents():
@@ -126,7 +127,10 @@ class DocumentEncoder:
 
 
 def split_of(text: bytes, held_out_fraction: float) -> str:
-    """Assigns a document to a split by its content alone, so that copies of it are never in both."""
+    """Assigns a document to a split by its content alone, so that copies of it are never in both.
+
+    The content is what is stored, after hygiene: documents that differed in boilerplate only are copies, too.
+    """
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     return "heldout" if number < held_out_fraction * 2**64 else "train"
 

@@ -4,6 +4,8 @@ import collections
 import contextlib
 import hashlib
 import logging
+import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from bert_jax.corpus import hygiene
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import DocumentEncoder, EncodedDocuments
 from bert_jax.corpus.index import IndexWriter
@@ -100,11 +103,13 @@ def write_documents(
     encoder = DocumentEncoder(tokenizer, data.language, data.held_out_fraction)
     text_bytes, left_out = 0, collections.Counter[str]()
     with contextlib.ExitStack() as stack:
+        tables = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
+        rules = hygiene.learn(hygiene.rules_of(data), lambda: chunks_of(sources), workers.map, tables)
         vocab_size = tokenizer.vocab_size
         writers = {split: stack.enter_context(SplitWriter(directory, split, vocab_size)) for split in SPLITS}
         bar = stack.enter_context(_progress_bar(sources))
         start, documents = time.perf_counter(), 0
-        for chunk in workers.map(encoder, chunks_of(sources)):
+        for chunk in workers.map(encoder, hygiene.cleaned(chunks_of(sources), rules)):
             for split, part in chunk.parts.items():
                 writers[split].add(part)
                 documents += len(part.records)
@@ -116,9 +121,10 @@ def write_documents(
     for reason, count in sorted(left_out.items()):
         log.warning("left out %s %s", f"{count:,}", reason)
     if not writers["train"].shard_lengths:
+        lost = "".join(f", {count:,} {reason} left out" for reason, count in sorted(left_out.items()))
         raise UserError(
-            f"data.source={data.source!r} has no text to train on ({documents} documents, "
-            f"data.held_out_fraction={data.held_out_fraction}); add text or lower it."
+            f"data.source={data.source!r} has no text to train on ({documents} documents{lost}, "
+            f"data.held_out_fraction={data.held_out_fraction}); add text, or hold out and leave out less."
         )
     _write_tfds_metadata(directory, writers)
     entries = {split: writer.manifest_entry() for split, writer in writers.items()}
