@@ -82,5 +82,5 @@ def read_arrow(path: str, name: str) -> Iterator[Batch]:
             stream.seek(max(0, stream.tell() - len(END)))
             if stream.read(len(END)) != END:
                 raise pa.ArrowInvalid("it ends early")
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, MemoryError, OverflowError, ValueError, pa.ArrowException) as error:
             raise BrokenFile(path, f"byte {place:,} of {size:,}", reason(error)) from error

@@ -27,7 +27,7 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    row, table = 0, None
+    row, place = 0, ""
     try:
         stream = epath.Path(path).open("rb")
     except OSError as error:
@@ -38,13 +38,18 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
                 stream, buffer_size=PAGE_BYTES, pre_buffer=False, page_checksum_verification=True
             )
             check_text_column(table.schema_arrow, name, path)
-            rows = _batch_rows(table.metadata, name)
-            for batch in table.iter_batches(rows, columns=[name], use_threads=False):
-                row += len(batch)
-                yield Batch(binary(batch.column(0)), row / table.metadata.num_rows)
-        except (OSError, pa.ArrowException) as error:
-            place = f"row {row:,}{_row_group(table.metadata, row)}" if table else "byte 0"
-            raise BrokenFile(path, place, reason(error)) from error
+            metadata = table.metadata
+            rows = _batch_rows(metadata, name)
+            for group in range(metadata.num_row_groups):
+                start = metadata.row_group(group).column(0).data_page_offset
+                place = f" (of row group {group}, at byte {start:,})"
+                for batch in table.iter_batches(rows, [group], columns=[name], use_threads=False):
+                    column = binary(batch.column(0))
+                    row += len(column)
+                    yield Batch(column, row / metadata.num_rows)
+        except (OSError, MemoryError, OverflowError, ValueError, pa.ArrowException) as error:
+            where = f"row {row:,}{place}" if place else "byte 0"
+            raise BrokenFile(path, where, reason(error)) from error
 
 
 def _batch_rows(metadata: "pq.FileMetaData", name: str) -> int:
@@ -53,13 +58,3 @@ def _batch_rows(metadata: "pq.FileMetaData", name: str) -> int:
     columns = (group.column(number) for group in groups for number in range(group.num_columns))
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
     return max(1, min(BATCH_ROWS, files.CHUNK_BYTES * metadata.num_rows // max(1, size)))
-
-
-def _row_group(metadata: "pq.FileMetaData", row: int) -> str:
-    """Names the row group of a row, and where it begins."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if row < group.num_rows:
-            return f" (row group {number}, at byte {group.column(0).data_page_offset:,})"
-        row -= group.num_rows
-    return ""

@@ -15,15 +15,10 @@ import google_crc32c
 import numpy as np
 from etils import epath
 
+from bert_jax.corpus.sources import files
 from bert_jax.corpus.sources.broken import BrokenFile
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import (
-    CHUNK_BYTES,
-    MAX_DOCUMENT_BYTES,
-    NOT_UTF8,
-    MissingInput,
-    paragraphs_of,
-)
+from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, MissingInput, paragraphs_of
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.errors import UserError, reason
 
@@ -127,7 +122,7 @@ class TfdsSource:
         self, records: list[bytes], path: str, number: int, record_bytes: int
     ) -> Iterator[Records | Texts]:
         """Yields records from the one of this number on as one chunk, but cuts up a long one."""
-        for long, group in itertools.groupby(records, lambda record: len(record) > MAX_DOCUMENT_BYTES):
+        for long, group in itertools.groupby(records, lambda record: len(record) > files.MAX_DOCUMENT_BYTES):
             run = list(group)
             if not long:
                 read_bytes = record_bytes * len(run)
