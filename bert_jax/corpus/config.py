@@ -19,7 +19,7 @@ class DataConfig:
 
     # What `prepare` builds.
     # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | parquet:GLOB | arrow:GLOB
-    # | hf:NAME[:CONFIG[:SPLIT]] | tfds:NAME[:SPLIT[:FEATURE]]
+    # | mediawiki:GLOB | hf:NAME[:CONFIG[:SPLIT]] | tfds:NAME[:SPLIT[:FEATURE]]
     # SPEC@WEIGHT,… is a mixture: a dataset for each source, and the weights decide its share of the rows.
     source: str = setting("corpus:", prepares=True, by_phase=True)  # a phase may change the weights only
     text_field: str = setting("text", prepares=True)  # of JSONL records, or the column of a table

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bert_jax.errors import UserError
 
-KINDS = ("corpus", "text", "jsonl", "parquet", "arrow", "hf", "tfds")
+KINDS = ("corpus", "text", "jsonl", "mediawiki", "parquet", "arrow", "hf", "tfds")
 NAMED = ("hf", "tfds")  # kinds whose SPEC is a name with parts after colons, and no path
 DECIMAL = re.compile(r"\d{1,18}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
 # Names that no source gets, since metrics of all held-out text are called eval_mlm_loss and so on.

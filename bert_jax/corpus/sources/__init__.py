@@ -34,6 +34,7 @@ from bert_jax.corpus.sources.files import (
     find_files,
 )
 from bert_jax.corpus.sources.huggingface import HuggingFaceSource
+from bert_jax.corpus.sources.mediawiki import MediaWikiSource, Pages
 from bert_jax.corpus.sources.parquet import read_parquet
 from bert_jax.corpus.sources.tables import TableSource
 from bert_jax.corpus.sources.texts import Texts
@@ -44,8 +45,8 @@ from bert_jax.errors import UserError
 __all__ = ["Chunk", "Digests", "MissingInput", "Source", "chunks_of", "open_sources", "read_text"]
 
 
-Chunk = Block | Records | Texts
-Source = FileSource | TableSource | HuggingFaceSource | TfdsSource
+Chunk = Block | Pages | Records | Texts
+Source = FileSource | MediaWikiSource | TableSource | HuggingFaceSource | TfdsSource
 
 
 def open_sources(data: DataConfig) -> list[Source]:
@@ -63,13 +64,15 @@ def _open_source(spec: str, data: DataConfig) -> Source:
     if not separator or kind not in KINDS or (kind != "corpus" and not rest):
         raise UserError(
             f"data.source={spec!r} is not a source: use corpus:, text:GLOB, jsonl:GLOB, parquet:GLOB, "
-            "arrow:GLOB, hf:NAME[:CONFIG[:SPLIT]] or tfds:NAME[:SPLIT[:FEATURE]], or several of them with "
-            "commas between."
+            "arrow:GLOB, mediawiki:GLOB, hf:NAME[:CONFIG[:SPLIT]] or tfds:NAME[:SPLIT[:FEATURE]], or several "
+            "of them with commas between."
         )
     if kind == "tfds":
         return TfdsSource(spec, rest, data.invalid_utf8, data.broken_files)
     if kind == "parquet":
         return TableSource(spec, find_files(spec, rest), read_parquet, data)
+    if kind == "mediawiki":
+        return MediaWikiSource(spec, find_files(spec, rest), data.broken_files)
     if kind == "arrow":
         return TableSource(spec, arrow_files(spec, rest), read_arrow, data)
     if kind == "hf":

@@ -1,0 +1,220 @@
+"""Reads MediaWiki XML dumps (`*-pages-articles*.xml.bz2`): articles as paragraphs, without markup.
+
+A multistream dump is many bzip2 streams with about a hundred pages each: they are found by how they begin,
+and whoever parses a chunk decompresses it. Any other dump is decompressed as it is read, and cut between
+pages.
+"""
+
+import bz2
+import collections
+import contextlib
+import dataclasses
+import functools
+import html
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, TypeVar
+
+from etils import epath
+
+from bert_jax.corpus.sources import wikitext
+from bert_jax.corpus.sources.files import CHUNK_BYTES, Digests, MissingInput, cut, read
+from bert_jax.errors import UserError
+
+CLEANING = 1  # rises when the same dump gives other paragraphs
+STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how a bzip2 stream and its first block begin
+STREAM_START = 10  # bytes
+STREAM_BYTES = CHUNK_BYTES // 4  # compressed, about CHUNK_BYTES of XML
+MAX_STREAM_BYTES = 64 << 20
+HEAD_BYTES = 4096
+INDEX = re.compile(r"-index\d*\.txt[^/]*$")
+DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
+NAMESPACE = re.compile(rb'<namespace key="(-2|6|14)"[^<>]*>([^<>]+)<')
+PAGE, PAGE_END, FOOT = b"<page>", b"</page>", b"</mediawiki>"
+REDIRECT = re.compile(r"\s*#redirect", re.IGNORECASE)
+T = TypeVar("T")
+
+REDIRECTS = "redirects"
+OTHERS = "pages of other namespaces"
+NOT_WIKITEXT = "pages that are not wikitext"
+EMPTY = "pages without text"
+BROKEN = "pages that cannot be parsed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Pages of one file as XML, or bzip2 streams of them, which `offset` bytes of the same kind precede."""
+
+    path: str
+    data: bytes
+    compressed: bool
+    offset: int
+    read_bytes: int
+    last: bool  # of the file
+    names: wikitext.Names
+
+    @property
+    def size(self) -> int:
+        return (
+            len(self.data) * 2 if self.compressed else len(self.data) // 2
+        )  # of text, as far as one can tell
+
+    @property
+    def left_out(self) -> collections.Counter[str]:
+        return collections.Counter(kind for kind, _ in self._pages if kind)
+
+    def documents(self) -> Iterator[list[str]]:
+        return iter([paragraphs for kind, paragraphs in self._pages if not kind])
+
+    @functools.cached_property
+    def _pages(self) -> list[tuple[str, list[str]]]:
+        """Why a page is left out, else "", and its paragraphs."""
+        xml = self._decompressed() if self.compressed else self.data
+        *pages, rest = xml.split(PAGE_END)
+        if self.last and rest.strip() != FOOT:
+            raise UserError(
+                f"{self.path} ends early: {FOOT.decode()} is missing at its end, in what "
+                f"follows byte {self.offset:,}; download it again."
+            )
+        # A page beyond MAX_DOCUMENT_BYTES is in pieces.
+        found = [self._page(page[page.rfind(PAGE) :] + PAGE_END) for page in pages]
+        return found + [(BROKEN, [])] if rest.strip() and not self.last else found
+
+    def _page(self, xml: bytes) -> tuple[str, list[str]]:
+        try:
+            page = ET.fromstring(xml)
+        except ET.ParseError:
+            return BROKEN, []
+        if page.findtext("ns", "0") != "0":
+            return OTHERS, []
+        text = page.findtext("revision/text") or ""
+        if page.find("redirect") is not None or REDIRECT.match(text):
+            return REDIRECTS, []
+        if page.findtext("revision/model", "wikitext") != "wikitext":
+            return NOT_WIKITEXT, []
+        found = wikitext.paragraphs(text, self.names)
+        return ("", found) if found else (EMPTY, [])
+
+    def _decompressed(self) -> bytes:
+        parts, rest = [], self.data
+        while rest:
+            stream, place = bz2.BZ2Decompressor(), self.offset + len(self.data) - len(rest)
+            try:
+                parts.append(stream.decompress(rest))
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: the bzip2 stream at byte {place:,} is broken ({error}); download it again."
+                ) from None
+            if not stream.eof:
+                raise UserError(
+                    f"{self.path} ends early, in the bzip2 stream at byte {place:,}; download it again."
+                )
+            rest = stream.unused_data
+        return b"".join(parts)
+
+
+class MediaWikiSource:
+    """The dumps `paths`, in their order; indexes of dumps among them are passed over.
+
+    Raises:
+        MissingInput: if there is no dump among them.
+    """
+
+    def __init__(self, spec: str, paths: list[str]):
+        self.spec = spec
+        self.paths = [path for path in paths if not INDEX.search(path)]
+        if not self.paths:
+            raise MissingInput(
+                f"data.source={spec!r}: {paths[0]} is an index; give the dump that it belongs to."
+            )
+        self.size = sum(epath.Path(path).stat().length for path in self.paths)
+
+    def fingerprint(self, digests: Digests) -> list[Any]:
+        return ["mediawiki", CLEANING, digests.of(self.paths)]
+
+    def chunks(self) -> Iterator[Pages]:
+        """Yields runs of whole pages, or of whole streams."""
+        for path in self.paths:
+            compressed = path.lower().endswith(".bz2") and _is_multistream(path)
+            pieces = _streams(path) if compressed else cut(read(path), re.compile(PAGE_END), path)
+            names, offset, done = None, 0, 0
+            for (data, read_bytes), last in _with_last(pieces):
+                names = names or _names(path, _first_stream(data) if compressed else data)
+                yield Pages(path, data, compressed, offset, read_bytes - done, last, names)
+                offset, done = offset + len(data), read_bytes
+
+
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yields items, each with whether it is the last."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True
+
+
+def _is_multistream(path: str) -> bool:
+    """Tells whether a .bz2 file has a stream for its head, and others that begin with a page.
+
+    Parallel compressors write many streams as well, but with ends inside pages.
+    """
+    with _opened(path) as file:
+        data = file.read(2 * CHUNK_BYTES)
+    try:
+        head, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
+        head.decompress(data, HEAD_BYTES)
+        begin = second.decompress(head.unused_data, HEAD_BYTES) if head.eof else b""
+    except OSError:  # whoever reads it will say so
+        return False
+    return begin.lstrip().startswith(PAGE)
+
+
+def _first_stream(data: bytes) -> bytes:
+    return bz2.BZ2Decompressor().decompress(data)
+
+
+def _streams(path: str) -> Iterator[tuple[bytes, int]]:
+    """Yields (runs of whole streams, of at least STREAM_BYTES except for the last; bytes read so far)."""
+    rest, searched, read_bytes = b"", STREAM_BYTES, 0
+    with _opened(path) as file:
+        while data := file.read(CHUNK_BYTES):
+            rest += data
+            while start := STREAM.search(rest, searched):
+                read_bytes += start.start()
+                yield rest[: start.start()], read_bytes
+                rest, searched = rest[start.start() :], STREAM_BYTES
+            searched = max(STREAM_BYTES, len(rest) - STREAM_START)
+            if len(rest) > MAX_STREAM_BYTES:
+                raise UserError(
+                    f"{path}: no bzip2 stream begins within {len(rest):,} bytes of byte "
+                    f"{read_bytes:,}; download it again."
+                )
+    if rest:
+        yield rest, read_bytes + len(rest)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    try:
+        with epath.Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
+
+
+def _names(path: str, head: bytes) -> wikitext.Names:
+    """Reads the names of namespaces from how a dump begins."""
+    if not DUMP.match(head):
+        begin = head[:40].decode(errors="replace")
+        raise UserError(
+            f"{path} is no MediaWiki dump: it begins with {begin!r} instead of <mediawiki; "
+            "read plain text with text: and JSON with jsonl:."
+        )
+    found = dict(NAMESPACE.findall(head))
+    local = {key: html.unescape(name.decode(errors="replace")).lower() for key, name in found.items()}
+    return wikitext.Names(
+        frozenset({"file", "image", "media", *(local[key] for key in (b"6", b"-2") if key in local)}),
+        frozenset({"category", *(local[key] for key in (b"14",) if key in local)}),
+    )
