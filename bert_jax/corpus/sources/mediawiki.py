@@ -79,7 +79,7 @@ class Pages:
             )
         # A page beyond MAX_DOCUMENT_BYTES is in pieces.
         found = [self._page(page[page.rfind(PAGE) :] + PAGE_END) for page in pages]
-        return found + [(BROKEN, [])] if rest.strip() and not self.last else found
+        return [*found, (BROKEN, [])] if rest.strip() and not self.last else found
 
     def _page(self, xml: bytes) -> tuple[str, list[str]]:
         try:

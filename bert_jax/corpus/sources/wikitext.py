@@ -21,8 +21,8 @@ LITERAL = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>", re.DOTALL | re.IGNORECASE)
 MARKUP_CHARACTERS = re.compile(r"[^\w\s]")
 # Templates of which a sentence lacks a word if they are cut: {{lang|fr|mot}}, {{convert|3|to|5|km|mi}}.
 WORD_TEMPLATE = re.compile(
-    r"\{\{ *(?:[Ll]ang|[Tt]ransl(?:iteration)?|[Nn]owrap|[Nn]obr|[Ss]mall(?:er)?|[Ss]c|[Aa]s of|[Ll]inktext)"
-    r"(?:\|[^{}|\[\]]*)?\|((?:[^{}|=\[\]]|\[\[[^{}\[\]]*\]\])*)\}\}"
+    r"\{\{ *(?:[Ll]ang|[Tt]ransl(?:iteration)?|[Nn]owrap|[Nn]obr|[Ss]mall(?:er)?|[Ss]c|[Ll]inktext)"
+    r"(?:\|[^{}|\[\]]*)*?\|((?:[^{}|=\[\]]|\[\[[^{}\[\]]*\]\])*)(?:\|[^{}|=]*=[^{}|]*)*\}\}"
 )
 QUANTITY_TEMPLATE = re.compile(
     r"\{\{ *(?:[Cc]onvert|[Cc]vt) *\| *([\d.,/+]+) *\|"
@@ -30,10 +30,11 @@ QUANTITY_TEMPLATE = re.compile(
 )
 TEMPLATE = re.compile(r"\{\{\{[^{}]*\}\}\}|\{\{[^{}]*(?:(?:\{(?!\{)|\}(?!\}))[^{}]*)*\}\}")
 HEADING = re.compile(r"\n(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*(?=\n|\Z)")
-# A list item that is a link to elsewhere, as under "See also" and "External links".
-LINK_ITEM = re.compile(
-    r"[*#:;]+\s*(?:''+)?(?:\[\[[^\[\]]*\]\](?:''+)?[\s.,;]*$|.*\[(?:https?:)?//|https?://)"
-)
+OUTWARD_ITEM = re.compile(
+    r"\n[*#:;]+ *[\"']*\[?(?:https?:)?//[^\n]*"
+)  # a list item that leads out of the wiki
+# A list item that is a link and no more, as under "See also".
+LINK_ITEM = re.compile(r"[*#:;]+\s*(?:''+)?\[\[[^\[\]]*\]\](?:''+)?[\s.,;]*$")
 EXTERNAL_LINK = re.compile(
     r"\[(?:(?:https?|ftps?|irc|news|mailto|gopher|git):|//)[^\s\[\]<>]*\s*([^\[\]\n]*)\]"
 )
@@ -49,8 +50,31 @@ BLOCK_TAG = re.compile(
 )
 BREAK = re.compile(r"<br\s*[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*|/)?>")
-ELISION = re.compile(r"'''(?<=(?<![\w'])\w''')(?!')((?:[^'\n]|'(?!'))*)''(?!')")  # l'''Odyssée''
+QUOTES = re.compile(r"''+")
+ELISION = re.compile(r"(?<= \w)'''(?!')|(?<=^\w)'''(?!')")
+APOSTROPHE = re.compile(r"(?<=[^ ])'''(?!')")
 MAGIC_WORD = re.compile(r"__[^\W\d_]+__")
+VARIANT = re.compile(r"-\{([^{}]*)\}-")
+# What only markup has; stray halves of it are cut.
+LEFT = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}")
+STRAY = re.compile(
+    rf"\[\[|\]\]|{{{{+|}}}}+|{{\||\|}}|''+|<!--|-->|</?(?:{HIDDEN_TAGS}|nowiki)\b[^<>]*>?", re.IGNORECASE
+)
+INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphens, marks of direction and so on
+EMPTY_PARENTHESES = re.compile(r" \([ ,;:]*\)")
+PARENTHESIS = re.compile(r"\([ ,;:]* ")  # begins with what a template has left
+COMMAS = re.compile(r",[ ,]*,")
+WORD = re.compile(r"__[^\W\d_]+__")
+VARIANT = re.compile(r"-\{([^{}]*)\}-")
+# What only markup has; stray halves of it are cut.
+LEFT = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}")
+STRAY = re.compile(
+    rf"\[\[|\]\]|{{{{+|}}}}+|{{\||\|}}|''+|<!--|-->|</?(?:{HIDDEN_TAGS}|nowiki)\b[^<>]*>?", re.IGNORECASE
+)
+INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphens, marks of direction and so on
+EMPTY_PARENTHESES = re.compile(r" \([ ,;:]*\)")
+PARENTHESIS = re.compile(r"\([ ,;:]+(?=\w)")  # begins with what a template has left
+WORD = re.compile(r"__[^\W\d_]+__")
 VARIANT = re.compile(r"-\{([^{}]*)\}-")
 # What only markup has; stray halves of it are cut.
 LEFT = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}")
@@ -79,8 +103,7 @@ def paragraphs(text: str, names: Names) -> list[str]:
     text = _without_links(_without_link_lists(_without_blocks("\n" + text)), names)
     if "<" in text:
         text = TAG.sub("", BREAK.sub(" ", BLOCK_TAG.sub("\n\n", text)))
-    text = ELISION.sub(r"'\1", text)
-    text = text.replace("'''''", "").replace("'''", "").replace("''", "")
+    text = _without_quotes(text)
     text = VARIANT.sub(_variant, MAGIC_WORD.sub("", text))
     text = STRAY.sub("", text)
     lead, *rest = HEADING.split(text)
@@ -131,7 +154,8 @@ def _without_tables(text: str) -> str:
 
 
 def _without_link_lists(text: str) -> str:
-    parts = HEADING.split(text)
+    """Takes out list items that lead out of the wiki, and the lists of sections of links only."""
+    parts = HEADING.split(OUTWARD_ITEM.sub("", text))
     for place in range(3, len(parts), 3):
         lines = [line for line in parts[place].split("\n") if line.strip()]
         if lines and all(map(LINK_ITEM.match, lines)):
@@ -160,6 +184,21 @@ def _words(names: Names, link: re.Match) -> str:
         if INTERLANGUAGE.match(target) and not label:
             return ""
     return label.rpartition("|")[2] or target.lstrip(": ")
+
+
+def _without_quotes(text: str) -> str:
+    if "'''" in text:
+        text = "\n".join([_balanced(line) if "'''" in line else line for line in text.split("\n")])
+    return text.replace("'''''", "").replace("'''", "").replace("''", "")
+
+
+def _balanced(line: str) -> str:
+    """Keeps the apostrophe of l'''Odyssée'' and of ''Iliad'''s, by the rule of MediaWiki."""
+    lengths = [len(run) for run in QUOTES.findall(line)]
+    bold, italic = sum(n > 2 for n in lengths), sum(n == 2 or n > 4 for n in lengths)
+    if bold % 2 and italic % 2 and (wrong := ELISION.search(line) or APOSTROPHE.search(line)):
+        return f"{line[: wrong.start()]}&#39;{line[wrong.end() :]}"
+    return line
 
 
 def _variant(match: re.Match) -> str:
@@ -196,7 +235,12 @@ def _tidy(text: str) -> list[str]:
     for character in INVISIBLE:
         text = text.replace(character, "")
     text = "\n".join([" ".join(line.split()) for line in text.split("\n")])
-    text = EMPTY_PARENTHESES.sub("", text)
-    for mark in ",.)":
-        text = text.replace(f" {mark} ", f"{mark} ").replace(f" {mark}\n", f"{mark}\n")
-    return [line for line in text.split("\n") if WORD.search(line)]
+    text = PARENTHESIS.sub("(", EMPTY_PARENTHESES.sub("", text))
+    text = (
+        text.replace(" ,", ",")
+        .replace(",,", ",")
+        .replace(" )", ")")
+        .replace(" . ", ". ")
+        .replace(" .\n", ".\n")
+    )
+    return [line.lstrip(",;: ") for line in text.split("\n") if WORD.search(line)]
