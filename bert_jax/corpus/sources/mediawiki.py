@@ -30,7 +30,7 @@ MAX_STREAM_BYTES = 64 << 20
 HEAD_BYTES = 4096
 INDEX = re.compile(r"-index\d*\.txt[^/]*$")
 DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
-NAMESPACE = re.compile(rb'<namespace key="(-2|6|14)"[^<>]*>([^<>]+)<')
+NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^<>]*>([^<>]+)<')
 PAGE, PAGE_END, FOOT = b"<page>", b"</page>", b"</mediawiki>"
 REDIRECT = re.compile(r"\s*#redirect", re.IGNORECASE)
 T = TypeVar("T")
@@ -52,13 +52,12 @@ class Pages:
     offset: int
     read_bytes: int
     last: bool  # of the file
-    names: wikitext.Names
+    hidden: frozenset[str]  # namespaces of files and categories
 
     @property
     def size(self) -> int:
-        return (
-            len(self.data) * 2 if self.compressed else len(self.data) // 2
-        )  # of text, as far as one can tell
+        # Of the articles seen, half of the XML is text, and bzip2 makes a fourth of the XML.
+        return len(self.data) * 2 if self.compressed else len(self.data) // 2
 
     @property
     def left_out(self) -> collections.Counter[str]:
@@ -74,12 +73,13 @@ class Pages:
         *pages, rest = xml.split(PAGE_END)
         if self.last and rest.strip() != FOOT:
             raise UserError(
-                f"{self.path} ends early: {FOOT.decode()} is missing at its end, in what "
-                f"follows byte {self.offset:,}; download it again."
+                f"{self.path} ends early: {FOOT.decode()} does not end what follows "
+                f"{'byte' if self.compressed else 'decompressed byte'} {self.offset:,}; download it again."
             )
-        # A page beyond MAX_DOCUMENT_BYTES is in pieces.
-        found = [self._page(page[page.rfind(PAGE) :] + PAGE_END) for page in pages]
-        return [*found, (BROKEN, [])] if rest.strip() and not self.last else found
+        starts = [page.rfind(PAGE) for page in pages]
+        found = [self._page(page[at:] + PAGE_END) for page, at in zip(pages, starts, strict=True) if at >= 0]
+        # A page beyond MAX_DOCUMENT_BYTES is in pieces, of which the first counts.
+        return [*found, (BROKEN, [])] if PAGE in rest else found
 
     def _page(self, xml: bytes) -> tuple[str, list[str]]:
         try:
@@ -93,7 +93,7 @@ class Pages:
             return REDIRECTS, []
         if page.findtext("revision/model", "wikitext") != "wikitext":
             return NOT_WIKITEXT, []
-        found = wikitext.paragraphs(text, self.names)
+        found = wikitext.paragraphs(text, self.hidden)
         return ("", found) if found else (EMPTY, [])
 
     def _decompressed(self) -> bytes:
@@ -138,10 +138,10 @@ class MediaWikiSource:
         for path in self.paths:
             compressed = path.lower().endswith(".bz2") and _is_multistream(path)
             pieces = _streams(path) if compressed else cut(read(path), re.compile(PAGE_END), path)
-            names, offset, done = None, 0, 0
+            hidden, offset, done = frozenset[str](), 0, 0
             for (data, read_bytes), last in _with_last(pieces):
-                names = names or _names(path, _first_stream(data) if compressed else data)
-                yield Pages(path, data, compressed, offset, read_bytes - done, last, names)
+                hidden = hidden or _hidden(path, _first_stream(data) if compressed else data)
+                yield Pages(path, data, compressed, offset, read_bytes - done, last, hidden)
                 offset, done = offset + len(data), read_bytes
 
 
@@ -204,17 +204,13 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
 
 
-def _names(path: str, head: bytes) -> wikitext.Names:
-    """Reads the names of namespaces from how a dump begins."""
+def _hidden(path: str, head: bytes) -> frozenset[str]:
+    """Reads the names of the namespaces of media, files and categories from how a dump begins."""
     if not DUMP.match(head):
         begin = head[:40].decode(errors="replace")
         raise UserError(
             f"{path} is no MediaWiki dump: it begins with {begin!r} instead of <mediawiki; "
             "read plain text with text: and JSON with jsonl:."
         )
-    found = dict(NAMESPACE.findall(head))
-    local = {key: html.unescape(name.decode(errors="replace")).lower() for key, name in found.items()}
-    return wikitext.Names(
-        frozenset({"file", "image", "media", *(local[key] for key in (b"6", b"-2") if key in local)}),
-        frozenset({"category", *(local[key] for key in (b"14",) if key in local)}),
-    )
+    names = (html.unescape(name.decode(errors="replace")).lower() for name in NAMESPACE.findall(head))
+    return frozenset({"media", "file", "image", "category", *names})

@@ -1,13 +1,12 @@
 """Makes clean paragraphs of wikitext, the markup of MediaWiki.
 
 Regular expressions take out what is nested from the inside to the outside, in the order of MediaWiki: twenty
-times as fast as a parser, and with the same result (a test compares them).
+times as fast as mwparserfromhell, and with the same words (a test compares them).
 """
 
 import functools
 import html
 import re
-from typing import NamedTuple
 
 # Tags whose content is no prose. As in MediaWiki, they and comments come before all other markup.
 HIDDEN_TAGS = (
@@ -30,9 +29,8 @@ QUANTITY_TEMPLATE = re.compile(
 )
 TEMPLATE = re.compile(r"\{\{\{[^{}]*\}\}\}|\{\{[^{}]*(?:(?:\{(?!\{)|\}(?!\}))[^{}]*)*\}\}")
 HEADING = re.compile(r"\n(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*(?=\n|\Z)")
-OUTWARD_ITEM = re.compile(
-    r"\n[*#:;]+ *[\"']*\[?(?:https?:)?//[^\n]*"
-)  # a list item that leads out of the wiki
+# A list item that leads out of the wiki, as under "External links".
+OUTWARD_ITEM = re.compile(r"\n[*#:;]+ *[\"']*\[?(?:https?:)?//[^\n]*")
 # A list item that is a link and no more, as under "See also".
 LINK_ITEM = re.compile(r"[*#:;]+\s*(?:''+)?\[\[[^\[\]]*\]\](?:''+)?[\s.,;]*$")
 EXTERNAL_LINK = re.compile(
@@ -43,7 +41,7 @@ LINK = re.compile(r"\[\[([^\[\]]*(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*)*)\]\]")
 MEDIA = re.compile(
     r"\.(?:jpe?g|png|gif|svg|tiff?|webp|og[gav]|oga|webm|mp3|mid|wav|flac|pdf|djvu)\s*$", re.IGNORECASE
 )
-INTERLANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?:")
+INTERLANGUAGE = re.compile(r"(?:simple|[a-z]{2,3})(?:-[a-z-]+)?:")
 BLOCK_TAG = re.compile(
     r"</?(?:p|div|blockquote|center|poem|li|ol|ul|dl|dt|dd|hr|table|tr|td|th|h[1-6])(?:\s[^<>]*|/)?>",
     re.IGNORECASE,
@@ -54,9 +52,8 @@ QUOTES = re.compile(r"''+")
 ELISION = re.compile(r"(?<= \w)'''(?!')|(?<=^\w)'''(?!')")
 APOSTROPHE = re.compile(r"(?<=[^ ])'''(?!')")
 MAGIC_WORD = re.compile(r"__[^\W\d_]+__")
-VARIANT = re.compile(r"-\{([^{}]*)\}-")
-# What only markup has; stray halves of it are cut.
-LEFT = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}")
+VARIANT = re.compile(r"-\{([^{}]*)\}-")  # of Chinese, Serbian and other scripts
+# Halves of markup whose other half is missing.
 STRAY = re.compile(
     rf"\[\[|\]\]|{{{{+|}}}}+|{{\||\|}}|''+|<!--|-->|</?(?:{HIDDEN_TAGS}|nowiki)\b[^<>]*>?", re.IGNORECASE
 )
@@ -64,43 +61,19 @@ INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphens, marks of dir
 EMPTY_PARENTHESES = re.compile(r" \([ ,;:]*\)")
 PARENTHESIS = re.compile(r"\([ ,;:]* ")  # begins with what a template has left
 COMMAS = re.compile(r",[ ,]*,")
-WORD = re.compile(r"__[^\W\d_]+__")
-VARIANT = re.compile(r"-\{([^{}]*)\}-")
-# What only markup has; stray halves of it are cut.
-LEFT = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}")
-STRAY = re.compile(
-    rf"\[\[|\]\]|{{{{+|}}}}+|{{\||\|}}|''+|<!--|-->|</?(?:{HIDDEN_TAGS}|nowiki)\b[^<>]*>?", re.IGNORECASE
-)
-INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphens, marks of direction and so on
-EMPTY_PARENTHESES = re.compile(r" \([ ,;:]*\)")
-PARENTHESIS = re.compile(r"\([ ,;:]+(?=\w)")  # begins with what a template has left
-WORD = re.compile(r"__[^\W\d_]+__")
-VARIANT = re.compile(r"-\{([^{}]*)\}-")
-# What only markup has; stray halves of it are cut.
-LEFT = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}")
-STRAY = re.compile(
-    rf"\[\[|\]\]|{{{{+|}}}}+|{{\||\|}}|''+|<!--|-->|</?(?:{HIDDEN_TAGS}|nowiki)\b[^<>]*>?", re.IGNORECASE
-)
-INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphens, marks of direction and so on
-EMPTY_PARENTHESES = re.compile(r" \([\s,;:]*\)|(?<=\()[ ,;:]+(?=\w)")
-WORD = re.compile(r"\w")
+A_WORD = re.compile(r"\w")
 LINE_MARKS = "*#:;|!"
 
 
-class Names(NamedTuple):
-    """The names of namespaces in a wiki's language, lower case, whose links are no text."""
-
-    files: frozenset[str]
-    categories: frozenset[str]
-
-
-def paragraphs(text: str, names: Names) -> list[str]:
+def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
     """Lists the paragraphs, headings and list items of a page, stripped and not empty, without markup.
 
-    >>> paragraphs("'''Ada''' wrote [[program]]s.<ref>X</ref>\\n== Life ==\\n* born {{x}}", Names.of({}))
+    Links into the namespaces `hidden` (lower case), those of files and categories, are no text.
+
+    >>> paragraphs("'''Ada''' wrote [[program]]s.<ref>X</ref>\\n== Life ==\\n* born {{x}}", frozenset())
     ['Ada wrote programs.', 'Life', 'born']
     """
-    text = _without_links(_without_link_lists(_without_blocks("\n" + text)), names)
+    text = _without_links(_without_link_lists(_without_blocks("\n" + text)), hidden)
     if "<" in text:
         text = TAG.sub("", BREAK.sub(" ", BLOCK_TAG.sub("\n\n", text)))
     text = _without_quotes(text)
@@ -164,22 +137,22 @@ def _without_link_lists(text: str) -> str:
     return parts[0] + "".join(f"\n{marks} {title} {marks}{body}" for marks, title, body in sections)
 
 
-def _without_links(text: str, names: Names) -> str:
-    text = "".join(EXTERNAL_LINK.split(text))
+def _without_links(text: str, hidden: frozenset[str]) -> str:
     text = "".join(PLAIN_LINK.split(text))
-    words = functools.partial(_words, names)
+    text = "".join(EXTERNAL_LINK.split(text))
+    words = functools.partial(_words, hidden)
     before = None
     while text != before:
         before, text = text, LINK.sub(words, text)
     return text
 
 
-def _words(names: Names, link: re.Match) -> str:
+def _words(hidden: frozenset[str], link: re.Match) -> str:
     target, _, label = link[1].partition("|")
     space, colon, _ = target.partition(":")
     if colon:
         space = space.strip().lower()
-        if space in names.files or space in names.categories or MEDIA.search(target):
+        if space in hidden or MEDIA.search(target):
             return ""
         if INTERLANGUAGE.match(target) and not label:
             return ""
@@ -218,7 +191,7 @@ def _lines(body: str) -> list[str]:
         item = words[:1] in LINE_MARKS
         if item:
             words = "" if words[:1] in "|!" else words.lstrip(LINE_MARKS).lstrip()
-        if not WORD.search(words):
+        if not A_WORD.search(words):
             goes_on = False
         elif goes_on and not item:
             found[-1] += " " + words
@@ -234,13 +207,8 @@ def _tidy(text: str) -> list[str]:
         text = html.unescape(text)
     for character in INVISIBLE:
         text = text.replace(character, "")
-    text = "\n".join([" ".join(line.split()) for line in text.split("\n")])
+    text = "".join([" ".join(line.split()) + "\n" for line in text.split("\n")])
     text = PARENTHESIS.sub("(", EMPTY_PARENTHESES.sub("", text))
-    text = (
-        text.replace(" ,", ",")
-        .replace(",,", ",")
-        .replace(" )", ")")
-        .replace(" . ", ". ")
-        .replace(" .\n", ".\n")
-    )
-    return [line.lstrip(",;: ") for line in text.split("\n") if WORD.search(line)]
+    text = COMMAS.sub(",", text.replace(" ,", ",")).replace(", ;", ";").replace(" )", ")")
+    text = text.replace(" . ", ". ").replace(" .\n", ".\n")
+    return [line.lstrip(",;: ") for line in text.split("\n") if A_WORD.search(line)]
