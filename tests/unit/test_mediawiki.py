@@ -98,23 +98,41 @@ def test_a_page_that_is_too_long_is_counted_once(tmp_path):
 
 
 DUMP = multistream()
+BUB = bz2.compress("".join(PAGES[4:6]).encode())  # one of its streams
 LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), [
-    ("a.xml", single()[:-30], "a.xml ends early: </mediawiki> does not end what follows decompressed byte 0"),
-    ("a.xml", single()[: single().rindex(b"</media")], "a.xml ends early"),
-    ("a.xml.bz2", DUMP[:LAST], "bz2 ends early: </mediawiki> does not end what follows byte 0"),
-    ("a.xml.bz2", DUMP[:-5], f"a.xml.bz2 ends early, in the bzip2 stream at byte {LAST:,}"),
-    ("a.xml.bz2", DUMP[:-5] + b"12345", f"the bzip2 stream at byte {LAST:,} is broken (Invalid"),
-    ("a.xml.bz2", bz2.compress(single())[:-5], "a.xml.bz2 cannot be read: the compressed data ends early"),
+    ("a.xml", single()[:-30], "a.xml cannot be read from byte 2,"),
+    ("a.xml", single().removesuffix(FOOT.encode()), "on (it ends before </mediawiki>): get the file again"),
+    ("a.xml.bz2", DUMP[:LAST], f"cannot be read from byte {LAST:,} on (it ends before </mediawiki>): get"),
+    ("a.xml.bz2", DUMP[:-5], f"the bzip2 stream at byte {LAST:,} is broken (Compressed data ended"),
+    ("a.xml.bz2", DUMP[:-5] + b"12345", f"the bzip2 stream at byte {LAST:,} is broken (Invalid data"),
+    ("a.xml.bz2", bz2.compress(single())[:-5], "(the compressed data ends early): get the file"),
+    ("a.xml", "", "a.xml is no MediaWiki dump: it begins with ''"),
     ("a.xml", "<html><body>No</body></html>", "a.xml is no MediaWiki dump: it begins with '<html><body>No"),
     ("a.xml", "<feed>\n<doc>A</doc></feed>", "no MediaWiki dump: it begins with '<feed>\\n<doc>"),
     ("a.xml", single().decode().encode("utf-16"), "a.xml looks like UTF-16, not UTF-8"),
-    ("a.xml.bz2", single(), "a.xml.bz2 cannot be read: Invalid data stream"),
+    ("a.xml.bz2", single(), "a.xml.bz2 cannot be read from byte 0"),
 ])  # fmt: skip
 def test_what_is_no_whole_dump_is_refused_in_one_line(tmp_path, name, content, expected):
     assert expected in message(f"mediawiki:{write(tmp_path / name, content)}")
+
+
+@pytest.mark.parametrize(("name", "content", "documents", "lost"), [
+    ("a.xml", single()[:-30], 2, "rest of a broken file"),
+    ("a.xml.bz2", bz2.compress(single())[:-5], 2, "rest of a broken file"),
+    ("a.xml.bz2", DUMP[:LAST], 2, "rest of a broken file"),
+    ("a.xml.bz2", DUMP[:-5], 2, "broken bzip2 streams of pages"),
+    ("a.xml.bz2", DUMP.replace(BUB, BUB[:90] + b"?" + BUB[91:]), 1, "broken bzip2 streams of pages"),
+])  # fmt: skip
+def test_of_a_broken_dump_what_is_whole_is_used(tmp_path, name, content, documents, lost):
+    path = write(tmp_path / name, content)
+    (source,) = open_sources(DataConfig(source=f"mediawiki:{path}", broken_files="skip"))
+    found = list(source.chunks())
+    assert [document for chunk in found for document in chunk.documents()] == DOCUMENTS[:documents]
+    (reason,) = (reason for chunk in found for reason in chunk.left_out if "data.broken_files=skip" in reason)
+    assert reason.startswith(lost)
 
 
 def test_streams_that_do_not_begin_are_not_read_without_end(tmp_path, monkeypatch):

@@ -11,15 +11,18 @@ import contextlib
 import dataclasses
 import functools
 import html
+import itertools
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
-from typing import IO, Any, TypeVar
+from collections.abc import Iterator
+from typing import IO, Any
 
 from etils import epath
 
 from bert_jax.corpus.sources import wikitext
-from bert_jax.corpus.sources.files import CHUNK_BYTES, Digests, MissingInput, cut, read
+from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.digests import Digests
+from bert_jax.corpus.sources.files import CHUNK_BYTES, MissingInput, cut, read
 from bert_jax.errors import UserError
 
 CLEANING = 1  # rises when the same dump gives other paragraphs
@@ -33,26 +36,27 @@ DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
 NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^<>]*>([^<>]+)<')
 PAGE, PAGE_END, FOOT = b"<page>", b"</page>", b"</mediawiki>"
 REDIRECT = re.compile(r"\s*#redirect", re.IGNORECASE)
-T = TypeVar("T")
 
 REDIRECTS = "redirects"
 OTHERS = "pages of other namespaces"
 NOT_WIKITEXT = "pages that are not wikitext"
 EMPTY = "pages without text"
 BROKEN = "pages that cannot be parsed"
+BROKEN_STREAMS = "broken bzip2 streams of pages (data.broken_files=skip)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Pages of one file as XML, or bzip2 streams of them, which `offset` bytes of the same kind precede."""
+    """Pages of one file as XML, or bzip2 streams of them, from byte `offset` on (of either)."""
 
     path: str
     data: bytes
     compressed: bool
     offset: int
     read_bytes: int
-    last: bool  # of the file
     hidden: frozenset[str]  # namespaces of files and categories
+    broken_files: str
+    lost: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     @property
     def size(self) -> int:
@@ -61,29 +65,34 @@ class Pages:
 
     @property
     def left_out(self) -> collections.Counter[str]:
-        return collections.Counter(kind for kind, _ in self._pages if kind)
+        return self._content[1]
 
     def documents(self) -> Iterator[list[str]]:
-        return iter([paragraphs for kind, paragraphs in self._pages if not kind])
+        return iter(self._content[0])
 
     @functools.cached_property
-    def _pages(self) -> list[tuple[str, list[str]]]:
-        """Why a page is left out, else "", and its paragraphs."""
-        xml = self._decompressed() if self.compressed else self.data
-        *pages, rest = xml.split(PAGE_END)
-        if self.last and rest.strip() != FOOT:
-            raise UserError(
-                f"{self.path} ends early: {FOOT.decode()} does not end what follows "
-                f"{'byte' if self.compressed else 'decompressed byte'} {self.offset:,}; download it again."
-            )
-        starts = [page.rfind(PAGE) for page in pages]
-        found = [self._page(page[at:] + PAGE_END) for page, at in zip(pages, starts, strict=True) if at >= 0]
-        # A page beyond MAX_DOCUMENT_BYTES is in pieces, of which the first counts.
-        return [*found, (BROKEN, [])] if PAGE in rest else found
+    def _content(self) -> tuple[list[list[str]], collections.Counter[str]]:
+        """The documents, and how many pages are left out, by a reason for people."""
+        documents, left_out = [], collections.Counter(self.lost)
+        for xml in self._decompressed(left_out) if self.compressed else [self.data]:
+            *pages, rest = xml.split(PAGE_END)
+            for page in pages:
+                reason, paragraphs = self._page(page + PAGE_END)
+                if paragraphs:
+                    documents.append(paragraphs)
+                elif reason:
+                    left_out[reason] += 1
+            if PAGE in rest:  # the first piece of a page beyond MAX_DOCUMENT_BYTES, or a file ends
+                left_out[BROKEN] += 1
+        return documents, left_out
 
     def _page(self, xml: bytes) -> tuple[str, list[str]]:
+        """Why a page is left out, else "", and its paragraphs; neither for the last piece of a long page."""
+        start = xml.rfind(PAGE)
+        if start < 0:
+            return "", []
         try:
-            page = ET.fromstring(xml)
+            page = ET.fromstring(xml[start:])
         except ET.ParseError:
             return BROKEN, []
         if page.findtext("ns", "0") != "0":
@@ -96,22 +105,19 @@ class Pages:
         found = wikitext.paragraphs(text, self.hidden)
         return ("", found) if found else (EMPTY, [])
 
-    def _decompressed(self) -> bytes:
-        parts, rest = [], self.data
-        while rest:
-            stream, place = bz2.BZ2Decompressor(), self.offset + len(self.data) - len(rest)
+    def _decompressed(self, left_out: collections.Counter[str]) -> Iterator[bytes]:
+        """Yields the XML of each stream; with data.broken_files=skip, of those that are whole."""
+        starts = [match.start() for match in STREAM.finditer(self.data)]
+        for start, end in itertools.pairwise([*starts, len(self.data)]):
             try:
-                parts.append(stream.decompress(rest))
-            except OSError as error:
-                raise UserError(
-                    f"{self.path}: the bzip2 stream at byte {place:,} is broken ({error}); download it again."
-                ) from None
-            if not stream.eof:
-                raise UserError(
-                    f"{self.path} ends early, in the bzip2 stream at byte {place:,}; download it again."
-                )
-            rest = stream.unused_data
-        return b"".join(parts)
+                yield bz2.decompress(self.data[start:end])
+            except (OSError, ValueError) as error:
+                if self.broken_files != "skip":
+                    raise UserError(
+                        f"{self.path}: the bzip2 stream at byte {self.offset + start:,} is broken ({error}): "
+                        "get the file again, or set data.broken_files=skip to leave out its pages."
+                    ) from None
+                left_out[BROKEN_STREAMS] += 1
 
 
 class MediaWikiSource:
@@ -121,8 +127,8 @@ class MediaWikiSource:
         MissingInput: if there is no dump among them.
     """
 
-    def __init__(self, spec: str, paths: list[str]):
-        self.spec = spec
+    def __init__(self, spec: str, paths: list[str], broken_files: str = "error"):
+        self.spec, self._broken_files = spec, broken_files
         self.paths = [path for path in paths if not INDEX.search(path)]
         if not self.paths:
             raise MissingInput(
@@ -138,21 +144,19 @@ class MediaWikiSource:
         for path in self.paths:
             compressed = path.lower().endswith(".bz2") and _is_multistream(path)
             pieces = _streams(path) if compressed else cut(read(path), re.compile(PAGE_END), path)
-            hidden, offset, done = frozenset[str](), 0, 0
-            for (data, read_bytes), last in _with_last(pieces):
-                hidden = hidden or _hidden(path, _first_stream(data) if compressed else data)
-                yield Pages(path, data, compressed, offset, read_bytes - done, last, hidden)
-                offset, done = offset + len(data), read_bytes
-
-
-def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """Yields items, each with whether it is the last."""
-    iterator = iter(items)
-    for item in iterator:
-        for following in iterator:
-            yield item, False
-            item = following
-        yield item, True
+            pages = functools.partial(Pages, path, broken_files=self._broken_files)
+            hidden, data, offset, done = frozenset[str](), b"", 0, 0
+            try:
+                for data, read_bytes in pieces:
+                    hidden = hidden or _hidden(path, _first_stream(data) if compressed else data)
+                    yield pages(data, compressed, offset, read_bytes - done, hidden)
+                    offset, done = offset + len(data), read_bytes
+                if not hidden:
+                    _hidden(path, b"")  # an empty file
+                if not (_last_stream(data) if compressed else data).rstrip().endswith(FOOT):
+                    raise BrokenFile(path, f"byte {done:,}", f"it ends before {FOOT.decode()}")
+            except BrokenFile as broken:
+                yield pages(b"", False, offset, 0, hidden, lost=broken.left_out(self._broken_files))
 
 
 def _is_multistream(path: str) -> bool:
@@ -173,6 +177,14 @@ def _is_multistream(path: str) -> bool:
 
 def _first_stream(data: bytes) -> bytes:
     return bz2.BZ2Decompressor().decompress(data)
+
+
+def _last_stream(data: bytes) -> bytes:
+    *_, last = STREAM.finditer(data)
+    try:
+        return bz2.decompress(data[last.start() :])
+    except (OSError, ValueError):  # whoever decompresses all of it will say so
+        return FOOT
 
 
 def _streams(path: str) -> Iterator[tuple[bytes, int]]:
