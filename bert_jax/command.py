@@ -63,6 +63,15 @@ def define_config_flags(kind: Any = config_lib.Config, data_dir: bool = False) -
         flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
 
 
+def define_download_flag() -> None:
+    """Defines the flag by which the user agrees to a download."""
+    flags.DEFINE_bool(
+        "download",
+        False,
+        "Download wikipedia:LANG; without it, the command says what that takes.",
+    )
+
+
 def define_process_flags() -> None:
     """Defines the flags with which a launcher numbers processes; TPU, GKE and Slurm need none."""
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; for several processes.")

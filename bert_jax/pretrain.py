@@ -13,6 +13,7 @@ from bert_jax import command
 
 if __name__ == "__main__":
     command.define_config_flags(data_dir=True)
+    command.define_download_flag()
     command.define_process_flags()
     flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
     command.run(command.main_of("bert_jax.pretrain"))
@@ -118,6 +119,7 @@ def open_dataset(config: Config) -> PreparedSources:
             flags.FLAGS.data_dir,
             processes=jax.process_count(),
             config=command.config_argument(),
+            agreed=flags.FLAGS.download,
         )
     except MissingInput as missing:
         if "tfds:" not in config.data.source or not (help_ := command.config_docstring()):

@@ -5,8 +5,10 @@
 serves the files of FOLDER slowly, SECONDS for every 4 kB, and prints its address.
 """
 
+import bz2
 import contextlib
 import hashlib
+import html
 import http.server
 import json
 import pathlib
@@ -14,7 +16,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 SLICE = 4096
 
@@ -153,6 +155,21 @@ def publish(folder: pathlib.Path, wiki: str, date: str, parts: list[bytes], stat
         files[index] = files[name] | {"url": f"/{wiki}/{date}/{index}"}
     jobs = {"articlesmultistreamdump": {"status": status, "updated": "2026-11-02 10:00:00", "files": files}}
     (directory / "dumpstatus.json").write_text(json.dumps({"version": "0.8", "jobs": jobs}))
+
+
+def article(number: int, title: str, text: str) -> str:
+    """A page of the main namespace, as XML."""
+    return (
+        f"  <page>\n    <title>{title}</title>\n    <ns>0</ns>\n    <id>{number}</id>\n    <revision>\n"
+        f"      <model>wikitext</model>\n      <text>{html.escape(text)}</text>\n    </revision>\n  </page>\n"
+    )
+
+
+def dump(pages: Sequence[str], per_stream: int = 2) -> bytes:
+    """A multistream dump of these pages: its head, runs of pages and its foot each are a bzip2 stream."""
+    runs = ["".join(pages[start : start + per_stream]) for start in range(0, len(pages), per_stream)]
+    head = '<mediawiki xml:lang="aa">\n  <siteinfo>\n  </siteinfo>\n'
+    return b"".join(bz2.compress(part.encode()) for part in (head, *runs, "</mediawiki>\n"))
 
 
 @contextlib.contextmanager

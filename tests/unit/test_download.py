@@ -180,7 +180,8 @@ def test_the_program_names_itself(mirror, monkeypatch):
     get(f"{mirror.address}/{NAME}")
     first, second = sorted(mirror.agents)
     assert first.startswith("bert_jax/")
-    assert second.startswith("bert_jax/") and "(ada@example.org)" in first + second
+    assert second.startswith("bert_jax/")
+    assert "(ada@example.org)" in first + second
 
 
 def test_a_proxy_of_the_environment(mirror, monkeypatch):
