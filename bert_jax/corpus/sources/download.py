@@ -164,7 +164,7 @@ def _append(url: str, part: pathlib.Path, size: int, stop: threading.Event) -> N
         elif not (response.headers["Content-Range"] or "").startswith(f"bytes {offset}-"):
             raise ConnectionError(f"sent the range {response.headers['Content-Range']}, not {offset}-")
         while offset < size and not stop.is_set():
-            block = response.read(min(BLOCK_BYTES, size - offset))
+            block = response.read1(min(BLOCK_BYTES, size - offset))  # what has come, without waiting for more
             if not block:
                 return
             write(block)
