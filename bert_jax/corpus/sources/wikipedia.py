@@ -82,9 +82,11 @@ class WikipediaSource(MediaWikiSource):
 
     def __init__(self, spec: str, rest: str, downloads: pathlib.Path, data: DataConfig):
         self._dump = require_downloaded(spec, rest, downloads)
-        super().__init__(
-            spec, [str(self._dump.folder / file.name) for file in self._dump.files], data.broken_files
-        )
+        if _base(self._dump.language) != _base(data.language):
+            message = "%s: data.language=%s splits its sentences; set it to the language of the text."
+            log.warning(message, spec, data.language)
+        paths = [str(self._dump.folder / file.name) for file in self._dump.files]
+        super().__init__(spec, paths, data.broken_files)
 
     def fingerprint(self, digests: Digests) -> list[Any]:  # noqa: ARG002
         """Returns what Wikimedia publishes of the dump: the same on every machine, and no file is read."""
@@ -177,6 +179,11 @@ def _parse(spec: str, rest: str) -> tuple[str, str | None]:
             "wikipedia:en or wikipedia:de:20261101."
         )
     return match[1], match[2]
+
+
+def _base(language: str) -> str:
+    """Returns the language without its variant; Simple English is English."""
+    return "en" if language == "simple" else re.split("[-_]", language)[0].lower()
 
 
 def _wiki(language: str) -> str:
