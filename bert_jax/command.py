@@ -111,13 +111,6 @@ def config_name() -> str:
     return "_".join([pathlib.Path(name).stem if name.endswith(".py") else name, *argument])
 
 
-def config_docstring() -> str:
-    """Returns the docstring of the config file; "" if data.source was overridden."""
-    if _config.path is None or "data.source" in config_flags.get_override_values(flags.FLAGS["config"]):
-        return ""
-    return ast.get_docstring(ast.parse(_config.path.read_text(encoding="utf-8"))) or ""
-
-
 def folder_flag(name: str) -> pathlib.Path:
     """Returns the path of a flag that names a folder; raises UserError if it is missing."""
     if not (value := flags.FLAGS[name].value):
