@@ -347,11 +347,11 @@ def test_text_that_cannot_teach_is_told_by_prepare_and_where_a_run_resumes(capfd
 def test_a_corpus_that_must_be_downloaded_where_there_is_no_network(capfd, monkeypatch):
     monkeypatch.setenv("BERT_JAX_WIKIPEDIA_MIRROR", "http://127.0.0.1:9")
     assert run(*["pretrain", "--config=bert_base", "--data_dir=data", "--workdir=other"]) == 2
-    assert re.fullmatch(
-        r"error: data\.source='wikipedia:en' is not in data/downloads, and http://127\.0\.0\.1:9/enwiki/ cannot "
-        r"be downloaded \(Connection refused\); check the network .* it goes on where it was\.\n",
-        capfd.readouterr().err,
+    line = (
+        r"error: data\.source='wikipedia:en' is not in data/downloads, and http://127\.0\.0\.1:9/enwiki/ "
+        r"cannot be downloaded \(Connection refused\); check the network .* it goes on where it was\.\n"
     )
+    assert re.fullmatch(line, capfd.readouterr().err)
 
 
 def test_no_space_for_a_dataset(folder, capfd, monkeypatch):
