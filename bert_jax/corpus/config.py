@@ -19,7 +19,7 @@ class DataConfig:
 
     # What `prepare` builds.
     # SPEC,SPEC,… with SPEC corpus: | text:GLOB | jsonl:GLOB | parquet:GLOB | arrow:GLOB
-    # | hf:NAME[:CONFIG[:SPLIT]] | tfds:NAME[:SPLIT[:FEATURE]]
+    # | mediawiki:GLOB | wikipedia:LANG[:DATE] | hf:NAME[:CONFIG[:SPLIT]] | tfds:NAME[:SPLIT[:FEATURE]]
     # SPEC@WEIGHT,… is a mixture: a dataset for each source, and the weights decide its share of the rows.
     source: str = setting("corpus:", prepares=True, by_phase=True)  # a phase may change the weights only
     text_field: str = setting("text", prepares=True)  # of JSONL records, or the column of a table
@@ -61,6 +61,10 @@ class DataConfig:
     final_mask_rate: float = setting(0.0, least=0, below=1, by_phase=True)
     mask_token_rate: float = setting(0.8, least=0, most=1)  # of the chosen: become [MASK]
     random_token_rate: float = setting(0.1, least=0, most=1)  # of the chosen: a random token; the rest stay
+
+    # Where dumps of Wikipedia come from, and where they are kept.
+    wikipedia_mirror: str = setting("", run_time=True)  # "": BERT_JAX_WIKIPEDIA_MIRROR, else Wikimedia's own
+    download_dir: str = setting("", run_time=True)  # "": downloads in the data directory
 
     # How fast it is read.
     input_workers: int = setting(1, least=1, run_time=True)  # threads that build batches ahead

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -29,7 +28,7 @@ from bert_jax.corpus.index import Index
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
-from bert_jax.corpus.workers import Workers
+from bert_jax.corpus.workers import Workers, available_cores
 from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
 from bert_jax.files import whole_folder
@@ -237,7 +236,7 @@ def _find(
 ) -> tuple[PreparedDataset | None, epath.Path, list[Source], list[Any]]:
     """Returns the dataset or None, its folder, the sources and their fingerprints."""
     try:
-        sources = open_sources(data)
+        sources = open_sources(data, data_dir)
         fingerprints = fingerprints_of(sources, data_dir)
         files = deciding_files(data)
         kind = data.tokenizer.split(":")[0]
@@ -332,5 +331,4 @@ def building(directory: epath.Path, last: str) -> Iterator[epath.Path]:
 
 def default_workers(sources: Sequence[Source]) -> int:
     """Returns how many processes read these sources: one per core, fewer for little text."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 1 + int(sum(source.size for source in sources) / 1e6))
+    return min(available_cores(), 1 + int(sum(source.size for source in sources) / 1e6))

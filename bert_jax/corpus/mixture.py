@@ -21,10 +21,11 @@ from etils import epath
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
+from bert_jax.corpus.downloads import obtain
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from bert_jax.corpus.sources import MissingInput, Source, open_sources
+from bert_jax.corpus.sources import MissingInput, NotDownloaded, Source, open_sources
 from bert_jax.corpus.specs import names, parse
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
@@ -104,29 +105,42 @@ def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> Prepare
 
 
 def dataset_for(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, processes: int, config: str
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    processes: int,
+    config: str,
+    agreed: bool = False,
 ) -> PreparedSources:
-    """Returns the prepared datasets of a config, and builds them if this process is the only one.
+    """Returns the prepared datasets of a config; a single process downloads and builds what is missing.
 
     Args:
         data, vocab_size, data_dir: as for `prepare`.
         processes: of the run.
         config: value of --config as it was typed, for the remedy.
+        agreed: to a download of the sources; otherwise a terminal is asked.
 
     Raises:
-        UserError: if one is missing and there are several processes (with the command that builds it), or as
-            `prepare`.
+        UserError: if one is missing and there are several processes (with the command that builds it), if a
+            download is not agreed to or fails, or as `prepare`.
     """
     if processes == 1:
-        return prepare(data, vocab_size, data_dir)
-    found = find(data, vocab_size, data_dir)
-    if found is None:
-        raise UserError(
-            f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
-            f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
-            f"--data_dir={data_dir} with the same overrides."
-        )
-    return found
+        try:
+            return prepare(data, vocab_size, data_dir)
+        except NotDownloaded:
+            obtain(data, data_dir, agreed)
+            return prepare(data, vocab_size, data_dir)
+    download = ""
+    try:
+        if found := find(data, vocab_size, data_dir):
+            return found
+    except NotDownloaded:
+        download = " --download"
+    raise UserError(
+        f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
+        f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
+        f"--data_dir={data_dir}{download} with the same overrides."
+    )
 
 
 def _configs(data: DataConfig, tokenizer: str) -> dict[str, DataConfig]:
@@ -149,7 +163,7 @@ def _find_tokenizer(
     if len(parse(data.source).sources) == 1 or data.tokenizer not in TRAINED:
         return True, data.tokenizer, [], []
     try:
-        sources = open_sources(data)
+        sources = open_sources(data, data_dir)
         fingerprints = dataset_lib.fingerprints_of(sources, data_dir)
     except MissingInput as missing:
         return True, _file(data.tokenizer, _of_same_settings(data, vocab_size, data_dir, missing)), [], []

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bert_jax.errors import UserError
 
-KINDS = ("corpus", "text", "jsonl", "parquet", "arrow", "hf", "tfds")
+KINDS = ("corpus", "text", "jsonl", "mediawiki", "wikipedia", "parquet", "arrow", "hf", "tfds")
 NAMED = ("hf", "tfds")  # kinds whose SPEC is a name with parts after colons, and no path
 DECIMAL = re.compile(r"\d{1,18}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
 # Names that no source gets, since metrics of all held-out text are called eval_mlm_loss and so on.
@@ -71,8 +71,8 @@ def check_same_sources(run: str, phase: str) -> None:
 def names(sources: Sequence[str]) -> tuple[str, ...]:
     """Names sources for metrics, in a-z, 0-9 and _: by file, folder or dataset, else by kind.
 
-    >>> names(("corpus:", "text:/data/Wiki.txt.gz", "text:/data/books/*.txt", "jsonl:wiki.jsonl"))
-    ('corpus', 'wiki', 'books', 'wiki_2')
+    >>> names(("corpus:", "text:/data/Wiki.txt.gz", "text:/data/books/*.txt", "wikipedia:en:20261101"))
+    ('corpus', 'wiki', 'books', 'wikipedia_en')
     """
     taken: list[str] = [*RESERVED]
     for source in sources:
@@ -87,6 +87,8 @@ def names(sources: Sequence[str]) -> tuple[str, ...]:
 
 def _name(source: str) -> str:
     kind, _, path = source.partition(":")
+    if kind == "wikipedia":
+        return re.sub(r"[^a-z0-9]+", "_", f"{kind}_{path.partition(':')[0]}")
     parts = re.split(r":(?!//)", path)[0].split("/") if kind in NAMED else path.split("/")
     for part in reversed(parts):
         stem = pathlib.PurePath(part).name.split(".")[0].lower()

@@ -344,12 +344,14 @@ def test_text_that_cannot_teach_is_told_by_prepare_and_where_a_run_resumes(capfd
     assert err == ""
 
 
-def test_a_config_tells_of_its_corpus_where_that_is_missing_and_only_there(capfd):
-    words = "--data_dir=data --workdir=other --config.data.source=text:no/*.txt"
+def test_a_corpus_that_must_be_downloaded_where_there_is_no_network(capfd, monkeypatch):
+    monkeypatch.setenv("BERT_JAX_WIKIPEDIA_MIRROR", "http://127.0.0.1:9")
     assert run(*["pretrain", "--config=bert_base", "--data_dir=data", "--workdir=other"]) == 2
-    assert "BERT-base as published" in capfd.readouterr().err
-    assert run(*f"pretrain --config=bert_base {words}".split()) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+    line = (
+        r"error: data\.source='wikipedia:en' is not in data/downloads, and http://127\.0\.0\.1:9/enwiki/ "
+        r"cannot be downloaded \(Connection refused\); check the network .* it goes on where it was\.\n"
+    )
+    assert re.fullmatch(line, capfd.readouterr().err)
 
 
 def test_no_space_for_a_dataset(folder, capfd, monkeypatch):

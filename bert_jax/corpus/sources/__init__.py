@@ -21,6 +21,8 @@ A chunk, a run of whole documents, has
 
 from collections.abc import Iterable, Iterator
 
+from etils import epath
+
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.arrow import arrow_files, read_arrow
 from bert_jax.corpus.sources.digests import Digests
@@ -34,42 +36,57 @@ from bert_jax.corpus.sources.files import (
     find_files,
 )
 from bert_jax.corpus.sources.huggingface import HuggingFaceSource
+from bert_jax.corpus.sources.mediawiki import MediaWikiSource, Pages
 from bert_jax.corpus.sources.parquet import read_parquet
 from bert_jax.corpus.sources.tables import TableSource
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.corpus.sources.tfds import Records, TfdsSource
+from bert_jax.corpus.sources.wikipedia import NotDownloaded, WikipediaSource, downloads_of
 from bert_jax.corpus.specs import KINDS, specs
 from bert_jax.errors import UserError
 
-__all__ = ["Chunk", "Digests", "MissingInput", "Source", "chunks_of", "open_sources", "read_text"]
+__all__ = [
+    "Chunk",
+    "Digests",
+    "MissingInput",
+    "NotDownloaded",
+    "Source",
+    "chunks_of",
+    "open_sources",
+    "read_text",
+]
 
 
-Chunk = Block | Records | Texts
-Source = FileSource | TableSource | HuggingFaceSource | TfdsSource
+Chunk = Block | Pages | Records | Texts
+Source = FileSource | MediaWikiSource | TableSource | HuggingFaceSource | TfdsSource
 
 
-def open_sources(data: DataConfig) -> list[Source]:
-    """Opens the sources of `data.source`, whatever their weights.
+def open_sources(data: DataConfig, data_dir: epath.PathLike = "data_dir") -> list[Source]:
+    """Opens the sources of `data.source`, whatever their weights; `data_dir` holds what was downloaded.
 
     Raises:
         UserError: if the kind of a SPEC is unknown.
         MissingInput: if its files or its dataset are not on this machine.
     """
-    return [_open_source(spec, data) for spec in specs(data.source)]
+    return [_open_source(spec, data, data_dir) for spec in specs(data.source)]
 
 
-def _open_source(spec: str, data: DataConfig) -> Source:
+def _open_source(spec: str, data: DataConfig, data_dir: epath.PathLike) -> Source:
     kind, separator, rest = spec.partition(":")
     if not separator or kind not in KINDS or (kind != "corpus" and not rest):
         raise UserError(
             f"data.source={spec!r} is not a source: use corpus:, text:GLOB, jsonl:GLOB, parquet:GLOB, "
-            "arrow:GLOB, hf:NAME[:CONFIG[:SPLIT]] or tfds:NAME[:SPLIT[:FEATURE]], or several of them with "
-            "commas between."
+            "arrow:GLOB, mediawiki:GLOB, wikipedia:LANG[:DATE], hf:NAME[:CONFIG[:SPLIT]] or "
+            "tfds:NAME[:SPLIT[:FEATURE]], or several of them with commas between."
         )
     if kind == "tfds":
         return TfdsSource(spec, rest, data.invalid_utf8, data.broken_files)
     if kind == "parquet":
         return TableSource(spec, find_files(spec, rest), read_parquet, data)
+    if kind == "mediawiki":
+        return MediaWikiSource(spec, find_files(spec, rest), data.broken_files)
+    if kind == "wikipedia":
+        return WikipediaSource(spec, rest, downloads_of(data.download_dir, data_dir), data)
     if kind == "arrow":
         return TableSource(spec, arrow_files(spec, rest), read_arrow, data)
     if kind == "hf":

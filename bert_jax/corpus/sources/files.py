@@ -182,7 +182,7 @@ class FileSource:
         for path in self.paths:
             offset, line, done = 0, 1, 0
             try:
-                for data, read_bytes in _cut(read(path), self._block.END, path):
+                for data, read_bytes in cut(read(path), self._block.END, path):
                     if not offset:
                         _check_line_ends(data, path)
                     yield self._block(path, data, offset, line, read_bytes - done, self._options)
@@ -278,7 +278,7 @@ def _is_file(spec: str, path: str) -> bool:
     )
 
 
-def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
+def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
     """Joins blocks and cuts them after the last end of a document, as soon as there are CHUNK_BYTES.
 
     Raises:
