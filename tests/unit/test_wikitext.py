@@ -3,6 +3,7 @@ import html
 import importlib.util
 import pathlib
 import re
+import time
 
 import mwparserfromhell
 import pytest
@@ -78,6 +79,15 @@ MARKUP = re.compile(
 ])  # fmt: skip
 def test_markup_goes_and_text_stays(text, expected):
     assert paragraphs(text, HIDDEN) == expected
+
+
+@pytest.mark.parametrize(
+    "part", ["<ref>", "<nowiki>", "{{", "[[a|", "<!--", "'''", "\n{|", "{{lang|a", "[http://", "("]
+)
+def test_a_page_of_unfinished_markup_takes_no_hours(part):
+    start = time.process_time()
+    paragraphs("a" + part * (100_000 // len(part)) + "}}" * 20_000 + "]]" * 20_000, HIDDEN)
+    assert time.process_time() - start < 20
 
 
 def words(text):

@@ -13,10 +13,15 @@ HIDDEN_TAGS = (
     "ref|references|math|chem|ce|gallery|timeline|syntaxhighlight|source|pre|score|hiero|imagemap|graph|mapframe|"
     "maplink|templatestyles|templatedata|inputbox|indicator|categorytree|section|includeonly"
 )
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+# Content of 50,000 characters at most, and none is looked for after the last end: else a page of tags that
+# are never closed would take hours.
 HIDDEN = re.compile(
-    rf"<!--.*?(?:-->|\Z)|<({HIDDEN_TAGS})(?=[\s/>])[^<>]*?(?:/>|>.*?</\1\s*>)", re.DOTALL | re.IGNORECASE
+    rf"<({HIDDEN_TAGS})(?=[\s/>])[^<>]*?(?:/>|>.{{0,50000}}?</\1\s*>)", re.DOTALL | re.IGNORECASE
 )
-LITERAL = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>", re.DOTALL | re.IGNORECASE)
+HIDDEN_EMPTY = re.compile(rf"<(?:{HIDDEN_TAGS})(?=[\s/])[^<>]*/>", re.IGNORECASE)
+LAST_END = re.compile(rf".*</(?:{HIDDEN_TAGS})\s*>", re.DOTALL | re.IGNORECASE)
+LITERAL = re.compile(r"<nowiki\s*>(.{0,50000}?)</nowiki\s*>", re.DOTALL | re.IGNORECASE)
 MARKUP_CHARACTERS = re.compile(r"[^\w\s]")
 # Templates of which a sentence lacks a word if they are cut: {{lang|fr|mot}}, {{convert|3|to|5|km|mi}}.
 WORD_TEMPLATE = re.compile(
@@ -63,6 +68,7 @@ PARENTHESIS = re.compile(r"\([ ,;:]* ")  # begins with what a template has left
 COMMAS = re.compile(r",[ ,]*,")
 A_WORD = re.compile(r"\w")
 LINE_MARKS = "*#:;|!"
+MOST_NESTED = 100  # templates in templates, or links in links; what is deeper is no article
 
 
 def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
@@ -92,14 +98,17 @@ def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
 
 
 def _without_blocks(text: str) -> str:
-    if "<nowiki" in text:
+    if "</nowiki" in text:
         text = LITERAL.sub(lambda match: MARKUP_CHARACTERS.sub(lambda c: f"&#{ord(c[0])};", match[1]), text)
-    text = HIDDEN.sub("", text)
+    text = COMMENT.sub("", text)
+    end = last.end() if (last := LAST_END.match(text)) else 0
+    text = HIDDEN.sub("", text[:end]) + HIDDEN_EMPTY.sub("", text[end:])
     text = "".join(WORD_TEMPLATE.split(text))
     text = QUANTITY_TEMPLATE.sub(_quantity, text)
-    before = None
-    while text != before:
-        before, text = text, TEMPLATE.sub("", text)
+    for _ in range(MOST_NESTED):
+        text, found = TEMPLATE.subn("", text)
+        if not found:
+            break
     return _without_tables(text) if "{|" in text else text
 
 
@@ -141,9 +150,10 @@ def _without_links(text: str, hidden: frozenset[str]) -> str:
     text = "".join(PLAIN_LINK.split(text))
     text = "".join(EXTERNAL_LINK.split(text))
     words = functools.partial(_words, hidden)
-    before = None
-    while text != before:
-        before, text = text, LINK.sub(words, text)
+    for _ in range(MOST_NESTED):
+        text, found = LINK.subn(words, text)
+        if not found:
+            break
     return text
 
 
