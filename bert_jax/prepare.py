@@ -4,7 +4,8 @@
     python -m bert_jax.prepare --config=bert_large --download    # English Wikipedia, 27 GB
     python -m bert_jax.prepare --config=bert_base --config.data.source='text:~/corpus/*.txt.gz'
 
-The last line is a digest of the documents' contents: the same text and settings give the same digest.
+The last line is a digest of the documents' contents: the same text and settings give the same digest. The
+line before it names the dataset's card, a page that says what the dataset holds.
 """
 
 from absl import flags
@@ -19,6 +20,7 @@ if __name__ == "__main__":
 
 import logging
 
+from bert_jax.corpus.card import PAGE
 from bert_jax.corpus.mixture import dataset_for
 from bert_jax.data.obstacles import obstacles
 
@@ -37,4 +39,7 @@ def main() -> None:
     )
     for obstacle in obstacles(dataset, config.data, config.train.seed):
         log.warning(obstacle.message)
+    for one in dataset.datasets.values():
+        if (page := one.directory / PAGE).exists():
+            print(f"dataset_card: {page}")
     print(f"dataset_sha256: {dataset.sha256}")

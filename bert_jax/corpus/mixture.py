@@ -18,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.corpus import card as card_lib
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
@@ -61,6 +62,12 @@ class PreparedSources:
         """Returns names (tokenizer/…) and contents of the tokenizer's files, which checkpoints keep."""
         return self._first.tokenizer_files()
 
+    def card_files(self) -> dict[str, bytes]:
+        """Returns the file of a checkpoint with the cards of the datasets, by the names of their sources."""
+        cards = {name: card_lib.card_of(dataset) for name, dataset in self.datasets.items()}
+        known = {name: card for name, card in cards.items() if card}
+        return {card_lib.CARDS: json.dumps(known, indent=1, ensure_ascii=False).encode()} if known else {}
+
     def stores(self, split: str) -> list[DocumentStore]:
         """Returns the split `train` or `heldout` of every source."""
         return [dataset.split(split) for dataset in self.datasets.values()]
@@ -81,12 +88,13 @@ def prepare(
     found, tokenizer, sources, fingerprints = _find_tokenizer(data, vocab_size, data_dir)
     if not found:
         _train(data, vocab_size, data_dir, tokenizer, sources, fingerprints, workers)
-    return PreparedSources(
-        {
-            name: dataset_lib.prepare(one, vocab_size, data_dir, workers)
-            for name, one in _configs(data, tokenizer).items()
-        }
-    )
+    datasets = {
+        name: dataset_lib.prepare(one, vocab_size, data_dir, workers)
+        for name, one in _configs(data, tokenizer).items()
+    }
+    for dataset in datasets.values():
+        card_lib.complete(dataset)
+    return PreparedSources(datasets)
 
 
 def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> PreparedSources | None:
