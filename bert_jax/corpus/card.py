@@ -30,7 +30,7 @@ LONGEST = 1 << 20  # longer documents are counted as this long, except in mean a
 # The first length of each bin of a histogram; every second one is a power of two.
 BINS = np.unique(np.rint(2.0 ** (np.arange(41) / 2)).astype(np.int64))
 PERCENTILES = (10, 50, 90, 99)
-BLOCK = 1 << 22  # lengths that are counted at a time
+BLOCK = 1 << 18  # lengths that are counted at a time
 FREQUENT_PIECES = 60
 SHOWN_FILES = 200  # of a source, on the page
 SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 6, 300, 800
@@ -151,7 +151,8 @@ def describe(blocks: Iterable[np.ndarray]) -> dict[str, Any]:
     """
     counts, total, longest = np.zeros(LONGEST + 1, np.int64), 0, 0
     for block in blocks:
-        counts += np.bincount(np.minimum(block, LONGEST, dtype=np.int64), minlength=LONGEST + 1)
+        found = np.bincount(np.minimum(block, LONGEST, dtype=np.int64))
+        counts[: len(found)] += found
         total, longest = total + int(block.sum(dtype=np.int64)), max(longest, int(block.max()))
     ends = np.cumsum(counts)
     if not (number := int(ends[-1])):

@@ -93,11 +93,12 @@ def _prepared(cards: Iterable[dict[str, Any]]) -> list[str]:
             ]
             rows.append(f"| `{spec}` | {' | '.join(counts)} |")
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in card["left_out"].items())
+        held_out = card["splits"]["heldout"]["documents"]
         notes += [
             "",
             f"Dataset `{card['dataset_sha256']}`, card `{card['card_sha256']}`: "
-            f"{card['text_bytes'] / 1e6:,.1f} MB of text, {card['splits']['heldout']['documents']:,} documents "
-            f"held out; left out: {left_out or 'nothing'}.",
+            f"{card['text_bytes'] / 1e6:,.1f} MB of text, {held_out:,} documents held out; left out: "
+            f"{left_out or 'nothing'}.",
         ]
     return [f"| source | {' | '.join(names)} |", "|---|---|---|---|", *rows, *notes]
 

@@ -65,7 +65,7 @@ def _tiles(card: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         *tiles,
         ("Text", size(card["text_bytes"]), f"{card['text_bytes'] / max(1, tokens):.2f} bytes per token"),
-        ("Unknown", _share(unknown, tokens), f"{_count(unknown)} tokens are [UNK]"),
+        ("Unknown", _share(unknown, tokens), f"[UNK], {_count(unknown)} of {_count(tokens)} tokens"),
         ("Unigram entropy", f"{train['entropy_bits']:.2f}", "bits per token, train"),
         (
             "Vocabulary used",
@@ -136,8 +136,8 @@ def _histogram(name: str, splits: dict[str, Any]) -> dict[str, Any]:
                 "x": round(place * width, 2),
                 "width": round(width, 2),
                 "height": height(share),
-                "text": f"{_range(first, place)} {unit}: {parts['train'].get(first[place], 0):,} {what}, "
-                f"{number(share, percent=True)}",
+                "text": f"{_range(first, place)} {unit}: {number(share, percent=True)} of the {what} "
+                f"({parts['train'].get(first[place], 0):,})",
             }
             for place, share in enumerate(shares.get("train", ()))
         ],
@@ -162,10 +162,11 @@ def _range(first: list[int], place: int) -> str:
 
 
 def _labels(first: list[int], width: float) -> list[tuple[float, str]]:
-    """Returns place and text of the labels of a histogram: powers of two, some of them if there are many."""
+    """Returns place and text of the labels of a histogram: some of the powers of two, or of all bins."""
     powers = [(place, length) for place, length in enumerate(first) if length.bit_count() == 1]
-    every = -(-len(powers) // MOST_LABELS)
-    return [(round(place * width, 2), f"{length:,}") for place, length in powers[::every]]
+    labels = powers if len(powers) > 1 else [*enumerate(first)]
+    every = max(1, -(-len(labels) // MOST_LABELS))
+    return [(round(place * width, 2), f"{length:,}") for place, length in labels[::every]]
 
 
 def _lengths(splits: dict[str, Any]) -> dict[str, Any]:
