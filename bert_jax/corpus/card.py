@@ -53,8 +53,8 @@ def complete(dataset: PreparedDataset) -> None:
     card = collect(dataset)
     page = dataset_card.render(dataset.directory.name, card, samples(dataset, card), _files(dataset.manifest))
     with contextlib.suppress(OSError):
-        write(dataset.directory / PAGE, page)
-        write(dataset.directory / CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        write(dataset.directory / PAGE, page.encode(errors="replace"))  # a file may have any name
+        write(dataset.directory / CARD, json.dumps(card, indent=1) + "\n")
 
 
 def digest(card: dict[str, Any]) -> str:

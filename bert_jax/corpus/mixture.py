@@ -66,7 +66,7 @@ class PreparedSources:
         """Returns the file of a checkpoint with the cards of the datasets, by the names of their sources."""
         cards = {name: card_lib.card_of(dataset) for name, dataset in self.datasets.items()}
         known = {name: card for name, card in cards.items() if card}
-        return {card_lib.CARDS: json.dumps(known, indent=1, ensure_ascii=False).encode()} if known else {}
+        return {card_lib.CARDS: json.dumps(known, indent=1).encode()} if known else {}
 
     def stores(self, split: str) -> list[DocumentStore]:
         """Returns the split `train` or `heldout` of every source."""

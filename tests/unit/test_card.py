@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import numpy as np
@@ -192,6 +193,14 @@ def test_each_source_of_a_mixture_has_a_card_and_checkpoints_carry_them(tmp_path
     for one in sources.datasets.values():
         (one.directory / "dataset_card.json").unlink()
     assert mixture.find(data, len(PIECES), tmp_path / "data").card_files() == {}
+
+
+def test_files_whose_names_are_no_text(tmp_path):
+    folder = write_corpus(tmp_path / "text")
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"a b.")
+    found = prepare_in(folder, source="text:{0}/*\udce9.txt")
+    assert card_of(found)["sources"][0]["spec"] == f"text:{folder}/*\udce9.txt"
+    assert "caf?.txt" in (found.directory / "dataset_card.html").read_text()
 
 
 def test_use_of_a_vocabulary():
