@@ -127,9 +127,11 @@ class JsonlBlock(Block):
             ) from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            if isinstance(record, dict) and field in record:
+                found = f"{json.dumps(record[field])[:40]} there"
             raise UserError(
                 f"{self.path}, line {number}: no text in the field {field!r} (found: {found or 'no field'}); "
-                "set data.text_field."
+                "set data.text_field, or repair the record."
             )
         # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
         return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
