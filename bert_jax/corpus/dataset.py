@@ -227,8 +227,16 @@ def prepare(
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
-        log.warning("no document is held out, so there is no evaluation; raise data.held_out_fraction.")
+        log.warning("no document is held out, so there is no evaluation; %s.", _why_none(dataset, data))
     return dataset
+
+
+def _why_none(dataset: PreparedDataset, data: DataConfig) -> str:
+    """Names the remedy if no document is held out; copies of a document are all in one split."""
+    documents = dataset.manifest["splits"]["train"]["documents"]
+    if documents * data.held_out_fraction < 20:  # else by chance once in 500 million times
+        return "raise data.held_out_fraction"
+    return f"the {documents:,} documents are copies of few: set data.drop_duplicates=documents, or add text"
 
 
 def _find(

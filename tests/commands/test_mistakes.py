@@ -194,7 +194,7 @@ MISTAKES = [
     (f"{PREPARE} data.source=text:blank", "data.source='text:blank' has no text"),
     (f"{PREPARE} data.source=text:no/*.txt", "data.source='text:no/*.txt' matches no file"),
     (f"{PREPARE} data.source=text:run", "it is a directory, use text:run/*"),
-    (f"{PREPARE} data.source=parquet:text", "data.source='parquet:text' is not a source: use corpus:"),
+    (f"{PREPARE} data.source=csv:text", "data.source='csv:text' is not a source: use corpus:"),
     (f"{PREPARE} data.source=text:latin1", "latin1: byte 13 is not", "data.invalid_utf8=skip"),
     (f"{PREPARE} data.invalid_utf8=drop", "data.invalid_utf8='drop' is unknown; use one of error, skip"),
     (f"{PREPARE} data.source=jsonl:body.jsonl", "body.jsonl, line 2", "(found: body)", "data.text_field"),

@@ -30,6 +30,7 @@ CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that
 NOT_UTF8 = "lines or records that are not UTF-8 (data.invalid_utf8=skip)"
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
+READ_BYTES = 1 << 14  # of compressed files: zstd may make ten thousand times as much of it at once
 CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, which epath imports: scheme -> package
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".bz2": bz2.BZ2Decompressor,
@@ -126,9 +127,11 @@ class JsonlBlock(Block):
             ) from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            if isinstance(record, dict) and field in record:
+                found = f"{json.dumps(record[field])[:40]} there"
             raise UserError(
                 f"{self.path}, line {number}: no text in the field {field!r} (found: {found or 'no field'}); "
-                "set data.text_field."
+                "set data.text_field, or repair the record."
             )
         # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
         return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -284,7 +287,7 @@ def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iter
     Raises:
         BrokenFile: as the blocks do, after the whole documents before.
     """
-    rest, read_bytes, done = b"", 0, 0
+    rest, read_bytes, done = bytearray(), 0, 0
     try:
         for data, read_bytes in blocks:
             rest += data
@@ -300,17 +303,18 @@ def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iter
                         f"{MAX_DOCUMENT_BYTES:,} bytes; split it."
                     )
             if cut:
-                yield rest[:cut], read_bytes
-                rest, done = rest[cut:], done + cut
+                yield bytes(rest[:cut]), read_bytes
+                done += cut
+                del rest[:cut]
     except BrokenFile:
         if cut := _last_end(rest, end):
-            yield rest[:cut], read_bytes
+            yield bytes(rest[:cut]), read_bytes
         raise
     if rest:
-        yield rest, read_bytes
+        yield bytes(rest), read_bytes
 
 
-def _check_line_ends(data: bytes, path: str) -> None:
+def _check_line_ends(data: bytes | bytearray, path: str) -> None:
     """Raises UserError for text whose lines end in \\r alone, which would be one line."""
     if b"\n" not in data and b"\r" in data.strip():
         raise UserError(
@@ -319,7 +323,7 @@ def _check_line_ends(data: bytes, path: str) -> None:
         )
 
 
-def _last_end(data: bytes, end: re.Pattern) -> int:
+def _last_end(data: bytearray, end: re.Pattern) -> int:
     """Finds the position after the last match of `end`, else 0, by a search in growing tails."""
     tail = 1 << 14
     while True:
@@ -362,7 +366,7 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
 def _decompressed(path: str, file: IO[bytes], new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
     """Decompresses a file of one or more streams (parallel compressors write several), with zeros between."""
     stream = new()
-    while data := file.read(1 << 16):
+    while data := file.read(READ_BYTES):
         while data := data.lstrip(b"\0") if stream.eof else data:
             stream = new() if stream.eof else stream
             place = file.tell() - len(data)
