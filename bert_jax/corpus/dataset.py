@@ -204,7 +204,7 @@ def prepare(
         if data.tokenizer not in TRAINED:
             tokenizer = read_tokenizer(data, vocab_size)
         else:
-            tokenizer = train_tokenizer([sources], data, vocab_size, pool)
+            tokenizer = train_tokenizer(sources, data, vocab_size, pool)
         tokenizer_seconds = time.perf_counter() - start
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(new / TOKENIZER)

@@ -175,8 +175,11 @@ def _find_tokenizer(
         fingerprints = dataset_lib.fingerprints_of(sources, data_dir)
     except MissingInput as missing:
         return True, _file(data.tokenizer, _of_same_settings(data, vocab_size, data_dir, missing)), [], []
-    # The sources in any order, and without weights: these may change, and nothing is prepared again.
-    content = [FORMAT, sorted(fingerprints, key=json.dumps), _settings(data, vocab_size)]
+    # The sources in one order, however they are written, and without weights: these may change, and nothing
+    # is prepared again.
+    ordered = sorted(zip(fingerprints, sources, strict=True), key=lambda pair: json.dumps(pair[0]))
+    fingerprints, sources = [list(values) for values in zip(*ordered, strict=True)]
+    content = [FORMAT, fingerprints, _settings(data, vocab_size)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = data_dir / f"tokenizer-{data.tokenizer}-{vocab_size}-{key}"
     return (folder / TRAINED_ON).exists(), _file(data.tokenizer, folder), sources, fingerprints
@@ -205,7 +208,7 @@ def _train(
     folder = epath.Path(tokenizer.partition(":")[2]).parent
     log.info("prepare: a tokenizer for %s into %s", data.source, folder)
     with building(folder, TRAINED_ON) as new, Workers(workers or default_workers(sources)) as pool:
-        train_tokenizer([[source] for source in sources], data, vocab_size, pool).save(new)
+        train_tokenizer(sources, data, vocab_size, pool).save(new)
         dataset_lib.check_unchanged(data, sources, fingerprints, data_dir)
         (new / TRAINED_ON).write_text(json.dumps(_trained_on(data, vocab_size), indent=1))
     seconds = time.perf_counter() - start

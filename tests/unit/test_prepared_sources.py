@@ -9,8 +9,7 @@ from bert_jax.corpus import mixture as mixture_lib
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.mixture import dataset_for, find, prepare
-from bert_jax.corpus.sources import MissingInput, open_sources
-from bert_jax.corpus.workers import Workers
+from bert_jax.corpus.sources import MissingInput
 from bert_jax.errors import UserError
 
 V = 60
@@ -102,14 +101,18 @@ def test_other_settings_are_another_tokenizer(prepared, folder, data_dir, change
     assert find(data_of(folder), V - 1, data_dir) is None
 
 
-def test_every_source_has_an_equal_part_of_the_tokenizers_sample(folder, monkeypatch):
-    asked = []
-    monkeypatch.setattr("bert_jax.corpus.encode.sample", lambda chunks, most: asked.append(most) or chunks)
-    data = data_of(folder, tokenizer_sample_mb=3)
-    big, small = open_sources(data)
-    with Workers(1) as pool:
-        train_tokenizer([[big], [small]], data, V, pool)
-    assert asked == [1_500_000, 1_500_000]
+def test_the_order_of_sources_does_not_change_the_tokenizer(folder, tmp_path, monkeypatch):
+    """Their key has them in any order, so that the sample must not depend on it either."""
+    specs = []
+
+    def train(sources, *rest):
+        specs.append([source.spec for source in sources])
+        return train_tokenizer(sources, *rest)
+
+    monkeypatch.setattr(mixture_lib, "train_tokenizer", train)
+    for source in ("text:{0}/big.txt@2,text:{0}/small.txt@1", "text:{0}/small.txt@1,text:{0}/big.txt@2"):
+        prepare(data_of(folder, source), V, tmp_path / str(len(specs)))
+    assert specs[0] == specs[1]
 
 
 def test_without_the_text_what_was_made_from_it_is_taken(folder, tmp_path, caplog):
