@@ -5,6 +5,9 @@ from typing import Any
 
 from bert_jax.errors import UserError
 
+# Share of the characters of a text that a trained vocabulary has; the rest becomes [UNK]. SentencePiece's own
+# default, 0.9995, leaves colons and brackets out of English.
+CHARACTER_COVERAGE = 0.9999
 WORD_START = "▁"  # U+2581, how SentencePiece writes a space
 Span = tuple[int, int]  # [start, end)
 

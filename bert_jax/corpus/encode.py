@@ -38,8 +38,9 @@ def train_tokenizer(
     if data.tokenizer == "byte_bpe":
         return train_byte_bpe(counts, vocab_size, data.lowercase)
     if data.tokenizer == "wordpiece":
-        return train_wordpiece(counts, vocab_size, data.lowercase)
-    return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase)
+        return train_wordpiece(counts, vocab_size, data.lowercase, data.character_coverage)
+    options = data.character_coverage, data.byte_fallback
+    return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase, *options)
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from etils import epath
 
 from bert_jax.corpus import card as card_lib
 from bert_jax.corpus import dataset as dataset_lib
-from bert_jax.corpus.config import TRAINED, DataConfig
+from bert_jax.corpus.config import OPTIONS_OF_TRAINED, TRAINED, DataConfig, changed_options
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
 from bert_jax.corpus.downloads import obtain
 from bert_jax.corpus.encode import train_tokenizer
@@ -154,8 +154,11 @@ def dataset_for(
 def _configs(data: DataConfig, tokenizer: str) -> dict[str, DataConfig]:
     """Returns the `data` of each source's dataset by its name."""
     sources = parse(data.source).sources
+    if tokenizer != data.tokenizer:  # trained for these sources: its file decides, not how it was trained
+        defaults = {name: getattr(DataConfig, name) for name in OPTIONS_OF_TRAINED}
+        data = dataclasses.replace(data, tokenizer=tokenizer, **defaults)
     return {
-        name: dataclasses.replace(data, source=source, tokenizer=tokenizer)
+        name: dataclasses.replace(data, source=source)
         for name, source in zip(names(sources), sources, strict=True)
     }
 
@@ -218,7 +221,8 @@ def _train(
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     """Returns what a trained tokenizer depends on besides the text."""
     fields = ("tokenizer", "lowercase", "tokenizer_sample_mb")
-    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in fields}
+    values = {"vocab_size": vocab_size} | {name: getattr(data, name) for name in fields}
+    return values | changed_options(data)  # later ones, not at their defaults, so that older ones are found
 
 
 def _trained_on(data: DataConfig, vocab_size: int) -> dict[str, Any]:

@@ -156,3 +156,15 @@ def test_several_processes_do_not_prepare(prepared, folder, data_dir, tmp_path):
     assert dataset_for(data_of(folder), V, data_dir, processes=4, config="c") == prepared
     with pytest.raises(UserError, match="4 processes must not build it at once"):
         dataset_for(data_of(folder), V, tmp_path, processes=4, config="c")
+
+
+def test_how_a_tokenizer_is_trained_enters_its_key_and_no_datasets(folder, data_dir):
+    default, other = data_of(folder), data_of(folder, byte_fallback=True)
+    keys = [mixture_lib._find_tokenizer(data, V, data_dir)[1] for data in (default, other)]
+    assert keys[0] != keys[1]
+    one, two = (mixture_lib._configs(data, "sentencepiece:x.model") for data in (default, other))
+    assert one == two
+    with pytest.raises(
+        UserError, match=r"^data\.byte_fallback=True has no effect on data\.tokenizer='byte_bpe'"
+    ):
+        data_of(folder, tokenizer="byte_bpe", byte_fallback=True)

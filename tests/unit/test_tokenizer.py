@@ -100,6 +100,23 @@ def test_lowercase(counts, trained):
     assert trained["bpe"].encode(["The Senate"]) == trained["bpe"].encode(["the ＳＥＮＡＴＥ"])
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_characters_beyond_the_coverage_become_unknown_or_bytes(counts, kind):
+    more = counts + collections.Counter({"東京": 3})
+    text = "the 東京"
+    rare = SentencePieceTokenizer.train(more, kind, 1000, True, character_coverage=0.99)
+    assert rare.unk_id in rare.encode([text])[0]
+    whole = SentencePieceTokenizer.train(more, kind, 1000, True, character_coverage=1.0)
+    assert whole.unk_id not in whole.encode([text])[0]
+    of_bytes = SentencePieceTokenizer.train(more, kind, 1000, True, 0.99, byte_fallback=True)
+    (ids,) = of_bytes.encode([text])
+    pieces = [of_bytes.piece(token) for token in ids]
+    assert pieces == ["▁the", "▁", *(f"<0x{byte:02X}>" for byte in "東京".encode())]
+    assert of_bytes.decode(ids) == text
+    (spans,) = [offsets.tolist() for _, offsets in of_bytes.encode_with_offsets([text])]
+    assert spans == [[0, 3], [4, 4], *[[4, 5]] * 3, *[[5, 6]] * 3]
+
+
 def test_the_same_counts_give_the_same_model(counts, trained):
     backwards = dict(reversed(counts.items()))
     for kind, tokenizer in trained.items():
