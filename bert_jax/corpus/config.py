@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from bert_jax.corpus.characters import CHARACTER_COVERAGE
+from bert_jax.corpus.specs import languages
 from bert_jax.errors import UserError
 from bert_jax.settings import check, setting
 
@@ -34,7 +35,9 @@ class DataConfig:
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)
     # skip: leaves out the rest of a file from where it is truncated or corrupt, and counts it in the log
     broken_files: str = setting("error", known=("error", "skip"), prepares=True)
-    language: str = setting("en", prepares=True)  # of the sentence splitter
+    # By whose rules sentences end: a code as in Wikipedia's addresses, or for a mixture one for each source, in
+    # its order: en,de,ja
+    language: str = setting("en", prepares=True)
     # unigram | bpe | byte_bpe | wordpiece (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased
     # | sentencepiece:FILE.model | tokenizer_json:FILE.json (the last two have rules instead of `lowercase`)
     tokenizer: str = setting("unigram", prepares=True)
@@ -98,6 +101,7 @@ class DataConfig:
                 "data.boilerplate_documents=1 would leave out every line; use 0 for none, or the number of "
                 "documents that make a line boilerplate, e.g. 20."
             )
+        languages(self.source, self.language)
         for name, value in changed_options(self).items():
             if self.tokenizer not in (kinds := OPTIONS_OF_TRAINED[name]):
                 raise UserError(

@@ -27,7 +27,7 @@ from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import MissingInput, NotDownloaded, Source, open_sources
-from bert_jax.corpus.specs import names, parse
+from bert_jax.corpus.specs import languages, names, parse
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
@@ -157,9 +157,10 @@ def _configs(data: DataConfig, tokenizer: str) -> dict[str, DataConfig]:
     if tokenizer != data.tokenizer:  # trained for these sources: its file decides, not how it was trained
         defaults = {name: getattr(DataConfig, name) for name in OPTIONS_OF_TRAINED}
         data = dataclasses.replace(data, tokenizer=tokenizer, **defaults)
+    spoken = languages(data.source, data.language)
     return {
-        name: dataclasses.replace(data, source=source)
-        for name, source in zip(names(sources), sources, strict=True)
+        name: dataclasses.replace(data, source=source, language=language)
+        for name, source, language in zip(names(sources), sources, spoken, strict=True)
     }
 
 
