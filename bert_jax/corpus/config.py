@@ -35,7 +35,7 @@ class DataConfig:
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)
     # skip: leaves out the rest of a file from where it is truncated or corrupt, and counts it in the log
     broken_files: str = setting("error", known=("error", "skip"), prepares=True)
-    # By whose rules sentences end: a code as in Wikipedia's addresses, or for a mixture one for each source, in
+    # By whose rules sentences end: a code as in Wikipedia's addresses, or one for each source of a mixture in
     # its order: en,de,ja
     language: str = setting("en", prepares=True)
     # unigram | bpe | byte_bpe | wordpiece (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased

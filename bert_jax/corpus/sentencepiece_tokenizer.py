@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
-from bert_jax.corpus.characters import CHARACTER_COVERAGE, WORD_START, character_spans
+from bert_jax.corpus.characters import BYTE_FALLBACK, CHARACTER_COVERAGE, WORD_START, character_spans
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 
@@ -55,8 +55,6 @@ class SentencePieceTokenizer(Tokenizer):
         self.cls_id, self.sep_id, self.mask_id = ids["[CLS]"], ids["[SEP]"], ids["[MASK]"]
         for token in {*self.special_ids} - {self.unk_id}:
             proto.pieces[token].type = kind.CONTROL  # user-defined pieces would be found in plain text
-        self.word_starts = np.array([piece.piece.startswith(WORD_START) for piece in proto.pieces])
-        self.word_starts[[self.pad_id, self.cls_id, self.sep_id, self.mask_id]] = True
         spec = proto.normalizer_spec
         self._words_are_independent = (
             spec.add_dummy_prefix
@@ -67,6 +65,9 @@ class SentencePieceTokenizer(Tokenizer):
         )
         self._model = proto.SerializeToString(deterministic=True)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        starts = [piece.piece.startswith(WORD_START) for piece in proto.pieces]
+        self.word_starts = np.array(starts) | self.unspaced
+        self.word_starts[[self.pad_id, self.cls_id, self.sep_id, self.mask_id]] = True
 
     @classmethod
     def train(
@@ -129,6 +130,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def piece(self, token):
         return self._processor.id_to_piece(int(token))
+
+    def surface(self, token):
+        if match := BYTE_FALLBACK.fullmatch(self.piece(token)):
+            return bytes.fromhex(match[1])
+        return super().surface(token)
 
     def files(self):
         return {self.FILE: self._model}

@@ -46,8 +46,8 @@ class WordPieceTokenizer(Tokenizer):
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(
             ids.__getitem__, SPECIAL_PIECES
         )
-        self.word_starts = np.array([not piece.startswith("##") for piece in vocabulary])
         self.settings, self._vocabulary = {"do_lower_case": lowercase} | rules, vocabulary
+        self.word_starts = np.array([not piece.startswith("##") for piece in vocabulary]) | self.unspaced
         self._tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
         self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
             **{self.RULES[rule]: value for rule, value in self.settings.items()}

@@ -340,3 +340,19 @@ def test_broken_vocabularies(tmp_path):
 def test_training_is_quiet(counts, capfd):
     SentencePieceTokenizer.train(counts, "bpe", 500, True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_pieces_of_scripts_without_spaces_are_words():
+    words = dict.fromkeys(["ใช้งาน", "ใช้", "งาน", "今天很好。", "今天", "很好", "the", "them"], 9)
+    for kind in ("unigram", "bpe"):
+        tokenizer = SentencePieceTokenizer.train(words, kind, 26, False, 1.0)
+        (ids,) = tokenizer.encode(["ใช้งาน 今天很好。 them"])
+        pieces = [tokenizer.piece(token) for token in ids]
+        for piece, start in zip(pieces, tokenizer.word_starts[ids].tolist(), strict=True):
+            assert start is (piece[0] in "▁今天很好。ใชงาน"), (piece, start)
+        assert any(piece[0] in "今天很好" for piece in pieces)
+    tokenizer = WordPieceTokenizer([*SPECIALS, "ใ", "##ช", "##้", "##งาน", "今", "##天", "the", "##m"], False)
+    # A tone mark goes on with its letter.
+    assert tokenizer.word_starts[5:].tolist() == [True, True, False, True, True, True, True, False]
+    assert tokenizer.unspaced[5:].tolist() == [True, True, False, True, True, True, False, False]
+    assert not tokenizer.unspaced[:5].any()
