@@ -69,9 +69,8 @@ def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int)
         unspaced = int(train.unigram_counts @ dataset.tokenizer.unspaced) / tokens
         if unspaced > MANY_UNSPACED:
             yield Obstacle(
-                f"{unspaced:.0%} of the tokens to train on are of scripts without spaces between words, "
-                f"where data.masking={data.masking} takes each piece of the vocabulary for a word; a tokenizer of "
-                "unigram or bpe has the longest ones."
+                f"{unspaced:.0%} of the tokens to train on are of scripts without spaces between words, where "
+                f"data.masking={data.masking} takes each piece for a word; unigram and bpe have the longest."
             )
     if tokens < rows * data.max_seq_length and (all_rows := count_rows(train.index, data, seed, 0)) < rows:
         yield Obstacle(
