@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 
 from bert_jax.corpus.mixture import prepare
-from bert_jax.corpus.vocabulary_fit import fit, scripts
+from bert_jax.corpus.vocabulary_fit import fit, scripts, used_together
 from bert_jax.data.mixed_batches import MixedBatches, phase_batches
 from bert_jax.data.shown import sequences, shares_of_sources, summary
 from bert_jax.errors import UserError
@@ -51,7 +51,10 @@ def print_vocabulary() -> None:
         )
         for name, one in fits.items()
     ]
-    print(f"\n{text_table(rows, HEADER, left=2)}\n")
+    print(f"\n{text_table(rows, HEADER, left=2)}")
+    if len(rows) > 1:
+        print(f"vocabulary used by all sources together: {used_together(prepared.datasets.values()):.1%}")
+    print()
     for name, one in fits.items():
         print(f"longest words of {name}: {', '.join(one.longest) or '–'}")
     if trained_on := [name for name, one in fits.items() if one.split == "train"]:

@@ -6,8 +6,9 @@
     for package in *.deb; do dpkg -x "$package" unpacked; done
     cd .. && python -m tests.languages packages/unpacked languages
 
-It is the corpus of the vocabulary report in docs/data.md. This writes `en.txt`, `de.txt`, `fr.txt`, `ru.txt`, `ja.txt`, `zh.txt` and `th.txt`: a section of a manual is a
-document; of LibreOffice in Thai ten of its longer messages are. What of a missing package is left out.
+It is the corpus of the vocabulary report in docs/data.md. A file LANGUAGE.txt holds the manuals in a language
+(a section is a document), in Thai messages of LibreOffice (ten of the longer ones are a document). What of a
+missing package is left out.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import collections
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,13 @@ def fit(dataset: PreparedDataset) -> Fit:
         used=float(np.mean(train.unigram_counts[maskable] > 0)),
         longest=words.longest(),
     )
+
+
+def used_together(datasets: Collection[PreparedDataset]) -> float:
+    """Returns the share of the vocabulary's pieces that are in the text of any dataset to train on."""
+    maskable = next(iter(datasets)).tokenizer.maskable
+    counts = sum(dataset.split("train").unigram_counts for dataset in datasets)
+    return float(np.mean(np.asarray(counts)[maskable] > 0))
 
 
 def scripts(tokenizer: Tokenizer) -> dict[str, float]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from bert_jax.corpus.sources import Chunk, Source, chunks_of
+from bert_jax.corpus.specs import names
 from bert_jax.corpus.workers import Workers
 
 # Of distinct words, in UTF-8: 0.4 to 1.1 GB as counts. Natural text with spaces does not reach it below
@@ -27,8 +28,9 @@ def count_sample(sources: Sequence[Source], max_bytes: int, workers: Workers) ->
 
     for source, number, size, counts in workers.map(_count, wanted()):
         sample.add(source, number, size, counts)
-    shares = (f"{source.spec} {sample.bytes_of(number) / 1e6:.1f}" for number, source in enumerate(sources))
-    log.info("tokenizer: trained on a sample of MB of text: %s", ", ".join(shares))
+    short = names([source.spec for source in sources])
+    shares = (f"{name} {sample.bytes_of(number) / 1e6:.1f} MB" for number, name in enumerate(short))
+    log.info("tokenizer: words of %s of text", ", ".join(shares))
     return sample.total()
 
 

@@ -69,7 +69,7 @@ def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int)
         unspaced = int(train.unigram_counts @ dataset.tokenizer.unspaced) / tokens
         if unspaced > MANY_UNSPACED:
             yield Obstacle(
-                f"{unspaced:.0%} of the tokens to train on are of scripts without spaces between words, where "
+                f"{unspaced:.0%} of the tokens to train on are of scripts without spaces between words: "
                 f"data.masking={data.masking} takes each piece for a word; unigram and bpe have the longest."
             )
     if tokens < rows * data.max_seq_length and (all_rows := count_rows(train.index, data, seed, 0)) < rows:
