@@ -23,9 +23,9 @@ from etils import epath
 
 from bert_jax.corpus import writer
 from bert_jax.corpus.config import TRAINED, DataConfig
-from bert_jax.corpus.encode import id_dtype, train_tokenizer
+from bert_jax.corpus.encode import id_dtype, log_language, train_tokenizer
 from bert_jax.corpus.index import Index
-from bert_jax.corpus.sentences import newer_rules, rules_of
+from bert_jax.corpus.sentences import newer_rules
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
@@ -209,7 +209,7 @@ def prepare(
         tokenizer_seconds = time.perf_counter() - start
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(new / TOKENIZER)
-        log.info("sentences: %s", rules_of(data.language))
+        log_language(data, tokenizer)
         counts = writer.write_documents(new, sources, data, tokenizer, pool)
         check_unchanged(data, sources, fingerprints, data_dir)
         seconds = time.perf_counter() - start - tokenizer_seconds

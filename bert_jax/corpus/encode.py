@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ from bert_jax.corpus.hygiene import CleanedChunk
 from bert_jax.corpus.index import storable
 from bert_jax.corpus.json_training import train_byte_bpe, train_wordpiece
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from bert_jax.corpus.sentences import split_sentences
+from bert_jax.corpus.sentences import normalized, rules_of, split_sentences
 from bert_jax.corpus.sources import Chunk, Source
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.word_counts import count_sample
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
+
+log = logging.getLogger("bert_jax")
 
 
 def train_tokenizer(
@@ -41,6 +45,21 @@ def train_tokenizer(
         return train_wordpiece(counts, vocab_size, data.lowercase, data.character_coverage)
     options = data.character_coverage, data.byte_fallback
     return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase, *options)
+
+
+def log_language(data: DataConfig, tokenizer: Tokenizer) -> None:
+    """Logs by which rules sentences end, and what the tokenizer loses of a language."""
+    log.info("sentences: %s", rules_of(data.language))
+    if (
+        isinstance(tokenizer, WordPieceTokenizer)
+        and not tokenizer.keeps_accents
+        and normalized(data.language) != "en"
+    ):
+        log.warning(
+            "WordPiece without case removes accents and vowel signs (ü, ế, ั): for language %s set "
+            "data.lowercase=False, or take another tokenizer.",
+            data.language,
+        )
 
 
 @dataclasses.dataclass

@@ -55,6 +55,12 @@ class WordPieceTokenizer(Tokenizer):
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         self._tokenizer.decoder = tokenizers.decoders.WordPiece()
 
+    @property
+    def keeps_accents(self) -> bool:
+        """Whether é stays é; BERT strips accents where it lowercases, unless a rule says otherwise."""
+        strips = self.settings.get("strip_accents")
+        return not (self.settings["do_lower_case"] if strips is None else strips)
+
     def _encode_words(self, words):
         return [word.ids for word in self._tokenizer.encode_batch_fast(words, add_special_tokens=False)]
 

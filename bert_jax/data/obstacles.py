@@ -70,7 +70,7 @@ def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int)
         if unspaced > MANY_UNSPACED:
             yield Obstacle(
                 f"{unspaced:.0%} of the tokens to train on are of scripts without spaces between words: "
-                f"data.masking={data.masking} takes each piece for a word; unigram and bpe have the longest."
+                f"data.masking={data.masking} takes each of them for a word."
             )
     if tokens < rows * data.max_seq_length and (all_rows := count_rows(train.index, data, seed, 0)) < rows:
         yield Obstacle(

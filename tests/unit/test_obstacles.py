@@ -127,7 +127,7 @@ def test_words_of_scripts_without_spaces_are_pieces(monkeypatch):
     ((message, hopeless),) = found(GOOD, random_documents(20, seed=1), unknown=100, masking="whole_word")
     assert not hopeless
     assert "of the tokens to train on are of scripts without spaces between words" in message
-    assert "data.masking=whole_word takes each piece for a word" in message
+    assert "data.masking=whole_word takes each of them for a word." in message
     assert found(GOOD, random_documents(20, seed=1), unknown=100) == []
     monkeypatch.setattr(FakeTokenizer, "unspaced", np.arange(1000) == 6)
     assert found(GOOD, random_documents(20, seed=1), unknown=100, masking="whole_word") == []

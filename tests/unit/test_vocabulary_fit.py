@@ -1,5 +1,7 @@
 """The vocabulary report: words, pieces and characters are counted on the stored tokens."""
 
+import logging
+
 import pytest
 
 from bert_jax.corpus.config import DataConfig
@@ -8,7 +10,7 @@ from bert_jax.corpus.vocabulary_fit import fit, scripts, used_together
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES = [
-    *SPECIAL, "the", "cat", "un", "##break", "##able", "s", "##s", ",", ".", "ใช้", "##งาน", "今", "天", "never",
+    *SPECIAL, "the", "cat", "un", "##break", "##able", "s", "##s", ",", ".", "ใช้", "##งาน", "今", "天", "no",
 ]  # fmt: skip
 
 
@@ -47,6 +49,20 @@ def test_text_without_spaces_has_no_words(dataset_of):
     assert found.pieces_per_character == 7 / (4 + 3 + 3 + 3)
     assert found.longest == ("the",)
     assert found.language == "zh"
+
+
+def test_the_log_names_rules_and_lost_accents(dataset_of, caplog):
+    with caplog.at_level(logging.INFO, "bert_jax"):
+        dataset_of("the cat", language="th", lowercase=True)
+    rules = "sentences: th: rules of en (sentencex has none of th), and at spaces between Thai letters"
+    assert rules in caplog.messages
+    (warning,) = [message for message in caplog.messages if "accents" in message]
+    assert "for language th set data.lowercase=False" in warning
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "bert_jax"):
+        dataset_of("the cat s", language="th")
+        dataset_of("the cat s", lowercase=True)
+    assert "accents" not in caplog.text
 
 
 def test_held_out_text_is_counted_if_there_is_some(dataset_of):
