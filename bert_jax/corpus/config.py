@@ -1,11 +1,19 @@
 """The `data` section of a pretraining config: what is read and how it becomes batches."""
 
 import dataclasses
+from typing import Any
 
+from bert_jax.corpus.characters import CHARACTER_COVERAGE
+from bert_jax.corpus.specs import languages
 from bert_jax.errors import UserError
 from bert_jax.settings import check, setting
 
 TRAINED = ("unigram", "bpe", "byte_bpe", "wordpiece")  # tokenizers that `prepare` trains on the text
+# Settings that only some of them have.
+OPTIONS_OF_TRAINED = {
+    "character_coverage": ("unigram", "bpe", "wordpiece"),
+    "byte_fallback": ("unigram", "bpe"),
+}
 READ = ("wordpiece", "sentencepiece", "tokenizer_json")  # what KIND:FILE may name
 
 
@@ -27,12 +35,18 @@ class DataConfig:
     invalid_utf8: str = setting("error", known=("error", "skip"), prepares=True)
     # skip: leaves out the rest of a file from where it is truncated or corrupt, and counts it in the log
     broken_files: str = setting("error", known=("error", "skip"), prepares=True)
-    language: str = setting("en", prepares=True)  # of the sentence splitter
+    # By whose rules sentences end: a code as in Wikipedia's addresses, or one for each source of a mixture in
+    # its order: en,de,ja
+    language: str = setting("en", prepares=True)
     # unigram | bpe | byte_bpe | wordpiece (trained here) | wordpiece:VOCAB.txt | wordpiece:bert_uncased
     # | sentencepiece:FILE.model | tokenizer_json:FILE.json (the last two have rules instead of `lowercase`)
     tokenizer: str = setting("unigram", prepares=True)
     lowercase: bool = setting(True, prepares=True)
     tokenizer_sample_mb: int = setting(32, least=1, prepares=True)  # MB of text to train it on
+    # Share of the characters that a unigram, bpe or wordpiece tokenizer trained here knows. The others become
+    # [UNK]; with byte_fallback, which unigram and bpe have, the bytes of their UTF-8.
+    character_coverage: float = setting(CHARACTER_COVERAGE, least=0.98, most=1, prepares=True)
+    byte_fallback: bool = setting(False, prepares=True)
     # Hygiene, described in bert_jax/corpus/hygiene.py. none | documents (copies) | paragraphs (these, and
     # paragraphs of 100 characters or more that occurred before)
     drop_duplicates: str = setting("none", known=("none", "documents", "paragraphs"), prepares=True)
@@ -87,6 +101,13 @@ class DataConfig:
                 "data.boilerplate_documents=1 would leave out every line; use 0 for none, or the number of "
                 "documents that make a line boilerplate, e.g. 20."
             )
+        languages(self.source, self.language)
+        for name, value in changed_options(self).items():
+            if self.tokenizer not in (kinds := OPTIONS_OF_TRAINED[name]):
+                raise UserError(
+                    f"data.{name}={value} has no effect on data.tokenizer={self.tokenizer!r}; it is for a "
+                    f"tokenizer trained here: {', '.join(kinds)}."
+                )
         if self.objective == "causal" and self.pairs:
             raise UserError(
                 "data.objective=causal has no second objective, and data.second_objective="
@@ -97,3 +118,9 @@ class DataConfig:
                 f"data.mask_token_rate={self.mask_token_rate} and "
                 f"data.random_token_rate={self.random_token_rate} must not exceed 1 together."
             )
+
+
+def changed_options(data: DataConfig) -> dict[str, Any]:
+    """Returns the `OPTIONS_OF_TRAINED` that are not at their defaults."""
+    values = {field.name: (getattr(data, field.name), field.default) for field in dataclasses.fields(data)}
+    return {name: values[name][0] for name in OPTIONS_OF_TRAINED if values[name][0] != values[name][1]}

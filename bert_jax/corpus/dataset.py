@@ -23,8 +23,9 @@ from etils import epath
 
 from bert_jax.corpus import writer
 from bert_jax.corpus.config import TRAINED, DataConfig
-from bert_jax.corpus.encode import id_dtype, train_tokenizer
+from bert_jax.corpus.encode import id_dtype, log_language, train_tokenizer
 from bert_jax.corpus.index import Index
+from bert_jax.corpus.sentences import newer_rules
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
@@ -204,10 +205,11 @@ def prepare(
         if data.tokenizer not in TRAINED:
             tokenizer = read_tokenizer(data, vocab_size)
         else:
-            tokenizer = train_tokenizer([sources], data, vocab_size, pool)
+            tokenizer = train_tokenizer(sources, data, vocab_size, pool)
         tokenizer_seconds = time.perf_counter() - start
         log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
         tokenizer.save(new / TOKENIZER)
+        log_language(data, tokenizer)
         counts = writer.write_documents(new, sources, data, tokenizer, pool)
         check_unchanged(data, sources, fingerprints, data_dir)
         seconds = time.perf_counter() - start - tokenizer_seconds
@@ -304,7 +306,9 @@ def _keyed(data: DataConfig) -> dict[str, Any]:
     fields = set(names(type(data), "prepares")) - KEYED_BY_CONTENT
     defaults = {name: getattr(type(data)(), name) for name in fields}
     values = {name: type(default)(getattr(data, name)) for name, default in defaults.items()}  # 0 is 0.0
-    return {name: x for name, x in values.items() if name in ALWAYS_KEYED or x != defaults[name]}
+    keyed = {name: x for name, x in values.items() if name in ALWAYS_KEYED or x != defaults[name]}
+    rules = newer_rules(data.language)
+    return keyed | ({"sentences": rules} if rules else {})
 
 
 def fingerprints_of(sources: Sequence[Source], data_dir: epath.Path) -> list[Any]:

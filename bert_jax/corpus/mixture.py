@@ -20,14 +20,14 @@ from etils import epath
 
 from bert_jax.corpus import card as card_lib
 from bert_jax.corpus import dataset as dataset_lib
-from bert_jax.corpus.config import TRAINED, DataConfig
+from bert_jax.corpus.config import OPTIONS_OF_TRAINED, TRAINED, DataConfig, changed_options
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
 from bert_jax.corpus.downloads import obtain
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import MissingInput, NotDownloaded, Source, open_sources
-from bert_jax.corpus.specs import names, parse
+from bert_jax.corpus.specs import languages, names, parse
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
@@ -154,9 +154,13 @@ def dataset_for(
 def _configs(data: DataConfig, tokenizer: str) -> dict[str, DataConfig]:
     """Returns the `data` of each source's dataset by its name."""
     sources = parse(data.source).sources
+    if tokenizer != data.tokenizer:  # trained for these sources: its file decides, not how it was trained
+        defaults = {name: getattr(DataConfig, name) for name in OPTIONS_OF_TRAINED}
+        data = dataclasses.replace(data, tokenizer=tokenizer, **defaults)
+    spoken = languages(data.source, data.language)
     return {
-        name: dataclasses.replace(data, source=source, tokenizer=tokenizer)
-        for name, source in zip(names(sources), sources, strict=True)
+        name: dataclasses.replace(data, source=source, language=language)
+        for name, source, language in zip(names(sources), sources, spoken, strict=True)
     }
 
 
@@ -175,8 +179,11 @@ def _find_tokenizer(
         fingerprints = dataset_lib.fingerprints_of(sources, data_dir)
     except MissingInput as missing:
         return True, _file(data.tokenizer, _of_same_settings(data, vocab_size, data_dir, missing)), [], []
-    # The sources in any order, and without weights: these may change, and nothing is prepared again.
-    content = [FORMAT, sorted(fingerprints, key=json.dumps), _settings(data, vocab_size)]
+    # The sources in one order, however they are written, and without weights: these may change, and nothing
+    # is prepared again.
+    ordered = sorted(zip(fingerprints, sources, strict=True), key=lambda pair: json.dumps(pair[0]))
+    fingerprints, sources = [list(values) for values in zip(*ordered, strict=True)]
+    content = [FORMAT, fingerprints, _settings(data, vocab_size)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = data_dir / f"tokenizer-{data.tokenizer}-{vocab_size}-{key}"
     return (folder / TRAINED_ON).exists(), _file(data.tokenizer, folder), sources, fingerprints
@@ -205,7 +212,7 @@ def _train(
     folder = epath.Path(tokenizer.partition(":")[2]).parent
     log.info("prepare: a tokenizer for %s into %s", data.source, folder)
     with building(folder, TRAINED_ON) as new, Workers(workers or default_workers(sources)) as pool:
-        train_tokenizer([[source] for source in sources], data, vocab_size, pool).save(new)
+        train_tokenizer(sources, data, vocab_size, pool).save(new)
         dataset_lib.check_unchanged(data, sources, fingerprints, data_dir)
         (new / TRAINED_ON).write_text(json.dumps(_trained_on(data, vocab_size), indent=1))
     seconds = time.perf_counter() - start
@@ -215,7 +222,8 @@ def _train(
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     """Returns what a trained tokenizer depends on besides the text."""
     fields = ("tokenizer", "lowercase", "tokenizer_sample_mb")
-    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in fields}
+    values = {"vocab_size": vocab_size} | {name: getattr(data, name) for name in fields}
+    return values | changed_options(data)  # later ones, not at their defaults, so that older ones are found
 
 
 def _trained_on(data: DataConfig, vocab_size: int) -> dict[str, Any]:

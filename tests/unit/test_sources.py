@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
+from bert_jax.corpus import sources as sources_lib
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources, read_text
 from bert_jax.errors import UserError
@@ -364,3 +365,13 @@ def test_tfds_errors(letters, rest, message):
 def test_tfds_datasets_that_are_not_here(name):
     with pytest.raises(MissingInput, match=rf"not prepared on this machine.*tfds build {name}"):
         open_sources(DataConfig(source=f"tfds:{name}"))
+
+
+def test_every_source_is_opened_in_its_language(monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        sources_lib, "_open_source", lambda spec, data, _: opened.append((spec, data.language))
+    )
+    open_sources(DataConfig(source="text:a@1,text:b@2", language="de,th"))
+    open_sources(DataConfig(source="text:a,text:b", language="fr"))
+    assert opened == [("text:a", "de"), ("text:b", "th"), ("text:a", "fr"), ("text:b", "fr")]

@@ -19,6 +19,7 @@ A chunk, a run of whole documents, has
                     UserError, with the place, if the content is not of the source's kind
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 from etils import epath
@@ -42,7 +43,7 @@ from bert_jax.corpus.sources.tables import TableSource
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.corpus.sources.tfds import Records, TfdsSource
 from bert_jax.corpus.sources.wikipedia import NotDownloaded, WikipediaSource, downloads_of
-from bert_jax.corpus.specs import KINDS, specs
+from bert_jax.corpus.specs import KINDS, languages, specs
 from bert_jax.errors import UserError
 
 __all__ = [
@@ -68,7 +69,13 @@ def open_sources(data: DataConfig, data_dir: epath.PathLike = "data_dir") -> lis
         UserError: if the kind of a SPEC is unknown.
         MissingInput: if its files or its dataset are not on this machine.
     """
-    return [_open_source(spec, data, data_dir) for spec in specs(data.source)]
+    found, spoken = specs(data.source), languages(data.source, data.language)
+    if len(spoken) < len(found):  # SPECs without weights are one dataset
+        spoken = spoken * len(found)
+    return [
+        _open_source(spec, dataclasses.replace(data, source=spec, language=language), data_dir)
+        for spec, language in zip(found, spoken, strict=True)
+    ]
 
 
 def _open_source(spec: str, data: DataConfig, data_dir: epath.PathLike) -> Source:
