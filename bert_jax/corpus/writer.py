@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ import tqdm
 from etils import epath
 
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.encode import DocumentEncoder, EncodedDocuments
+from bert_jax.corpus.encode import DocumentEncoder, EncodedChunk, EncodedDocuments
 from bert_jax.corpus.index import IndexWriter
-from bert_jax.corpus.sources import Source, chunks_of
+from bert_jax.corpus.sources import Chunk, Source
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
@@ -84,6 +84,35 @@ class SplitWriter(contextlib.ExitStack):
         }
 
 
+class SourceCounts:
+    """Counts what a source has given to the dataset."""
+
+    def __init__(self, unk_id: int):
+        self._unk_id, self.text_bytes = unk_id, 0
+        self.left_out = collections.Counter[str]()
+        self._splits = {split: collections.Counter[str]() for split in SPLITS}
+
+    def add(self, chunk: EncodedChunk) -> None:
+        self.text_bytes += chunk.text_bytes
+        self.left_out += chunk.left_out
+        for split, part in chunk.parts.items():
+            self._splits[split].update(
+                documents=len(part.records),
+                sentences=sum(map(len, part.sentence_lengths)),
+                tokens=int(part.unigram_counts.sum()),
+                unknown=int(part.unigram_counts[self._unk_id]),
+            )
+
+    def manifest_entry(self) -> dict[str, Any]:
+        """Returns the source's entry in the manifest; `unknown` is how many of the tokens are [UNK]."""
+        what = ("documents", "sentences", "tokens", "unknown")
+        return {
+            "text_bytes": self.text_bytes,
+            "left_out": dict(sorted(self.left_out.items())),
+            "splits": {split: {name: found[name] for name in what} for split, found in self._splits.items()},
+        }
+
+
 def write_documents(
     directory: epath.Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer, workers: Workers
 ) -> dict[str, Any]:
@@ -98,21 +127,22 @@ def write_documents(
         UserError: if no document goes into the split `train`.
     """
     encoder = DocumentEncoder(tokenizer, data.language, data.held_out_fraction)
-    text_bytes, left_out = 0, collections.Counter[str]()
+    by_source = [SourceCounts(tokenizer.unk_id) for _ in sources]
+    numbers: collections.deque[int] = collections.deque()  # of the sources of the chunks in progress
     with contextlib.ExitStack() as stack:
         vocab_size = tokenizer.vocab_size
         writers = {split: stack.enter_context(SplitWriter(directory, split, vocab_size)) for split in SPLITS}
         bar = stack.enter_context(_progress_bar(sources))
         start, documents = time.perf_counter(), 0
-        for chunk in workers.map(encoder, chunks_of(sources)):
+        for chunk in workers.map(encoder, _chunks(sources, numbers)):
+            by_source[numbers.popleft()].add(chunk)
             for split, part in chunk.parts.items():
                 writers[split].add(part)
                 documents += len(part.records)
-            text_bytes += chunk.text_bytes
-            left_out += chunk.left_out
             speed = documents / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:,.0f} documents/s", refresh=False)
             bar.update(chunk.read_bytes)
+    left_out = sum((counts.left_out for counts in by_source), collections.Counter[str]())
     for reason, count in sorted(left_out.items()):
         log.warning("left out %s %s", f"{count:,}", reason)
     if not writers["train"].shard_lengths:
@@ -125,10 +155,19 @@ def write_documents(
     digest = hashlib.sha256("".join(entries[split]["sha256"] for split in SPLITS).encode())
     return {
         "dataset_sha256": digest.hexdigest(),
-        "text_bytes": text_bytes,
+        "text_bytes": sum(counts.text_bytes for counts in by_source),
         "left_out": dict(sorted(left_out.items())),
         "splits": entries,
+        "by_source": [counts.manifest_entry() for counts in by_source],
     }
+
+
+def _chunks(sources: Sequence[Source], numbers: collections.deque[int]) -> Iterator[Chunk]:
+    """Yields the chunks of all sources; appends the number of the source of each to `numbers`."""
+    for number, source in enumerate(sources):
+        for chunk in source.chunks():
+            numbers.append(number)
+            yield chunk
 
 
 def _progress_bar(sources: Sequence[Source]) -> tqdm.tqdm:
