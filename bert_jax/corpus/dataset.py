@@ -9,11 +9,13 @@ DATA_DIR/NAME-KEY/ holds
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -26,19 +28,19 @@ from bert_jax.corpus import writer
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
+from bert_jax.corpus.journal import TOKENIZER, Journal, digests_of, worth_keeping
+from bert_jax.corpus.shards import SHARD_NAME, UNFINISHED, UNIGRAM_COUNTS
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
 from bert_jax.corpus.workers import Workers
-from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
 from bert_jax.errors import UserError
-from bert_jax.files import whole_folder
+from bert_jax.files import abandoned_folders, resumed_folder, whole_folder, write
 from bert_jax.settings import names
 from bert_jax.version import versions
 
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer"
 DIGESTS = "digests.json"  # in DATA_DIR
 # Settings that enter the key through contents: through the sources' fingerprints and the tokenizer.
 KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokenizer_sample_mb"}
@@ -181,7 +183,8 @@ def prepare(
 ) -> PreparedDataset:
     """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
 
-    A build that fails or is killed leaves nothing that could be taken for a dataset.
+    A build that fails or is killed leaves nothing that could be taken for a dataset; the next call goes on
+    after its last whole shard.
 
     Args:
         data: its fields with `prepares=True` decide the dataset.
@@ -201,35 +204,70 @@ def prepare(
     start = time.perf_counter()
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
-    with building(directory, MANIFEST) as new, Workers(workers or default_workers(sources)) as pool:
-        if data.tokenizer not in TRAINED:
-            tokenizer = read_tokenizer(data, vocab_size)
-        else:
-            tokenizer = train_tokenizer([sources], data, vocab_size, pool)
-        tokenizer_seconds = time.perf_counter() - start
-        log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
-        tokenizer.save(new / TOKENIZER)
-        counts = writer.write_documents(new, sources, data, tokenizer, pool)
-        check_unchanged(data, sources, fingerprints, data_dir)
-        seconds = time.perf_counter() - start - tokenizer_seconds
-        log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
-        manifest = {
-            "format": FORMAT,
-            **counts,
-            "settings": _settings(data, vocab_size, data_dir),
-            "sources": [
-                {"spec": source.spec, "paths": source.paths, "fingerprint": fingerprint}
-                for source, fingerprint in zip(sources, fingerprints, strict=True)
-            ],
-            "seconds": {"tokenizer": round(tokenizer_seconds, 3), "documents": round(seconds, 3)},
-            "versions": versions(*LIBRARIES),
-        }
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _tell_of_unfinished(data_dir, directory)
+    count = workers or default_workers(sources)
+    with building(directory, MANIFEST, resumed=True) as new, Workers(count) as pool:
+        if not any((folder / MANIFEST).exists() for folder in (directory, new)):
+            manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool)
+            write(new / MANIFEST, json.dumps(manifest, indent=1))
+        shutil.rmtree(new / UNFINISHED, ignore_errors=True)
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
         log.warning("no document is held out, so there is no evaluation; raise data.held_out_fraction.")
     return dataset
+
+
+def _build(
+    new: epath.Path,
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.Path,
+    sources: list[Source],
+    fingerprints: list[Any],
+    pool: Workers,
+) -> dict[str, Any]:
+    """Builds all but the manifest, from where an earlier process was; returns the manifest."""
+    journal = Journal.open(new, versions(*LIBRARIES))
+    start = time.perf_counter()
+    before = journal.seconds["documents"]
+
+    def save() -> None:
+        check_unchanged(data, sources, fingerprints, data_dir)  # so that all that is kept is of this text
+        journal.seconds["documents"] = before + time.perf_counter() - start
+        journal.write(new)
+
+    if not journal.tokenizer:
+        _tokenizer(data, vocab_size, sources, pool).save(new / TOKENIZER)
+        journal.seconds["tokenizer"] = time.perf_counter() - start
+        start = time.perf_counter()
+        journal.tokenizer = digests_of(new / TOKENIZER)
+        save()
+        log.info(
+            "tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, journal.seconds["tokenizer"]
+        )
+    tokenizer = load_tokenizer(new / TOKENIZER)
+    counts = writer.write_documents(new, sources, data, tokenizer, pool, journal, save)
+    save()
+    seconds = {what: round(spent, 3) for what, spent in journal.seconds.items()}
+    log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds["documents"])
+    return {
+        "format": FORMAT,
+        **counts,
+        "settings": _settings(data, vocab_size, data_dir),
+        "sources": [
+            {"spec": source.spec, "paths": source.paths, "fingerprint": fingerprint}
+            for source, fingerprint in zip(sources, fingerprints, strict=True)
+        ],
+        "seconds": seconds,
+        "versions": journal.made_by,
+    }
+
+
+def _tokenizer(data: DataConfig, vocab_size: int, sources: list[Source], pool: Workers) -> Tokenizer:
+    if data.tokenizer not in TRAINED:
+        return read_tokenizer(data, vocab_size)
+    return train_tokenizer([sources], data, vocab_size, pool)
 
 
 def _find(
@@ -315,19 +353,34 @@ def check_unchanged(
 
 
 @contextlib.contextmanager
-def building(directory: epath.Path, last: str) -> Iterator[epath.Path]:
+def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterator[epath.Path]:
     """Gives a folder to write into that becomes `directory`, a folder of the data directory.
+
+    With `resumed`, it is as a process that was killed has left it, and a failure leaves it to the next one.
 
     Raises:
         UserError: if it cannot be written.
     """
     try:
-        with whole_folder(directory, last=last) as new:
+        folder = resumed_folder(directory, last, worth_keeping) if resumed else whole_folder(directory, last)
+        with folder as new:
             yield new
-    except OSError as error:  # among others, no space is left
-        raise UserError(
-            f"--data_dir={directory.parent} cannot be written ({error}); give another."
-        ) from error
+    except OSError as error:
+        remedy = "give another"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = (
+                "make space and run the command again, which goes on after the last whole shard, or " + remedy
+            )
+        raise UserError(f"--data_dir={directory.parent} cannot be written ({error}); {remedy}.") from error
+
+
+def _tell_of_unfinished(data_dir: epath.Path, directory: epath.Path) -> None:
+    """Logs which folders of the data directory are builds of other datasets that nobody goes on with."""
+    for folder in abandoned_folders(data_dir):
+        if directory.name not in folder.name and worth_keeping(folder):
+            log.info(
+                "%s is an unfinished dataset of other text or settings; delete it if it is not needed", folder
+            )
 
 
 def default_workers(sources: Sequence[Source]) -> int:
