@@ -15,8 +15,8 @@ import tokenizers
 from absl import flags
 
 from bert_jax import command
-from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 from bert_jax.corpus.shards import ShardWriter
+from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 
 WORDS = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi"]
 GET_CONFIG = """
