@@ -26,6 +26,7 @@ from etils import epath
 
 from bert_jax.corpus import writer
 from bert_jax.corpus.config import TRAINED, DataConfig
+from bert_jax.corpus.disk import check_space
 from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.journal import TOKENIZER, Journal, digests_of, worth_keeping
@@ -229,6 +230,7 @@ def _build(
 ) -> dict[str, Any]:
     """Builds all but the manifest, from where an earlier process was; returns the manifest."""
     journal = Journal.open(new, versions(*LIBRARIES))
+    check_space(new, sources, vocab_size, journal.read_bytes / max(1, sum(source.size for source in sources)))
     start = time.perf_counter()
     before = journal.seconds["documents"]
 
