@@ -2,6 +2,8 @@
 
     python -m bert_jax.prepare --config=bert_tiny
     python -m bert_jax.prepare --config=bert_base --config.data.source='text:~/corpus/*.txt.gz'
+    python -m bert_jax.prepare --config=bert_base --data_dir=gs://BUCKET/data --runner=beam \
+        --beam_options='--runner=DataflowRunner --project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp'
 
 The last line is a digest of the documents' contents: the same text and settings give the same digest.
 """
@@ -12,20 +14,32 @@ from bert_jax import command
 
 if __name__ == "__main__":
     command.define_config_flags(data_dir=True)
-    flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare; local: on the cores of this machine.")
+    flags.DEFINE_enum(
+        "runner",
+        "local",
+        ["local", "beam"],
+        "Where documents are encoded; local: on the cores of this machine, beam: by an Apache Beam pipeline.",
+    )
+    flags.DEFINE_string("beam_options", "", "Options of the pipeline: '--runner=DataflowRunner --region=…'.")
     command.run(command.main_of("bert_jax.prepare"))
 
 import logging
+import shlex
 
 from bert_jax.corpus.mixture import prepare
 from bert_jax.data.obstacles import obstacles
+from bert_jax.errors import UserError
 
 log = logging.getLogger("bert_jax")
 
 
 def main() -> None:
     config = command.resolved_config()
-    dataset = prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir)
+    options = shlex.split(flags.FLAGS.beam_options)
+    beam_options = options if flags.FLAGS.runner == "beam" else None
+    if options and beam_options is None:
+        raise UserError("--beam_options are those of --runner=beam; give that, too, or leave them out.")
+    dataset = prepare(config.data, config.model.vocab_size, flags.FLAGS.data_dir, beam_options=beam_options)
     for obstacle in obstacles(dataset, config.data, config.train.seed):
         log.warning(obstacle.message)
     print(f"dataset_sha256: {dataset.sha256}")

@@ -36,7 +36,7 @@ MOMENTS = {
     "in the last shard": (shards.ShardWriter, "add", -1, True),
     "all shards are whole": (writer.DocumentsWriter, "finish_shards", -1, True),
     "one index is written": (writer, "join", 1, True),
-    "all is written but the manifest": (writer, "contents", 1, True),
+    "all is written but the manifest": (writer, "finish", 1, True),
     "the manifest is written": (dataset, "_build", 1, True),
     "before it is renamed": (os, "replace", -1, False),
     "it is renamed": (os, "replace", -1, True),

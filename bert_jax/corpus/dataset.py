@@ -9,15 +9,13 @@ DATA_DIR/NAME-KEY/ holds
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,18 +23,19 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from bert_jax.corpus import writer
+from bert_jax.corpus.building import building, default_workers, tell_of_unfinished
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.disk import check_space
 from bert_jax.corpus.encode import id_dtype, train_tokenizer
 from bert_jax.corpus.index import Index
-from bert_jax.corpus.journal import TOKENIZER, Journal, digests_of, worth_keeping
+from bert_jax.corpus.journal import JOURNAL, TOKENIZER, Journal, digests_of
 from bert_jax.corpus.shards import SHARD_NAME, UNFINISHED, UNIGRAM_COUNTS
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
-from bert_jax.files import abandoned_folders, resumed_folder, whole_folder, write
+from bert_jax.files import write
 from bert_jax.settings import names
 from bert_jax.version import versions
 
@@ -180,7 +179,11 @@ def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> Prepare
 
 
 def prepare(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, workers: int | None = None
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    workers: int | None = None,
+    beam_options: list[str] | None = None,
 ) -> PreparedDataset:
     """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
 
@@ -192,6 +195,7 @@ def prepare(
         vocab_size: V, of the tokenizer.
         data_dir: folder of the datasets, or a bucket; for a bucket the temporary directory holds the build.
         workers: processes; default: one per core.
+        beam_options: of an Apache Beam pipeline that encodes the documents; None: this machine does.
 
     Raises:
         UserError: if a source or the tokenizer is missing or broken, the vocabulary size is impossible, or
@@ -205,11 +209,12 @@ def prepare(
     start = time.perf_counter()
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
-    _tell_of_unfinished(data_dir, directory)
+    tell_of_unfinished(data_dir, directory)
     count = workers or default_workers(sources)
-    with building(directory, MANIFEST, resumed=True) as new, Workers(count) as pool:
+    with building(directory, MANIFEST, resumed=beam_options is None) as new, Workers(count) as pool:
         if not any((folder / MANIFEST).exists() for folder in (directory, new)):
-            manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool)
+            encode = _encode(directory, pool, beam_options)
+            manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool, encode)
             write(new / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(new / UNFINISHED, ignore_errors=True)
     dataset = PreparedDataset.open(directory)
@@ -227,6 +232,7 @@ def _build(
     sources: list[Source],
     fingerprints: list[Any],
     pool: Workers,
+    encode: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Builds all but the manifest, from where an earlier process was; returns the manifest."""
     journal = Journal.open(new, versions(*LIBRARIES))
@@ -237,7 +243,7 @@ def _build(
     def save() -> None:
         check_unchanged(data, sources, fingerprints, data_dir)  # so that all that is kept is of this text
         journal.seconds["documents"] = before + time.perf_counter() - start
-        journal.write(new)
+        journal.write(new / JOURNAL)
 
     if not journal.tokenizer:
         _tokenizer(data, vocab_size, sources, pool).save(new / TOKENIZER)
@@ -249,7 +255,7 @@ def _build(
             "tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, journal.seconds["tokenizer"]
         )
     tokenizer = load_tokenizer(new / TOKENIZER)
-    counts = writer.write_documents(new, sources, data, tokenizer, pool, journal, save)
+    counts = encode(new, sources, data, tokenizer, journal, save)
     save()
     seconds = {what: round(spent, 3) for what, spent in journal.seconds.items()}
     log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds["documents"])
@@ -264,6 +270,17 @@ def _build(
         "seconds": seconds,
         "versions": journal.made_by,
     }
+
+
+def _encode(
+    directory: epath.Path, pool: Workers, beam_options: list[str] | None
+) -> Callable[..., dict[str, Any]]:
+    """Returns the function that encodes and writes the documents."""
+    if beam_options is None:
+        return functools.partial(writer.write_documents, workers=pool)
+    from bert_jax.corpus import beam  # here, for Apache Beam is in few environments
+
+    return functools.partial(beam.write_documents, directory=directory, options=beam_options)
 
 
 def _tokenizer(data: DataConfig, vocab_size: int, sources: list[Source], pool: Workers) -> Tokenizer:
@@ -352,40 +369,3 @@ def check_unchanged(
     """Raises UserError if the sources have other fingerprints by now."""
     if fingerprints_of(sources, data_dir) != fingerprints:
         raise UserError(f"data.source={data.source!r} changed while it was read; run the command again.")
-
-
-@contextlib.contextmanager
-def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterator[epath.Path]:
-    """Gives a folder to write into that becomes `directory`, a folder of the data directory.
-
-    With `resumed`, it is as a process that was killed has left it, and a failure leaves it to the next one.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    try:
-        folder = resumed_folder(directory, last, worth_keeping) if resumed else whole_folder(directory, last)
-        with folder as new:
-            yield new
-    except OSError as error:
-        remedy = "give another"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = (
-                "make space and run the command again, which goes on after the last whole shard, or " + remedy
-            )
-        raise UserError(f"--data_dir={directory.parent} cannot be written ({error}); {remedy}.") from error
-
-
-def _tell_of_unfinished(data_dir: epath.Path, directory: epath.Path) -> None:
-    """Logs which folders of the data directory are builds of other datasets that nobody goes on with."""
-    for folder in abandoned_folders(data_dir):
-        if directory.name not in folder.name and worth_keeping(folder):
-            log.info(
-                "%s is an unfinished dataset of other text or settings; delete it if it is not needed", folder
-            )
-
-
-def default_workers(sources: Sequence[Source]) -> int:
-    """Returns how many processes read these sources: one per core, fewer for little text."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 1 + int(sum(source.size for source in sources) / 1e6))

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.corpus.encode import id_dtype
-from bert_jax.corpus.sources import Source
+from bert_jax.corpus.sources import Source, chunks_of
 from bert_jax.errors import UserError
 
 SAMPLE_CHUNKS = 4  # from the start of each source
@@ -47,7 +47,7 @@ def check_space(folder: epath.Path, sources: Sequence[Source], vocab_size: int, 
 def dataset_bytes(source: Source, vocab_size: int) -> float:
     """Estimates the bytes of the documents of a source in a dataset, from the start of the source."""
     read_bytes, stored = 1, 0.0
-    for chunk in itertools.islice(source.chunks(), SAMPLE_CHUNKS):
+    for chunk in itertools.islice(chunks_of([source]), SAMPLE_CHUNKS):
         documents = ["\n".join(paragraphs) for paragraphs in chunk.documents()]
         read_bytes += chunk.read_bytes
         stored += DOCUMENT_BYTES * len(documents) + stored_bytes("".join(documents), vocab_size)

@@ -43,7 +43,7 @@ class Journal:
 
         If a file is not as it is recorded, or other versions have written it, everything begins anew.
         """
-        found = cls.read(folder)
+        found = cls.read(folder / JOURNAL)
         unlike = found and found._unlike(folder, made_by)
         if unlike:
             log.warning("%s begins anew: %s", folder, unlike)
@@ -56,10 +56,10 @@ class Journal:
         return journal
 
     @classmethod
-    def read(cls, folder: epath.Path) -> Self | None:
-        """Reads the journal of a folder; returns None if it has none."""
+    def read(cls, path: epath.Path) -> Self | None:
+        """Reads the file of a journal; returns None if it is none."""
         try:
-            journal = cls(**json.loads((folder / JOURNAL).read_bytes()))
+            journal = cls(**json.loads(path.read_bytes()))
             journal.shards = {
                 name: [Shard(*one) for one in shards] for name, shards in journal.shards.items()
             }
@@ -67,9 +67,9 @@ class Journal:
             return None
         return journal
 
-    def write(self, folder: epath.Path) -> None:
-        """Replaces the journal of a folder."""
-        write(folder / JOURNAL, json.dumps(dataclasses.asdict(self)))
+    def write(self, path: epath.Path) -> None:
+        """Replaces the file of a journal."""
+        write(path, json.dumps(dataclasses.asdict(self)))
 
     def shard_path(self, folder: epath.Path, split: str, shard: int | None = None) -> epath.Path:
         """Returns the path of a shard; by default that of the next one."""
@@ -101,7 +101,7 @@ class Journal:
 
 def worth_keeping(folder: epath.Path) -> bool:
     """Tells whether a folder holds work that takes long to do again."""
-    journal = Journal.read(folder)
+    journal = Journal.read(folder / JOURNAL)
     return journal is not None and (
         any(journal.shards.values()) or journal.seconds["tokenizer"] > WORTH_KEEPING_SECONDS
     )

@@ -19,8 +19,9 @@ from typing import Any
 from etils import epath
 
 from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus.building import building, default_workers
 from bert_jax.corpus.config import TRAINED, DataConfig
-from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
+from bert_jax.corpus.dataset import DocumentStore, PreparedDataset
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -70,7 +71,11 @@ class PreparedSources:
 
 
 def prepare(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, workers: int | None = None
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    workers: int | None = None,
+    beam_options: list[str] | None = None,
 ) -> PreparedSources:
     """Finds the prepared datasets of a config, or builds those that are missing, and the tokenizer first.
 
@@ -82,7 +87,7 @@ def prepare(
         _train(data, vocab_size, data_dir, tokenizer, sources, fingerprints, workers)
     return PreparedSources(
         {
-            name: dataset_lib.prepare(one, vocab_size, data_dir, workers)
+            name: dataset_lib.prepare(one, vocab_size, data_dir, workers, beam_options)
             for name, one in _configs(data, tokenizer).items()
         }
     )

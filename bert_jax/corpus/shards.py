@@ -110,7 +110,7 @@ def checksum(path: epath.Path) -> str:
     return digest.hexdigest().decode()
 
 
-def join(directory: epath.Path, split: str, shards: Iterable[epath.Path], vocab_size: int) -> dict[str, Any]:
+def join(directory: epath.Path, split: str, besides: Iterable[epath.Path], vocab_size: int) -> dict[str, Any]:
     """Writes the index and the unigram counts of a split from what stands beside its shards, in their order.
 
     Returns:
@@ -118,8 +118,8 @@ def join(directory: epath.Path, split: str, shards: Iterable[epath.Path], vocab_
     """
     digest, unigram_counts = hashlib.sha256(), np.zeros(vocab_size, np.int64)
     with IndexWriter(directory / split) as index:
-        for shard in shards:
-            with beside(shard).open("rb") as file, np.load(file) as arrays:
+        for path in besides:
+            with path.open("rb") as file, np.load(file) as arrays:
                 index.add(arrays["sentence_lengths"], arrays["sentence_counts"])
                 digest.update(arrays["digests"])
                 unigram_counts += arrays["unigram_counts"]

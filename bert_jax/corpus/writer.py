@@ -12,7 +12,7 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import DocumentEncoder, EncodedChunk
 from bert_jax.corpus.journal import Journal
 from bert_jax.corpus.progress import Progress
-from bert_jax.corpus.shards import SPLITS, ShardWriter, join, write_tfds_metadata
+from bert_jax.corpus.shards import SPLITS, ShardWriter, beside, join, write_tfds_metadata
 from bert_jax.corpus.sources import Chunk, Source
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
@@ -34,9 +34,15 @@ class SourceCounts:
     def from_entry(cls, unk_id: int, entry: dict[str, Any]) -> Self:
         """Goes on counting from a `manifest_entry`."""
         counts = cls(unk_id)
-        counts.text_bytes, counts.left_out = entry["text_bytes"], collections.Counter(entry["left_out"])
-        counts._splits = {split: collections.Counter(found) for split, found in entry["splits"].items()}
+        counts.add_entry(entry)
         return counts
+
+    def add_entry(self, entry: dict[str, Any]) -> None:
+        """Adds what another process has counted of this source."""
+        self.text_bytes += entry["text_bytes"]
+        self.left_out.update(entry["left_out"])
+        for split, found in entry["splits"].items():
+            self._splits[split].update(found)
 
     def add(self, chunk: EncodedChunk) -> None:
         self.text_bytes += chunk.text_bytes
@@ -103,9 +109,9 @@ def write_documents(
     sources: Sequence[Source],
     data: DataConfig,
     tokenizer: Tokenizer,
-    workers: Workers,
     journal: Journal,
     save: Callable[[], None],
+    workers: Workers,
 ) -> dict[str, Any]:
     """Encodes the documents that the journal has not, and writes the splits into a local directory.
 
@@ -134,28 +140,31 @@ def write_documents(
             documents = sum(len(part.records) for part in chunk.parts.values())
             progress.update(chunk.read_bytes, documents)
     writer.finish_shards()
-    check_text(journal, data)
+    besides = {split: [*map(beside, journal.paths(directory, split))] for split in journal.shards}
+    return finish(directory, journal, besides, data, tokenizer.vocab_size)
+
+
+def finish(
+    directory: epath.Path,
+    journal: Journal,
+    besides: dict[str, list[epath.Path]],
+    data: DataConfig,
+    vocab_size: int,
+) -> dict[str, Any]:
+    """Writes all of the splits but their shards.
+
+    Args:
+        directory: that is being built, on a local disk.
+        journal: of all documents.
+        besides: what stands beside the shards of each split.
+        data, vocab_size: of the dataset.
+
+    Returns, raises: as `write_documents`.
+    """
+    _check_text(journal, data)
     write_tfds_metadata(directory, journal.shards)
-    return contents(directory, journal, tokenizer.vocab_size)
-
-
-def check_text(journal: Journal, data: DataConfig) -> None:
-    """Logs what was left out; raises UserError if no document is in the split `train`."""
-    left_out = _left_out(journal)
-    for reason, count in left_out.items():
-        log.warning("left out %s %s", f"{count:,}", reason)
-    if not journal.shards["train"]:
-        documents = sum(shard.records for shards in journal.shards.values() for shard in shards)
-        raise UserError(
-            f"data.source={data.source!r} has no text to train on ({documents} documents, "
-            f"data.held_out_fraction={data.held_out_fraction}); add text or lower it."
-        )
-
-
-def contents(directory: epath.Path, journal: Journal, vocab_size: int) -> dict[str, Any]:
-    """Writes the splits' indices; returns the manifest's digest, which is over all documents, and counts."""
     entries = {
-        split: join(directory, split, journal.paths(directory, split), vocab_size)
+        split: join(directory, split, besides[split], vocab_size)
         | {
             "bytes": sum(shard.bytes for shard in shards),
             "shards": [shard.records for shard in shards],
@@ -170,6 +179,19 @@ def contents(directory: epath.Path, journal: Journal, vocab_size: int) -> dict[s
         "splits": entries,
         "by_source": journal.by_source,
     }
+
+
+def _check_text(journal: Journal, data: DataConfig) -> None:
+    """Logs what was left out; raises UserError if no document is in the split `train`."""
+    left_out = _left_out(journal)
+    for reason, count in left_out.items():
+        log.warning("left out %s %s", f"{count:,}", reason)
+    if not journal.shards["train"]:
+        documents = sum(shard.records for shards in journal.shards.values() for shard in shards)
+        raise UserError(
+            f"data.source={data.source!r} has no text to train on ({documents} documents, "
+            f"data.held_out_fraction={data.held_out_fraction}); add text or lower it."
+        )
 
 
 def _left_out(journal: Journal) -> dict[str, int]:
