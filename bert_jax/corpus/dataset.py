@@ -213,6 +213,8 @@ def prepare(
     count = workers or default_workers(sources)
     with building(directory, MANIFEST, resumed=beam_options is None) as new, Workers(count) as pool:
         if not any((folder / MANIFEST).exists() for folder in (directory, new)):
+            if beam_options is None or new.parent == data_dir:  # else a bucket gets the documents at once
+                check_space(new, sources, vocab_size)
             encode = _encode(directory, pool, beam_options)
             manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool, encode)
             write(new / MANIFEST, json.dumps(manifest, indent=1))
@@ -236,7 +238,6 @@ def _build(
 ) -> dict[str, Any]:
     """Builds all but the manifest, from where an earlier process was; returns the manifest."""
     journal = Journal.open(new, versions(*LIBRARIES))
-    check_space(new, sources, vocab_size, journal.read_bytes / max(1, sum(source.size for source in sources)))
     start = time.perf_counter()
     before = journal.seconds["documents"]
 

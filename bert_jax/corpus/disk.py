@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import os
 import shutil
 from collections.abc import Sequence
 
@@ -22,19 +23,21 @@ UNCERTAINTY = 0.7  # of the estimate are needed at least
 log = logging.getLogger("bert_jax")
 
 
-def check_space(folder: epath.Path, sources: Sequence[Source], vocab_size: int, done: float) -> None:
+def check_space(folder: epath.Path, sources: Sequence[Source], vocab_size: int) -> None:
     """Logs how much disk a dataset takes about, and how much is free.
 
     Args:
-        folder: in which it is built, on a local disk.
+        folder: in which it is built, on a local disk; what is there already is not needed again.
         sources: its text.
         vocab_size: V, of the tokenizer.
-        done: share of the sources that is in the folder already.
 
     Raises:
         UserError: if there is much less than needed.
     """
-    needed = (1 - done) * sum(dataset_bytes(source, vocab_size) for source in sources)
+    there = sum(
+        os.path.getsize(os.path.join(path, name)) for path, _, names in os.walk(folder) for name in names
+    )
+    needed = max(0, sum(dataset_bytes(source, vocab_size) for source in sources) - there)
     free = shutil.disk_usage(folder).free
     where = f"{needed / 1e6:,.0f} MB of disk in {folder.parent}, where {free / 1e6:,.0f} MB are free"
     log.info("prepare: takes about %s", where)
