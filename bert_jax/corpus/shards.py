@@ -56,7 +56,9 @@ class ShardWriter:
 
         self._path, self.records, self.bytes = path, 0, 0
         self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), ARRAY_RECORD_OPTIONS)
+        # Of each chunk, since millions of small objects would take ten times the memory.
         self._sentence_lengths: list[np.ndarray] = []
+        self._sentence_counts: list[np.ndarray] = []
         self._digests: list[bytes] = []
         self._unigram_counts = np.zeros(vocab_size, np.int64)
 
@@ -71,8 +73,9 @@ class ShardWriter:
                 self._writer.write(record)
         self.records += len(documents.records)
         self.bytes += sum(map(len, documents.records))
-        self._sentence_lengths += documents.sentence_lengths
-        self._digests += documents.digests
+        self._sentence_lengths.append(np.concatenate(documents.sentence_lengths))
+        self._sentence_counts.append(np.array([*map(len, documents.sentence_lengths)]))
+        self._digests.append(b"".join(documents.digests))
         self._unigram_counts += documents.unigram_counts
 
     def finish(self) -> Shard:
@@ -81,7 +84,7 @@ class ShardWriter:
             self._writer.close()
         arrays: dict[str, Any] = {
             "sentence_lengths": np.concatenate(self._sentence_lengths),
-            "sentence_counts": np.array([len(lengths) for lengths in self._sentence_lengths]),
+            "sentence_counts": np.concatenate(self._sentence_counts),
             "digests": np.frombuffer(b"".join(self._digests), np.uint8),
             "unigram_counts": self._unigram_counts,
         }
