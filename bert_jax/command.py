@@ -63,6 +63,15 @@ def define_config_flags(kind: Any = config_lib.Config, data_dir: bool = False) -
         flags.DEFINE_string("data_dir", "data_dir", "Where prepared datasets are kept; may be a gs:// path.")
 
 
+def define_download_flag() -> None:
+    """Defines the flag by which the user agrees to a download."""
+    flags.DEFINE_bool(
+        "download",
+        False,
+        "Download wikipedia:LANG; without it, the command says what that takes.",
+    )
+
+
 def define_process_flags() -> None:
     """Defines the flags with which a launcher numbers processes; TPU, GKE and Slurm need none."""
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; for several processes.")
@@ -100,13 +109,6 @@ def config_name() -> str:
     """Returns the config's name for folders: `bert_tiny`, `finetune/glue_mrpc`; the last part of a path."""
     name, *argument = config_lib.split_argument(_config.typed)
     return "_".join([pathlib.Path(name).stem if name.endswith(".py") else name, *argument])
-
-
-def config_docstring() -> str:
-    """Returns the docstring of the config file; "" if data.source was overridden."""
-    if _config.path is None or "data.source" in config_flags.get_override_values(flags.FLAGS["config"]):
-        return ""
-    return ast.get_docstring(ast.parse(_config.path.read_text(encoding="utf-8"))) or ""
 
 
 def folder_flag(name: str) -> pathlib.Path:

@@ -9,5 +9,5 @@ class UserError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Returns why an operation failed, in a few words: never empty, without the path that a message names."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    """Returns why an operation failed, in one line: never empty, without the path that a message names."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

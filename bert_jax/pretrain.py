@@ -13,6 +13,7 @@ from bert_jax import command
 
 if __name__ == "__main__":
     command.define_config_flags(data_dir=True)
+    command.define_download_flag()
     command.define_process_flags()
     flags.DEFINE_string("workdir", None, "The run's folder (default: runs/CONFIG).")
     command.run(command.main_of("bert_jax.pretrain"))
@@ -26,7 +27,6 @@ from etils import epath
 
 from bert_jax.config import Config
 from bert_jax.corpus.mixture import PreparedSources, dataset_for
-from bert_jax.corpus.sources.files import MissingInput
 from bert_jax.data.obstacles import obstacles
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def set_up() -> command.Training:
-    """Checks the command line and opens the dataset; a single process prepares it if necessary."""
+    """Checks the command line and opens the dataset; a single process downloads and prepares it."""
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
     resumes = check(config, workdir)
@@ -66,7 +66,14 @@ def set_up() -> command.Training:
     if jax.process_index() == 0:
         lock(workdir)
     use_compilation_cache(workdir)
-    dataset = open_dataset(config)
+    dataset = dataset_for(
+        config.data,
+        config.model.vocab_size,
+        flags.FLAGS.data_dir,
+        processes=jax.process_count(),
+        config=command.config_argument(),
+        agreed=flags.FLAGS.download,
+    )
     if jax.process_index() == 0:  # its error is raised on every process
         check_text(config, dataset, resumes)
     must_match = {name: command.digest(content) for name, content in dataset.tokenizer_files().items()}
@@ -107,22 +114,6 @@ def check_text(config: Config, dataset: PreparedSources, resumes: bool) -> None:
         if obstacle.hopeless and not resumes:
             raise UserError(obstacle.message)
         log.warning(obstacle.message)
-
-
-def open_dataset(config: Config) -> PreparedSources:
-    """Opens the prepared dataset; if a TFDS corpus is missing, the error shows the config's docstring."""
-    try:
-        return dataset_for(
-            config.data,
-            config.model.vocab_size,
-            flags.FLAGS.data_dir,
-            processes=jax.process_count(),
-            config=command.config_argument(),
-        )
-    except MissingInput as missing:
-        if "tfds:" not in config.data.source or not (help_ := command.config_docstring()):
-            raise
-        raise UserError(f"{missing}\n\n{help_}") from None
 
 
 def summary(workdir: epath.Path) -> str:

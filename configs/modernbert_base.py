@@ -49,7 +49,7 @@ def get_config():
         initializer="depth_scaled",
     )
     config.data.update(
-        source="tfds:wikipedia/20230601.en:train:text,tfds:pg19:train:book_text",
+        source="wikipedia:en",
         tokenizer="byte_bpe",
         lowercase=False,
         held_out_fraction=0.001,

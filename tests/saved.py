@@ -38,15 +38,15 @@ def wordpiece(more=(), lowercase=True, **rules) -> WordPieceTokenizer:
     return WordPieceTokenizer(pieces, lowercase, **rules)
 
 
-def save(folder, tokenizer, changes=None, **axes):
+def save(folder, tokenizer, changes=None, files=None, **axes):
     """A checkpoint of random weights, trained (as it were) on a mesh of these axes; returns its network.
 
-    `changes` are of `MODEL`.
+    `changes` are of `MODEL`; `files` are what it carries beside the tokenizer.
     """
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size, **changes or {})
     pairs = "next_sentence" if model.pooler and model.type_vocab_size > 1 else "none"
     config = Config(model=model, data=DataConfig(max_seq_length=LONGEST, second_objective=pairs))
-    return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), {}, axes)
+    return _save(folder, tokenizer, config, lambda rngs: BertForPreTraining(model, rngs), files or {}, axes)
 
 
 def save_finetuned(folder, tokenizer, task, facts, changes=None, **data):

@@ -111,14 +111,14 @@ class Training:
     """What the loop puts together for `MODEL`, with changes, on a mesh."""
 
     def __init__(
-        self, mesh, *, dtype=np.float32, remat="none", accumulation_steps=1, learning_rate=1e-2,
-        optimizer=ADAMW, **model
+        self, mesh, *, dtype=np.float32, remat="none", unroll=False, accumulation_steps=1,
+        learning_rate=1e-2, optimizer=ADAMW, **model
     ):  # fmt: skip
         self.config, self.mesh = dataclasses.replace(MODEL, **model), mesh
         self.optimizer = make_optimizer(optimizer)
 
         def build(rngs: nnx.Rngs) -> nnx.Module:
-            return BertForPreTraining(self.config, rngs, Compute(dtype, remat))
+            return BertForPreTraining(self.config, rngs, Compute(dtype, remat, unroll=unroll))
 
         self.structure, abstract_params = step_lib.abstract_model(build)
         self.abstract = step_lib.abstract_state(abstract_params, self.optimizer, mesh)

@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.corpus import hygiene
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import DocumentEncoder, EncodedChunk
 from bert_jax.corpus.journal import TOKENIZER, Journal
@@ -64,6 +65,11 @@ def write_documents(
 
     Returns, raises: as there.
     """
+    if hygiene.rules_of(data):
+        raise UserError(
+            "--runner=beam leaves out no duplicates, boilerplate or short documents: use --runner=local, or set "
+            "data.drop_duplicates=none, data.boilerplate_documents=0 and data.min_document_chars=0."
+        )
     shared = directory.parent / f".{directory.name}.beam-{secrets.token_hex(4)}"
     try:
         tokenizer.save(shared / TOKENIZER)

@@ -3,13 +3,13 @@
 import contextlib
 import errno
 import logging
-import os
 from collections.abc import Iterator, Sequence
 
 from etils import epath
 
 from bert_jax.corpus.journal import worth_keeping
 from bert_jax.corpus.sources import Source
+from bert_jax.corpus.workers import available_cores
 from bert_jax.errors import UserError
 from bert_jax.files import abandoned_folders, resumed_folder, whole_folder
 
@@ -49,5 +49,4 @@ def tell_of_unfinished(data_dir: epath.Path, directory: epath.Path) -> None:
 
 def default_workers(sources: Sequence[Source]) -> int:
     """Returns how many processes read these sources: one per core, fewer for little text."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 1 + int(sum(source.size for source in sources) / 1e6))
+    return min(available_cores(), 1 + int(sum(source.size for source in sources) / 1e6))

@@ -1,12 +1,24 @@
-"""The characters of a text: whether all are valid, and which of them a SentencePiece token stands for."""
+"""The characters of a text: whether all are valid, and what the pieces of a vocabulary have of them."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from bert_jax.errors import UserError
 
+# Share of the characters of a text that a trained vocabulary has; the rest becomes [UNK]. SentencePiece's own
+# default, 0.9995, leaves colons and brackets out of English.
+CHARACTER_COVERAGE = 0.9999
+BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies write a byte of a rare character
 WORD_START = "▁"  # U+2581, how SentencePiece writes a space
 Span = tuple[int, int]  # [start, end)
+# Of scripts that put no spaces between words: Thai, Lao, Burmese and Khmer, Chinese and Japanese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+# The beginnings of their UTF-8, as far as they are no other script's.
+UNSPACED_BYTES = re.compile(rb"\xe0[\xb8-\xbb]|\xe1[\x80-\x82\x9e\x9f]|[\xe3-\xe9]|\xf0[\xa0-\xbf]")
 
 
 def valid(texts: Sequence[str]) -> Sequence[str]:
@@ -23,6 +35,21 @@ def valid(texts: Sequence[str]) -> Sequence[str]:
             shown = repr(text) if len(text) <= 60 else f"{text[:60]!r}…"
             raise UserError(f"text {shown} is not valid Unicode ({error.reason}); give UTF-8.") from None
     return texts
+
+
+def is_unspaced(surface: bytes) -> bool:
+    """Tells whether a piece is a word by itself, since its script has no spaces and so no words to see.
+
+    It begins with a character of such a script, and not with an accent or vowel sign, which goes on with what
+    is before it.
+
+    Args:
+        surface: the bytes of the piece without the space before it; they may begin or end inside a character.
+    """
+    first = surface.decode(errors="replace")[:1]
+    if first == "\ufffd":
+        return UNSPACED_BYTES.match(surface) is not None
+    return UNSPACED.match(first) is not None and unicodedata.category(first)[0] != "M"
 
 
 def character_spans(text: str, pieces: Sequence[Any]) -> list[Span]:

@@ -26,9 +26,10 @@ from bert_jax.corpus import writer
 from bert_jax.corpus.building import building, default_workers, tell_of_unfinished
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.disk import check_space
-from bert_jax.corpus.encode import id_dtype, train_tokenizer
+from bert_jax.corpus.encode import id_dtype, log_language, train_tokenizer
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.journal import JOURNAL, TOKENIZER, Journal, digests_of
+from bert_jax.corpus.sentences import newer_rules
 from bert_jax.corpus.shards import SHARD_NAME, UNFINISHED, UNIGRAM_COUNTS
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
@@ -222,7 +223,7 @@ def prepare(
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
-        log.warning("no document is held out, so there is no evaluation; raise data.held_out_fraction.")
+        log.warning("no document is held out, so there is no evaluation; %s.", _why_none(dataset, data))
     return dataset
 
 
@@ -256,6 +257,7 @@ def _build(
             "tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, journal.seconds["tokenizer"]
         )
     tokenizer = load_tokenizer(new / TOKENIZER)
+    log_language(data, tokenizer)
     counts = encode(new, sources, data, tokenizer, journal, save)
     save()
     seconds = {what: round(spent, 3) for what, spent in journal.seconds.items()}
@@ -287,7 +289,15 @@ def _encode(
 def _tokenizer(data: DataConfig, vocab_size: int, sources: list[Source], pool: Workers) -> Tokenizer:
     if data.tokenizer not in TRAINED:
         return read_tokenizer(data, vocab_size)
-    return train_tokenizer([sources], data, vocab_size, pool)
+    return train_tokenizer(sources, data, vocab_size, pool)
+
+
+def _why_none(dataset: PreparedDataset, data: DataConfig) -> str:
+    """Names the remedy if no document is held out; copies of a document are all in one split."""
+    documents = dataset.manifest["splits"]["train"]["documents"]
+    if documents * data.held_out_fraction < 20:  # else by chance once in 500 million times
+        return "raise data.held_out_fraction"
+    return f"the {documents:,} documents are copies of few: set data.drop_duplicates=documents, or add text"
 
 
 def _find(
@@ -295,7 +305,7 @@ def _find(
 ) -> tuple[PreparedDataset | None, epath.Path, list[Source], list[Any]]:
     """Returns the dataset or None, its folder, the sources and their fingerprints."""
     try:
-        sources = open_sources(data)
+        sources = open_sources(data, data_dir)
         fingerprints = fingerprints_of(sources, data_dir)
         files = deciding_files(data)
         kind = data.tokenizer.split(":")[0]
@@ -355,7 +365,9 @@ def _keyed(data: DataConfig) -> dict[str, Any]:
     fields = set(names(type(data), "prepares")) - KEYED_BY_CONTENT
     defaults = {name: getattr(type(data)(), name) for name in fields}
     values = {name: type(default)(getattr(data, name)) for name, default in defaults.items()}  # 0 is 0.0
-    return {name: x for name, x in values.items() if name in ALWAYS_KEYED or x != defaults[name]}
+    keyed = {name: x for name, x in values.items() if name in ALWAYS_KEYED or x != defaults[name]}
+    rules = newer_rules(data.language)
+    return keyed | ({"sentences": rules} if rules else {})
 
 
 def fingerprints_of(sources: Sequence[Source], data_dir: epath.Path) -> list[Any]:

@@ -3,67 +3,63 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.hygiene import CleanedChunk
 from bert_jax.corpus.index import storable
 from bert_jax.corpus.json_training import train_byte_bpe, train_wordpiece
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from bert_jax.corpus.sentences import split_sentences
-from bert_jax.corpus.sources import Chunk, Source, chunks_of
+from bert_jax.corpus.sentences import normalized, rules_of, split_sentences
+from bert_jax.corpus.sources import Chunk, Source
 from bert_jax.corpus.tokenizer import Tokenizer
+from bert_jax.corpus.word_counts import count_sample
+from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
+log = logging.getLogger("bert_jax")
+
 
 def train_tokenizer(
-    corpora: Sequence[Sequence[Source]], data: DataConfig, vocab_size: int, workers: Workers
+    sources: Sequence[Source], data: DataConfig, vocab_size: int, workers: Workers
 ) -> Tokenizer:
-    """Trains a tokenizer on at most data.tokenizer_sample_mb of text, spread evenly over each corpus.
+    """Trains a tokenizer on at most data.tokenizer_sample_mb of text, drawn evenly from all sources.
 
-    Several corpora have equal parts of the sample. A unigram model needs 12 times the sample's size of
-    memory, and half a second of a core per megabyte.
+    A unigram model needs 12 times the sample's size of memory, at most 12 times MOST_DISTINCT_BYTES of
+    `word_counts`, and half a second of a core per megabyte.
 
     Raises:
         UserError: if there is no text, or the vocabulary size does not fit it.
     """
-    counts: collections.Counter[str] = collections.Counter()
-    most = data.tokenizer_sample_mb * 10**6 // len(corpora)
-    chunks = (chunk for sources in corpora for chunk in sample(chunks_of(sources), most))
-    for more in workers.map(count_words, chunks):
-        counts.update(more)
+    counts = count_sample(sources, data.tokenizer_sample_mb * 10**6, workers)
     if not counts:
         raise UserError(f"data.source={data.source!r} has no text: every document is empty.")
     if data.tokenizer == "byte_bpe":
         return train_byte_bpe(counts, vocab_size, data.lowercase)
     if data.tokenizer == "wordpiece":
-        return train_wordpiece(counts, vocab_size, data.lowercase)
-    return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase)
+        return train_wordpiece(counts, vocab_size, data.lowercase, data.character_coverage)
+    options = data.character_coverage, data.byte_fallback
+    return SentencePieceTokenizer.train(counts, data.tokenizer, vocab_size, data.lowercase, *options)
 
 
-def sample(chunks: Iterable[Chunk], max_bytes: int) -> list[Chunk]:
-    """Takes every n-th chunk, at least one, with the smallest power of two n that keeps to `max_bytes`."""
-    kept: list[Chunk] = []
-    every, size = 1, 0
-    for number, chunk in enumerate(chunks):
-        if number % every:
-            continue
-        kept.append(chunk)
-        size += chunk.size
-        while size > max_bytes and len(kept) > 1:
-            kept, every = kept[::2], 2 * every
-            size = sum(chunk.size for chunk in kept)
-    return kept
-
-
-def count_words(chunk: Chunk) -> collections.Counter[str]:
-    """Counts the words of a chunk, split at white space."""
-    return collections.Counter(
-        word for document in chunk.documents() for paragraph in document for word in paragraph.split()
-    )
+def log_language(data: DataConfig, tokenizer: Tokenizer) -> None:
+    """Logs by which rules sentences end, and what the tokenizer loses of a language."""
+    log.info("sentences: %s", rules_of(data.language))
+    if (
+        isinstance(tokenizer, WordPieceTokenizer)
+        and not tokenizer.keeps_accents
+        and normalized(data.language) != "en"
+    ):
+        log.warning(
+            "WordPiece without case removes accents and vowel signs (ü, ế, ั): for language %s set "
+            "data.lowercase=False, or take another tokenizer.",
+            data.language,
+        )
 
 
 @dataclasses.dataclass
@@ -102,7 +98,7 @@ class DocumentEncoder:
     language: str
     held_out_fraction: float
 
-    def __call__(self, chunk: Chunk) -> EncodedChunk:
+    def __call__(self, chunk: Chunk | CleanedChunk) -> EncodedChunk:
         sentences: list[str] = []
         ends, splits, text_bytes = [0], [], 0
         for paragraphs in chunk.documents():
@@ -126,7 +122,10 @@ class DocumentEncoder:
 
 
 def split_of(text: bytes, held_out_fraction: float) -> str:
-    """Assigns a document to a split by its content alone, so that copies of it are never in both."""
+    """Assigns a document to a split by its content alone, so that copies of it are never in both.
+
+    The content is what is stored, after hygiene: documents that differed in boilerplate only are copies, too.
+    """
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     return "heldout" if number < held_out_fraction * 2**64 else "train"
 

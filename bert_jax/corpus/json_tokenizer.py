@@ -2,7 +2,6 @@
 
 import codecs
 import json
-import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from bert_jax.corpus.characters import WORD_START
+from bert_jax.corpus.characters import BYTE_FALLBACK, WORD_START, is_unspaced
 from bert_jax.corpus.tokenizer import MASK, ROLES, Tokenizer
 from bert_jax.errors import UserError
 
@@ -23,11 +22,10 @@ USUAL = {
     "mask_token": ("[MASK]", "<mask>", "<|mask|>"),
 }
 SUBSTITUTES = {"cls_token": "bos_token", "sep_token": "eos_token"}
-# How vocabularies of bytes write a byte (GPT-2's `bytes_to_unicode`), and others a byte of a rare character.
+# How vocabularies of bytes write a byte (GPT-2's `bytes_to_unicode`).
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 HIDDEN = [byte for byte in range(256) if byte not in PRINTABLE]
 BYTES = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(HIDDEN)}
-BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 
 
 class JsonTokenizer(Tokenizer):
@@ -145,6 +143,9 @@ class JsonTokenizer(Tokenizer):
         text = self._surface(piece).decode(errors="replace").removeprefix(" ")
         return piece if not text or "\ufffd" in text else text
 
+    def surface(self, token):
+        return self._surface(self.piece(token).removeprefix(self._prefix)).removeprefix(b" ")
+
     def backend(self) -> tokenizers.Tokenizer:
         """Returns the `tokenizers.Tokenizer` of the file."""
         return tokenizers.Tokenizer.from_buffer(self._content)
@@ -158,17 +159,19 @@ def starts_word(surface: bytes) -> bool:
     """Decides whether a piece starts a word by its first character.
 
     White space does, and so does what is no letter, accent or digit: the pre-tokenizers of published
-    vocabularies split before it. A Chinese or Japanese character is a word, as BERT's WordPiece has it. The
-    first letter behind an opening bracket or a hyphen goes on with what is before it.
+    vocabularies split before it. So does a letter of a script without spaces: a Chinese one is a word in
+    BERT's WordPiece, too. The first letter behind an opening bracket or a hyphen goes on with what is before
+    it.
 
     Args:
         surface: the bytes of the piece; they may begin inside a character.
     """
+    if is_unspaced(surface):
+        return True
     first = surface.decode(errors="replace")[:1]
-    if first == "\ufffd":  # E2: symbols; E3 to E9: of East Asia; EA to ED: Korean syllables; F0: emoji
-        return 0xE2 <= surface[0] < 0xEA or surface[0] >= 0xEE
-    east_asian = "\u2e80" <= first < "\ua000" or "\uf900" <= first < "\ufb00" or first >= "\U00020000"
-    return east_asian or (bool(first) and unicodedata.category(first)[0] not in "LMN")
+    if first == "\ufffd":  # E2: symbols; EE and EF: private use, wide punctuation; F0: emoji
+        return surface[0] == 0xE2 or surface[0] >= 0xEE
+    return bool(first) and unicodedata.category(first)[0] not in "LMN"
 
 
 def _token(role: str, stated: Mapping[str, str], ids: Mapping[str, int], name: str) -> str:

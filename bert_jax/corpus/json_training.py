@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from bert_jax.corpus.characters import CHARACTER_COVERAGE
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
-from bert_jax.corpus.sentencepiece_tokenizer import CHARACTER_COVERAGE
 from bert_jax.corpus.tokenizer import MASK, SPECIAL_PIECES
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.errors import UserError
@@ -49,10 +49,15 @@ def train_byte_bpe(word_counts: Mapping[str, int], vocab_size: int, lowercase: b
     return JsonTokenizer(result.to_str(pretty=True).encode(), {})
 
 
-def train_wordpiece(word_counts: Mapping[str, int], vocab_size: int, lowercase: bool) -> WordPieceTokenizer:
+def train_wordpiece(
+    word_counts: Mapping[str, int],
+    vocab_size: int,
+    lowercase: bool,
+    character_coverage: float = CHARACTER_COVERAGE,
+) -> WordPieceTokenizer:
     """Trains a vocabulary for BERT's WordPiece; `SPECIAL_PIECES` have the ids 0 to 4.
 
-    Words with characters beyond `CHARACTER_COVERAGE` become [UNK].
+    Words with characters beyond `character_coverage`, the most frequent ones, become [UNK].
 
     Raises:
         UserError: if `vocab_size` is too small for the characters, or more than the words can fill.
@@ -62,7 +67,7 @@ def train_wordpiece(word_counts: Mapping[str, int], vocab_size: int, lowercase: 
     for text, count in word_counts.items():
         for word, _ in rules[1].pre_tokenize_str(rules[0].normalize_str(text)):
             counts[word] += count
-    covered = _covered(counts)
+    covered = _covered(counts, character_coverage)
     counts = collections.Counter({word: count for word, count in counts.items() if covered.issuperset(word)})
     # Else the trainer gives these ids in the order of a hash table.
     inner = sorted({f"##{character}" for word in counts for character in word[1:]})
@@ -85,15 +90,15 @@ def _texts(word_counts: Mapping[str, int]) -> Iterator[str]:
             yield f" {word}" * min(AT_A_TIME, count - start)
 
 
-def _covered(word_counts: Mapping[str, int]) -> set[str]:
-    """Finds the most frequent characters that make up `CHARACTER_COVERAGE` of the text."""
+def _covered(word_counts: Mapping[str, int], coverage: float) -> set[str]:
+    """Finds the most frequent characters that make up a share of the text."""
     counts: collections.Counter[str] = collections.Counter()
     for word, count in word_counts.items():
         for character in word:
             counts[character] += count
     ordered = sorted(counts, key=lambda character: (-counts[character], character))
     before = itertools.accumulate((counts[character] for character in ordered), initial=0)
-    most = CHARACTER_COVERAGE * counts.total()
+    most = coverage * counts.total()
     return {character for character, total in zip(ordered, before, strict=False) if total < most}
 
 

@@ -18,15 +18,17 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.corpus import card as card_lib
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.building import building, default_workers
-from bert_jax.corpus.config import TRAINED, DataConfig
+from bert_jax.corpus.config import OPTIONS_OF_TRAINED, TRAINED, DataConfig, changed_options
 from bert_jax.corpus.dataset import DocumentStore, PreparedDataset
+from bert_jax.corpus.downloads import obtain
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from bert_jax.corpus.sources import MissingInput, Source, open_sources
-from bert_jax.corpus.specs import names, parse
+from bert_jax.corpus.sources import MissingInput, NotDownloaded, Source, open_sources
+from bert_jax.corpus.specs import languages, names, parse
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
@@ -61,6 +63,12 @@ class PreparedSources:
         """Returns names (tokenizer/…) and contents of the tokenizer's files, which checkpoints keep."""
         return self._first.tokenizer_files()
 
+    def card_files(self) -> dict[str, bytes]:
+        """Returns the file of a checkpoint with the cards of the datasets, by the names of their sources."""
+        cards = {name: card_lib.card_of(dataset) for name, dataset in self.datasets.items()}
+        known = {name: card for name, card in cards.items() if card}
+        return {card_lib.CARDS: json.dumps(known, indent=1).encode()} if known else {}
+
     def stores(self, split: str) -> list[DocumentStore]:
         """Returns the split `train` or `heldout` of every source."""
         return [dataset.split(split) for dataset in self.datasets.values()]
@@ -85,12 +93,13 @@ def prepare(
     found, tokenizer, sources, fingerprints = _find_tokenizer(data, vocab_size, data_dir)
     if not found:
         _train(data, vocab_size, data_dir, tokenizer, sources, fingerprints, workers)
-    return PreparedSources(
-        {
-            name: dataset_lib.prepare(one, vocab_size, data_dir, workers, beam_options)
-            for name, one in _configs(data, tokenizer).items()
-        }
-    )
+    datasets = {
+        name: dataset_lib.prepare(one, vocab_size, data_dir, workers, beam_options)
+        for name, one in _configs(data, tokenizer).items()
+    }
+    for dataset in datasets.values():
+        card_lib.complete(dataset)
+    return PreparedSources(datasets)
 
 
 def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> PreparedSources | None:
@@ -109,37 +118,55 @@ def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> Prepare
 
 
 def dataset_for(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, processes: int, config: str
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    processes: int,
+    config: str,
+    agreed: bool = False,
+    beam_options: list[str] | None = None,
 ) -> PreparedSources:
-    """Returns the prepared datasets of a config, and builds them if this process is the only one.
+    """Returns the prepared datasets of a config; a single process downloads and builds what is missing.
 
     Args:
-        data, vocab_size, data_dir: as for `prepare`.
+        data, vocab_size, data_dir, beam_options: as for `prepare`.
         processes: of the run.
         config: value of --config as it was typed, for the remedy.
+        agreed: to a download of the sources; otherwise a terminal is asked.
 
     Raises:
-        UserError: if one is missing and there are several processes (with the command that builds it), or as
-            `prepare`.
+        UserError: if one is missing and there are several processes (with the command that builds it), if a
+            download is not agreed to or fails, or as `prepare`.
     """
     if processes == 1:
-        return prepare(data, vocab_size, data_dir)
-    found = find(data, vocab_size, data_dir)
-    if found is None:
-        raise UserError(
-            f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
-            f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
-            f"--data_dir={data_dir} with the same overrides."
-        )
-    return found
+        try:
+            return prepare(data, vocab_size, data_dir, beam_options=beam_options)
+        except NotDownloaded:
+            obtain(data, data_dir, agreed)
+            return prepare(data, vocab_size, data_dir, beam_options=beam_options)
+    download = ""
+    try:
+        if found := find(data, vocab_size, data_dir):
+            return found
+    except NotDownloaded:
+        download = " --download"
+    raise UserError(
+        f"--data_dir={data_dir} holds no dataset of this config, and {processes} processes "
+        f"must not build it at once: first run python -m bert_jax.prepare --config={config} "
+        f"--data_dir={data_dir}{download} with the same overrides."
+    )
 
 
 def _configs(data: DataConfig, tokenizer: str) -> dict[str, DataConfig]:
     """Returns the `data` of each source's dataset by its name."""
     sources = parse(data.source).sources
+    if tokenizer != data.tokenizer:  # trained for these sources: its file decides, not how it was trained
+        defaults = {name: getattr(DataConfig, name) for name in OPTIONS_OF_TRAINED}
+        data = dataclasses.replace(data, tokenizer=tokenizer, **defaults)
+    spoken = languages(data.source, data.language)
     return {
-        name: dataclasses.replace(data, source=source, tokenizer=tokenizer)
-        for name, source in zip(names(sources), sources, strict=True)
+        name: dataclasses.replace(data, source=source, language=language)
+        for name, source, language in zip(names(sources), sources, spoken, strict=True)
     }
 
 
@@ -154,12 +181,15 @@ def _find_tokenizer(
     if len(parse(data.source).sources) == 1 or data.tokenizer not in TRAINED:
         return True, data.tokenizer, [], []
     try:
-        sources = open_sources(data)
+        sources = open_sources(data, data_dir)
         fingerprints = dataset_lib.fingerprints_of(sources, data_dir)
     except MissingInput as missing:
         return True, _file(data.tokenizer, _of_same_settings(data, vocab_size, data_dir, missing)), [], []
-    # The sources in any order, and without weights: these may change, and nothing is prepared again.
-    content = [FORMAT, sorted(fingerprints, key=json.dumps), _settings(data, vocab_size)]
+    # The sources in one order, however they are written, and without weights: these may change, and nothing
+    # is prepared again.
+    ordered = sorted(zip(fingerprints, sources, strict=True), key=lambda pair: json.dumps(pair[0]))
+    fingerprints, sources = [list(values) for values in zip(*ordered, strict=True)]
+    content = [FORMAT, fingerprints, _settings(data, vocab_size)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = data_dir / f"tokenizer-{data.tokenizer}-{vocab_size}-{key}"
     return (folder / TRAINED_ON).exists(), _file(data.tokenizer, folder), sources, fingerprints
@@ -188,7 +218,7 @@ def _train(
     folder = epath.Path(tokenizer.partition(":")[2]).parent
     log.info("prepare: a tokenizer for %s into %s", data.source, folder)
     with building(folder, TRAINED_ON) as new, Workers(workers or default_workers(sources)) as pool:
-        train_tokenizer([[source] for source in sources], data, vocab_size, pool).save(new)
+        train_tokenizer(sources, data, vocab_size, pool).save(new)
         dataset_lib.check_unchanged(data, sources, fingerprints, data_dir)
         (new / TRAINED_ON).write_text(json.dumps(_trained_on(data, vocab_size), indent=1))
     seconds = time.perf_counter() - start
@@ -198,7 +228,8 @@ def _train(
 def _settings(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     """Returns what a trained tokenizer depends on besides the text."""
     fields = ("tokenizer", "lowercase", "tokenizer_sample_mb")
-    return {"vocab_size": vocab_size} | {name: getattr(data, name) for name in fields}
+    values = {"vocab_size": vocab_size} | {name: getattr(data, name) for name in fields}
+    return values | changed_options(data)  # later ones, not at their defaults, so that older ones are found
 
 
 def _trained_on(data: DataConfig, vocab_size: int) -> dict[str, Any]:

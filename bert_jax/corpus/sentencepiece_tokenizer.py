@@ -4,13 +4,13 @@ import io
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import sentencepiece
 from google.protobuf.runtime_version import VersionError
 
-from bert_jax.corpus.characters import WORD_START, character_spans
+from bert_jax.corpus.characters import BYTE_FALLBACK, CHARACTER_COVERAGE, WORD_START, character_spans
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 
@@ -24,8 +24,6 @@ except VersionError as error:
 
 # Fixed: the number of threads decides in which order the expectations of a unigram model are added.
 TRAINING_THREADS = 16
-# The rest becomes [UNK]. SentencePiece's own default, 0.9995, leaves colons and brackets out of English.
-CHARACTER_COVERAGE = 0.9999
 # protobuf creates both classes at import.
 ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 SentencePieceText = sentencepiece_pb2.SentencePieceText  # type: ignore[attr-defined]
@@ -65,8 +63,6 @@ class SentencePieceTokenizer(Tokenizer):
         self.cls_id, self.sep_id, self.mask_id = ids["[CLS]"], ids["[SEP]"], ids["[MASK]"]
         for token in {*self.special_ids} - {self.unk_id}:
             proto.pieces[token].type = kind.CONTROL  # user-defined pieces would be found in plain text
-        self.word_starts = np.array([piece.piece.startswith(WORD_START) for piece in proto.pieces])
-        self.word_starts[[self.pad_id, self.cls_id, self.sep_id, self.mask_id]] = True
         spec = proto.normalizer_spec
         self._words_are_independent = (
             spec.add_dummy_prefix
@@ -77,9 +73,20 @@ class SentencePieceTokenizer(Tokenizer):
         )
         self._model = proto.SerializeToString(deterministic=True)
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        starts = [piece.piece.startswith(WORD_START) for piece in proto.pieces]
+        self.word_starts = np.array(starts) | self.unspaced
+        self.word_starts[[self.pad_id, self.cls_id, self.sep_id, self.mask_id]] = True
 
     @classmethod
-    def train(cls, word_counts: Mapping[str, int], kind: str, vocab_size: int, lowercase: bool) -> Self:
+    def train(
+        cls,
+        word_counts: Mapping[str, int],
+        kind: str,
+        vocab_size: int,
+        lowercase: bool,
+        character_coverage: float = CHARACTER_COVERAGE,
+        byte_fallback: bool = False,
+    ) -> Self:
         """Trains on words and their counts, with the same result on any number of cores.
 
         Training on words takes half the time of training on sentences. `SPECIAL_PIECES` have the ids 0 to 4.
@@ -88,19 +95,23 @@ class SentencePieceTokenizer(Tokenizer):
             word_counts: words (as split at white space) with their counts.
             kind: unigram or bpe.
             lowercase: casefold with NFKC, or NFKC alone.
+            character_coverage: share of the characters that become pieces, the most frequent ones; 0.98 to 1.
+            byte_fallback: write the others as the bytes of their UTF-8, for which there are 256 pieces.
 
         Raises:
             UserError: if the text has too many characters for `vocab_size` or too few pieces to fill it.
         """
         model = io.BytesIO()
+        # Not given at its default, which would then stand in the model and change its digest.
+        options: dict[str, Any] = {"byte_fallback": True} if byte_fallback else {}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(f"{word}\t{count}" for word, count in sorted(word_counts.items())),
                 input_format="tsv", max_sentence_length=1 << 16, model_writer=model, minloglevel=2,
-                model_type=kind, vocab_size=vocab_size, character_coverage=CHARACTER_COVERAGE,
+                model_type=kind, vocab_size=vocab_size, character_coverage=character_coverage,
                 normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
                 num_threads=TRAINING_THREADS, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
-                pad_piece="[PAD]", unk_piece="[UNK]", control_symbols="[CLS],[SEP],[MASK]",
+                pad_piece="[PAD]", unk_piece="[UNK]", control_symbols="[CLS],[SEP],[MASK]", **options,
             )  # fmt: skip
         except RuntimeError as error:
             raise _vocab_size_error(str(error), vocab_size) or error from None
@@ -127,6 +138,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def piece(self, token):
         return self._processor.id_to_piece(int(token))
+
+    def surface(self, token):
+        if match := BYTE_FALLBACK.fullmatch(self.piece(token)):
+            return bytes.fromhex(match[1])
+        return super().surface(token)
 
     def files(self):
         return {self.FILE: self._model}

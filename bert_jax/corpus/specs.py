@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from bert_jax.errors import UserError
 
-KINDS = ("corpus", "text", "jsonl", "tfds")
+KINDS = ("corpus", "text", "jsonl", "mediawiki", "wikipedia", "parquet", "arrow", "hf", "tfds")
+NAMED = ("hf", "tfds")  # kinds whose SPEC is a name with parts after colons, and no path
 DECIMAL = re.compile(r"\d{1,18}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
+LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{2,8})*", re.ASCII)
 # Names that no source gets, since metrics of all held-out text are called eval_mlm_loss and so on.
 RESERVED = ("shuffled", "mlm", "nsp", "mask_token", "unigram")
 
@@ -58,6 +60,33 @@ def specs(source: str) -> list[str]:
     return [spec for spec, _ in _split(source)]
 
 
+def languages(source: str, language: str) -> tuple[str, ...]:
+    """Reads a `data.language`, one for all datasets of a `data.source` or one for each, with commas between.
+
+    >>> languages("text:a.txt@2,text:b.txt@1", "de,th")
+    ('de', 'th')
+
+    Raises:
+        UserError: if there are neither one nor as many as datasets, or one is no code.
+    """
+    found = tuple(code.strip() for code in language.split(","))
+    if wrong := [code for code in found if not LANGUAGE.fullmatch(code)]:
+        raise UserError(
+            f"data.language={language!r}: {wrong[0]!r} is no code of a language; use codes as in Wikipedia's "
+            "addresses, e.g. en, pt-br or zh."
+        )
+    count = len(parse(source).sources)
+    if len(found) not in (1, count):
+        problem = f"data.language={language!r} names {len(found)} languages, but data.source is"
+        if count == 1:
+            raise UserError(
+                f"{problem} one dataset, whose text has one: give each source a weight, SPEC@1,SPEC@1,…, so "
+                "that each is a dataset of its own."
+            )
+        raise UserError(f"{problem} a mixture of {count}: name one for each, in their order, or one for all.")
+    return found if len(found) == count else found * count
+
+
 def check_same_sources(run: str, phase: str) -> None:
     """Raises UserError unless the `data.source` of a phase changes nothing but the weights of the run's."""
     if run != phase and parse(run).sources != parse(phase).sources:
@@ -70,8 +99,8 @@ def check_same_sources(run: str, phase: str) -> None:
 def names(sources: Sequence[str]) -> tuple[str, ...]:
     """Names sources for metrics, in a-z, 0-9 and _: by file, folder or dataset, else by kind.
 
-    >>> names(("corpus:", "text:/data/Wiki.txt.gz", "text:/data/books/*.txt", "jsonl:wiki.jsonl"))
-    ('corpus', 'wiki', 'books', 'wiki_2')
+    >>> names(("corpus:", "text:/data/Wiki.txt.gz", "text:/data/books/*.txt", "wikipedia:en:20261101"))
+    ('corpus', 'wiki', 'books', 'wikipedia_en')
     """
     taken: list[str] = [*RESERVED]
     for source in sources:
@@ -86,11 +115,13 @@ def names(sources: Sequence[str]) -> tuple[str, ...]:
 
 def _name(source: str) -> str:
     kind, _, path = source.partition(":")
-    parts = re.split(r":(?!//)", path)[0].split("/") if kind == "tfds" else path.split("/")
+    if kind == "wikipedia":
+        return re.sub(r"[^a-z0-9]+", "_", f"{kind}_{path.partition(':')[0]}")
+    parts = re.split(r":(?!//)", path)[0].split("/") if kind in NAMED else path.split("/")
     for part in reversed(parts):
         stem = pathlib.PurePath(part).name.split(".")[0].lower()
         name = re.sub(r"[^a-z0-9]+", "_", stem).strip("_")
-        if name and not (kind == "tfds" and name[0].isdigit()):  # a version or a date
+        if name and not (kind in NAMED and name[0].isdigit()):  # a version or a date
             return name
     return kind
 

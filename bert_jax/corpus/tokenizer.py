@@ -1,6 +1,7 @@
 """The interface of all tokenizers."""
 
 import abc
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from bert_jax.corpus.characters import WORD_START, Span, valid
+from bert_jax.corpus.characters import WORD_START, Span, is_unspaced, valid
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Of the special pieces in tokenizer_config.json, in the order of `Tokenizer.special_ids`.
@@ -27,7 +28,8 @@ class Tokenizer(abc.ABC):
         vocab_size: V.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the five special pieces.
         special_ids: the five, in this order.
-        word_starts: bool [V], whether a piece starts a word (special pieces other than [UNK] do).
+        word_starts: bool [V], whether a piece starts a word (special pieces other than [UNK] do, and pieces
+            that are `unspaced`).
         gap: what is put before a sentence or word that follows another but is encoded by itself: a space,
             if a text without it would be encoded as if none preceded; else nothing.
     """
@@ -137,6 +139,16 @@ class Tokenizer(abc.ABC):
         """Returns a piece as people read it, without the mark of a word's start or of its continuation."""
         piece = self.piece(token)
         return piece.removeprefix("##").removeprefix(WORD_START) or piece
+
+    def surface(self, token: int) -> bytes:
+        """Returns the UTF-8 of the text that a piece stands for, without the space before it."""
+        return self.bare_piece(token).encode()
+
+    @functools.cached_property
+    def unspaced(self) -> np.ndarray:
+        """Returns bool [V], the pieces of scripts without spaces, each of which counts as a word."""
+        found = [is_unspaced(self.surface(token)) for token in range(self.vocab_size)]
+        return np.array(found) & self.maskable
 
     @abc.abstractmethod
     def files(self) -> dict[str, bytes]:

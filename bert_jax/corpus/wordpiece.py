@@ -46,14 +46,20 @@ class WordPieceTokenizer(Tokenizer):
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(
             ids.__getitem__, SPECIAL_PIECES
         )
-        self.word_starts = np.array([not piece.startswith("##") for piece in vocabulary])
         self.settings, self._vocabulary = {"do_lower_case": lowercase} | rules, vocabulary
+        self.word_starts = np.array([not piece.startswith("##") for piece in vocabulary]) | self.unspaced
         self._tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
         self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
             **{self.RULES[rule]: value for rule, value in self.settings.items()}
         )
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         self._tokenizer.decoder = tokenizers.decoders.WordPiece()
+
+    @property
+    def keeps_accents(self) -> bool:
+        """Whether é stays é; BERT strips accents where it lowercases, unless a rule says otherwise."""
+        strips = self.settings.get("strip_accents")
+        return not (self.settings["do_lower_case"] if strips is None else strips)
 
     def _encode_words(self, words):
         return [word.ids for word in self._tokenizer.encode_batch_fast(words, add_special_tokens=False)]

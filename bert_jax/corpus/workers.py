@@ -81,6 +81,11 @@ class Workers:
         return result
 
 
+def available_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def serve() -> None:
     """Runs in a worker: reads (pickled function, item) and writes (succeeded, result or exception)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers

@@ -3,17 +3,20 @@
 import collections
 import hashlib
 import logging
+import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 from etils import epath
 
+from bert_jax.corpus import hygiene
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import DocumentEncoder, EncodedChunk
 from bert_jax.corpus.journal import Journal
 from bert_jax.corpus.progress import Progress
 from bert_jax.corpus.shards import SPLITS, ShardWriter, beside, join, write_tfds_metadata
-from bert_jax.corpus.sources import Chunk, Source
+from bert_jax.corpus.sources import Chunk, Source, chunks_of
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
@@ -134,11 +137,19 @@ def write_documents(
     ]
     writer = DocumentsWriter(directory, tokenizer, journal, save)
     numbers: collections.deque[int] = collections.deque()  # of the sources of the chunks in progress
-    with Progress(sum(source.size for source in sources), journal.read_bytes) as progress:
-        for chunk in workers.map(encoder, _chunks(sources, numbers, journal.chunks)):
-            writer.add(numbers.popleft(), chunk)
-            documents = sum(len(part.records) for part in chunk.parts.values())
-            progress.update(chunk.read_bytes, documents)
+    with tempfile.TemporaryDirectory(dir=directory) as tables:
+        rules = hygiene.learn(
+            hygiene.rules_of(data), lambda: chunks_of(sources), workers.map, pathlib.Path(tables)
+        )
+        chunks = hygiene.cleaned(_chunks(sources, numbers), rules)
+        with Progress(sum(source.size for source in sources), journal.read_bytes) as progress:
+            for _ in range(journal.chunks):
+                next(chunks)
+                numbers.popleft()
+            for chunk in workers.map(encoder, chunks):
+                writer.add(numbers.popleft(), chunk)
+                documents = sum(len(part.records) for part in chunk.parts.values())
+                progress.update(chunk.read_bytes, documents)
     writer.finish_shards()
     besides = {split: [*map(beside, journal.paths(directory, split))] for split in journal.shards}
     return finish(directory, journal, besides, data, tokenizer.vocab_size)
@@ -188,9 +199,10 @@ def _check_text(journal: Journal, data: DataConfig) -> None:
         log.warning("left out %s %s", f"{count:,}", reason)
     if not journal.shards["train"]:
         documents = sum(shard.records for shards in journal.shards.values() for shard in shards)
+        lost = "".join(f", {count:,} {reason} left out" for reason, count in left_out.items())
         raise UserError(
-            f"data.source={data.source!r} has no text to train on ({documents} documents, "
-            f"data.held_out_fraction={data.held_out_fraction}); add text or lower it."
+            f"data.source={data.source!r} has no text to train on ({documents} documents{lost}, "
+            f"data.held_out_fraction={data.held_out_fraction}); add text, or hold out and leave out less."
         )
 
 
@@ -201,12 +213,9 @@ def _left_out(journal: Journal) -> dict[str, int]:
     return dict(sorted(left_out.items()))
 
 
-def _chunks(sources: Sequence[Source], numbers: collections.deque[int], skipped: int) -> Iterator[Chunk]:
-    """Yields chunks, without the first `skipped`; appends the number of the source of each to `numbers`."""
+def _chunks(sources: Sequence[Source], numbers: collections.deque[int]) -> Iterator[Chunk]:
+    """Yields the chunks of all sources; appends the number of the source of each to `numbers`."""
     for number, source in enumerate(sources):
         for chunk in source.chunks():
-            if skipped:
-                skipped -= 1
-                continue
             numbers.append(number)
             yield chunk

@@ -16,6 +16,7 @@ from bert_jax.data.epoch_plan import EpochPlan, count_rows
 from bert_jax.errors import UserError
 
 NO_NOT_NEXT, FEW_NOT_NEXT = 0.01, 0.25  # shares below which there is nothing, or little, to learn
+MANY_UNSPACED = 0.01  # share of the tokens
 MOST_UNKNOWN = 0.5  # share of [UNK] among the tokens
 PLANNED_TOKENS = 1 << 22  # of a split whose epochs are planned in a few milliseconds
 PLANNED_PAIRS, PLANNED_EPOCHS = 1 << 12, 16
@@ -64,6 +65,13 @@ def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int)
             f"{unknown:.0%} of the tokens to train on are [UNK]: data.tokenizer={data.tokenizer!r} does not "
             "know the words of this text; use another, or train one with data.tokenizer=unigram."
         )
+    if data.objective == "masked" and data.masking != "token":
+        unspaced = int(train.unigram_counts @ dataset.tokenizer.unspaced) / tokens
+        if unspaced > MANY_UNSPACED:
+            yield Obstacle(
+                f"{unspaced:.0%} of the tokens to train on are of scripts without spaces between words: "
+                f"data.masking={data.masking} takes each of them for a word."
+            )
     if tokens < rows * data.max_seq_length and (all_rows := count_rows(train.index, data, seed, 0)) < rows:
         yield Obstacle(
             f"the text to train on fills {all_rows:,} rows, so that a batch of {rows:,} "

@@ -3,13 +3,14 @@
 import json
 import runpy
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 from flax.traverse_util import flatten_dict
 
 from bert_jax.config import Config, find_config
+from bert_jax.corpus.card import CARDS
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.files import read_rows
@@ -47,6 +48,9 @@ def model_card(
         lines += ["## Task", "", _about(task, label_info), ""]
     data = config.data.train if isinstance(config, FinetuneConfig) else config.data.source
     lines += ["## Data", "", f"`{data or 'imported'}`, sha256 `{meta.get('data_digest', 'not known')}`", ""]
+    if (path := opened.folder / CARDS).exists():
+        lines += ["Pretrained on:", ""] if isinstance(config, FinetuneConfig) else []
+        lines += [*_prepared(json.loads(path.read_bytes()).values()), ""]
     if imported := meta.get("imported"):
         untrained = ", ".join(imported["initialised"]) or "none"
         lines += [f"Imported from {imported['from']}; parts without training: {untrained}.", ""]
@@ -74,6 +78,29 @@ def _vocabulary(tokenizer: Tokenizer) -> str:
     if (content := tokenizer.files().get("tokenizer.json")) is not None:
         kind = json.loads(content)["model"]["type"]
     return f"{kind} vocabulary of {tokenizer.vocab_size:,} pieces."
+
+
+def _prepared(cards: Iterable[dict[str, Any]]) -> list[str]:
+    """Describes prepared datasets: counts by source, then what names each dataset, and what it left out."""
+    names = ("documents", "sentences", "tokens")
+    rows, notes = [], []
+    for card in cards:
+        for source in card["sources"]:
+            spec = source["spec"].replace("|", "\\|")
+            splits = source.get("splits", card["splits"] if len(card["sources"]) == 1 else {}).values()
+            counts = [
+                f"{sum(split[name] for split in splits):,}" if splits else "not counted" for name in names
+            ]
+            rows.append(f"| `{spec}` | {' | '.join(counts)} |")
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in card["left_out"].items())
+        held_out = card["splits"]["heldout"]["documents"]
+        notes += [
+            "",
+            f"Dataset `{card['dataset_sha256']}`, card `{card['card_sha256']}`: "
+            f"{card['text_bytes'] / 1e6:,.1f} MB of text, {held_out:,} documents held out; left out: "
+            f"{left_out or 'nothing'}.",
+        ]
+    return [f"| source | {' | '.join(names)} |", "|---|---|---|---|", *rows, *notes]
 
 
 def _objective(data: DataConfig) -> str:

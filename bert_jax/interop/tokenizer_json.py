@@ -81,14 +81,18 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     # Words that were added are found before letters are merged, and are not merged from letters themselves.
     added = [piece.piece for piece in proto.pieces if piece.type == ModelProto.SentencePiece.USER_DEFINED]
+    byte_fallback = proto.trainer_spec.byte_fallback
     model: Any
     if proto.trainer_spec.model_type == UNIGRAM:
-        model = models.Unigram(pieces, unk_id=tokenizer.unk_id, byte_fallback=False)
+        model = models.Unigram(pieces, unk_id=tokenizer.unk_id, byte_fallback=byte_fallback)
     elif proto.trainer_spec.model_type == BPE:
         vocab = {piece: token for token, (piece, _) in enumerate(pieces)}
         unknown = tokenizer.piece(tokenizer.unk_id)
         whole = bool(added)
-        model = models.BPE(vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, ignore_merges=whole)
+        model = models.BPE(
+            vocab, _merges(pieces), unk_token=unknown, fuse_unk=True, ignore_merges=whole,
+            byte_fallback=byte_fallback,
+        )  # fmt: skip
     else:
         raise UserError(
             "a SentencePiece model of words or characters cannot be exported; use unigram or bpe."
@@ -101,6 +105,8 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
         split = pre_tokenizers.Split(longest_first, "isolated")
         result.pre_tokenizer = pre_tokenizers.Sequence([result.pre_tokenizer, split])
     result.decoder = decoders.Metaspace(WORD_START)
+    if byte_fallback:
+        result.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(WORD_START)])
     return result
 
 

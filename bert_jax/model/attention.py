@@ -14,6 +14,7 @@ from bert_jax.model.dropout import dropout
 from bert_jax.model.kernels import KERNELS, fits, fused
 from bert_jax.model.layers import PRODUCT
 from bert_jax.model.partition import AXES
+from bert_jax.model.positions import rotate
 
 log = logging.getLogger("bert_jax")
 TOLERANCE = 0.1  # of the trial of a kernel: rounding makes 0.02, sequences that see each other 0.8 or more
@@ -29,6 +30,7 @@ def attention(
     kind: str = "plain",
     causal: bool = False,
     window: int = 0,
+    turns: jax.Array | None = None,
 ) -> jax.Array:
     """Computes scaled dot-product attention (Vaswani et al., 2017) that stays inside each sequence.
 
@@ -43,17 +45,22 @@ def attention(
             kernel if it `fits`.
         causal: a token sees itself and those before it only.
         window: a token sees itself and `window // 2` tokens to each side; 0: all.
+        turns: float32 [B, T, R], by which queries and keys are turned first, see `rotate`; or None.
 
     Returns:
         [B, T, N, H] in the dtype of `value`. Scores and softmax are computed in float32 or wider: a masked
         score is the most negative number, its probability exactly 0, so that what another sequence of the row
         holds cannot change a single bit.
     """
+    drops = dropout_keys is not None and dropout_rate > 0.0
+    if drops or kind == "plain" or not fits(kind, query):
+        kind = "plain"
+    if turns is not None and kind != KERNELS["tpu"]:  # that one turns them in fast memory
+        query, key, turns = rotate(query, turns), rotate(key, turns), None
     if (shared_by := query.shape[2] // key.shape[2]) > 1:
         key, value = jnp.repeat(key, shared_by, axis=2), jnp.repeat(value, shared_by, axis=2)
-    drops = dropout_keys is not None and dropout_rate > 0.0
-    if kind != "plain" and not drops and fits(kind, query):
-        return fused(kind, query, key, value, sequence_ids, causal, window)
+    if kind != "plain":
+        return fused(kind, query, key, value, sequence_ids, causal, window, turns)
 
     def attend(query, key, value):
         return _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal, window)

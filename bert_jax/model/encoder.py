@@ -22,7 +22,7 @@ from bert_jax.model.config import ModelConfig
 from bert_jax.model.dropout import dropout, fold_in_each
 from bert_jax.model.layers import PRODUCT, Dense, Embedding, Norm, gelu
 from bert_jax.model.partition import ROWS, TENSOR, axis_size, constrain
-from bert_jax.model.positions import rotary_angles, rotate, sinusoids
+from bert_jax.model.positions import rotary_turns, sinusoids
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
@@ -101,7 +101,7 @@ class SelfAttention(nnx.Module):
         self,
         x: jax.Array,
         sequence_ids: jax.Array,
-        angles: jax.Array | None,
+        turns: jax.Array | None,
         dropout_keys: jax.Array | None,
         causal: bool,
         window: int,
@@ -111,10 +111,8 @@ class SelfAttention(nnx.Module):
             constrain(project(x).reshape(*x.shape[:2], -1, config.head_size), ROWS, None, TENSOR)
             for project in (self.query, self.key, self.value)
         )
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
         rate, kind = config.attention_dropout, self.compute.attention
-        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind, causal, window)
+        context = attention(query, key, value, sequence_ids, dropout_keys, rate, kind, causal, window, turns)
         return constrain(self.output(context.reshape(x.shape)), ROWS)
 
 
@@ -140,7 +138,7 @@ class EncoderLayer(nnx.Module):
         self,
         states: States,
         sequence_ids: jax.Array,
-        angles: jax.Array | None,
+        turns: jax.Array | None,
         dropout_keys: jax.Array | None,
         causal: bool,
         window: int,
@@ -150,13 +148,13 @@ class EncoderLayer(nnx.Module):
         Args:
             states: as `residual` returns them.
             sequence_ids: int [B, T].
-            angles: of rotary positions, see `rotate`, or None.
+            turns: of rotary positions, see `rotate`, or None.
             dropout_keys: [B] or None.
             causal, window: as in `attention`.
         """
         rate, rate_of_attention = self.config.hidden_dropout, self.config.attention_output_dropout
         attention_keys, first_keys, second_keys = (fold_in_each(dropout_keys, use) for use in range(3))
-        attended = self.attention(states[-1], sequence_ids, angles, attention_keys, causal, window)
+        attended = self.attention(states[-1], sequence_ids, turns, attention_keys, causal, window)
         attended = dropout(attended, first_keys, rate if rate_of_attention < 0 else rate_of_attention)
         total = checkpoint_name(states[0] + attended, PRODUCT)
         states = residual(self.config, total, self.attention_norm(total))
@@ -237,15 +235,15 @@ class Encoder(nnx.Module):
     def _group(self, batch, layer_keys, all_hidden_states, causal):
         """Returns a function that applies the layers of a group, the first of which is global, for a scan."""
         config, structure = self.config, nnx.graphdef(self.layers)
-        angles = [None, None]
+        turns = [None, None]
         if config.positions == "rotary":
             thetas = config.rope_theta, config.local_rope_theta or config.rope_theta
-            angles = [rotary_angles(batch["position_ids"], theta, config.rotary_size) for theta in thetas]
+            turns = [rotary_turns(batch["position_ids"], theta, config.rotary_size) for theta in thetas]
 
         def apply_layer(local: bool, states: States, number: jax.Array, weights: nnx.State) -> States:
             keys, window = fold_in_each(layer_keys, number), config.local_attention * local
             layer = nnx.merge(structure, weights)
-            return layer(states, batch["sequence_ids"], angles[local], keys, causal, window)
+            return layer(states, batch["sequence_ids"], turns[local], keys, causal, window)
 
         if (remat := self.compute.remat) != "none":
             policy, unroll = (

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from bert_jax.model.layers import PRODUCT
-from bert_jax.model.ranges import LOWEST, Ranges
+from bert_jax.model.ranges import LOWEST, Reach, visible_range
 
 # Tokens of a block, and of those that it is compared with at a time: large enough for Hopper's matrix units,
 # small enough to skip short sequences.
@@ -37,21 +37,27 @@ def fits(query: jax.ShapeDtypeStruct) -> bool:
     return query.dtype.itemsize == 2 and tokens % BLOCK == 0 and size in HEAD_SIZES
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, seen: Ranges, seen_by: Ranges, interpret: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, sequence_ids: jax.Array, reach: Reach, interpret: bool
 ) -> jax.Array:
     """Computes attention where each token sees a range of tokens.
 
     Args:
         query, key, value: [B, T, N, H], a shape that `fits`.
-        seen: the keys that each query sees, itself among them.
-        seen_by: the queries that see each key; the same pairs.
+        sequence_ids: int [B, T]; a token sees those of its sequence that are in reach.
+        reach: tokens before and after it.
         interpret: run on any platform, slowly.
 
     Returns:
         [B, T, N, H] in the dtype of `value`.
     """
+    seen, seen_by = (visible_range(sequence_ids, ways) for ways in (reach, reach[::-1]))
+    return _attention(query, key, value, seen, seen_by, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(query, key, value, seen, seen_by, interpret):
+    """The keys that each query sees, and the queries that see each key, are the same pairs."""
     return _forward(query, key, value, seen, seen_by, interpret)[0]
 
 
@@ -75,7 +81,7 @@ def _backward(interpret, residuals, gradient):
     return dquery, dkey, dvalue, None, None
 
 
-attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, blocks, rows, results, interpret):

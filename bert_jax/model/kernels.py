@@ -7,11 +7,10 @@ import importlib
 from types import ModuleType
 
 import jax
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.model.partition import ROWS, TENSOR, axis_size
-from bert_jax.model.ranges import visible_range
+from bert_jax.model.ranges import Reach
 
 KERNELS = {"tpu": "mosaic", "gpu": "flash"}  # platform -> kind of attention
 
@@ -36,6 +35,7 @@ def fused(
     sequence_ids: jax.Array,
     causal: bool = False,
     window: int = 0,
+    turns: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Computes attention block by block with a running softmax, on each device for its rows and heads.
@@ -46,36 +46,33 @@ def fused(
         sequence_ids: int [B, T]; a sequence is in one piece.
         causal: a token sees itself and those before it only.
         window: a token sees itself and `window // 2` tokens to each side; 0: all.
+        turns: float32 [B, T, R], by which `mosaic` turns queries and keys first, see `rotate`; or None.
         interpret: run the kernel's program on any platform, slowly.
 
     Returns:
         [B, T, N, H] in the dtype of `value`.
     """
 
-    def of_device(query, key, value, sequence_ids):
-        before = window // 2 if window else sequence_ids.shape[1]
-        after = 0 if causal else before
-        seen, seen_by = (visible_range(sequence_ids, *ways) for ways in ((before, after), (after, before)))
-        return _module(kind).attention(query, key, value, seen, seen_by, interpret)
+    def of_device(query, key, value, sequence_ids, *turns):
+        reach = _reach(sequence_ids.shape[1], causal, window)
+        return _module(kind).attention(query, key, value, sequence_ids, reach, interpret, *turns)
 
+    inputs = query, key, value, sequence_ids, *([] if turns is None else [turns])
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return of_device(query, key, value, sequence_ids)
+        return of_device(*inputs)
     # The compiler cannot cut a kernel: the specs say which part each device has.
     split = P(ROWS, None, TENSOR)
-    return jax.shard_map(
-        of_device, mesh=mesh, in_specs=(split, split, split, P(ROWS)), out_specs=split, check_vma=False
-    )(query, key, value, sequence_ids)
+    specs = (split, split, split, P(ROWS), P(ROWS))[: len(inputs)]
+    return jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*inputs)
 
 
 def visited_tokens(tokens: int, causal: bool = False, window: int = 0) -> float:
-    """Returns how many tokens the kernel of TPU compares a token of such a row with, the mean of the row.
+    """Returns how many tokens the kernel of TPU compares a token of such a row with, the mean of the row."""
+    return _module("mosaic").compared_tokens(tokens, _reach(tokens, causal, window))
 
-    Blocks that hold any token in sight are computed whole, so these are more than the tokens in sight.
-    """
-    block, reach = _module("mosaic").block_size(tokens), window // 2 if window else tokens
-    first = np.arange(0, tokens, block)
-    last = first + block - 1
-    lowest = np.maximum(0, first - reach) // block
-    highest = np.minimum(tokens - 1, last + (0 if causal else reach)) // block
-    return float(np.mean(highest - lowest + 1)) * block
+
+def _reach(tokens: int, causal: bool, window: int) -> Reach:
+    """Returns how many tokens a token of such a row sees before and after itself, at most."""
+    before = window // 2 if window else tokens
+    return before, 0 if causal else before

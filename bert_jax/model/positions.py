@@ -18,35 +18,40 @@ def sinusoids(positions: int, features: int, amplitude: float) -> jax.Array:
     return amplitude * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :features]
 
 
-def rotary_angles(position_ids: jax.Array, theta: float, size: int) -> jax.Array:
-    """Returns the angles float32 [B, T, size / 2] by which positions int [B, T] turn pairs of features.
+def rotary_turns(position_ids: jax.Array, theta: float, size: int) -> jax.Array:
+    """Returns the turns float32 [B, T, size] that positions int [B, T] give to pairs of features.
 
-    Source: Su et al., "RoFormer", 2021, section 3.2.2. Pair i turns by position · theta^(-2 i / size).
+    They are size / 2 cosines, then as many sines, of the pairs' angles: pair i turns by
+    position · theta^(-2 i / size) (Su et al., "RoFormer", 2021, section 3.2.2).
     """
     frequencies = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    return position_ids[..., None].astype(jnp.float32) * frequencies
+    angles = position_ids[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 @jax.custom_vjp
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, turns: jax.Array) -> jax.Array:
     """Turns pairs of features of queries or keys by their positions' angles.
 
     Args:
         x: [B, T, N, H].
-        angles: float32 [B, T, R / 2] for the first R features of each head; others stay. Feature i and
-            feature i + R / 2 are a pair (the layout of GPT-NeoX and Llama).
+        turns: float32 [B, T, R], of `rotary_turns`, for the first R features of each head; others stay.
+            Feature i and feature i + R / 2 are a pair (the layout of GPT-NeoX and Llama).
 
     Returns:
         [B, T, N, H] in the dtype of `x`; computed in float32 or wider. Its gradient is turned back, which
         compilers make one pass of.
     """
-    half = angles.shape[-1]
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    half = turns.shape[-1] // 2
+    cos, sin = turns[:, :, None, :half], turns[:, :, None, half:]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     turned = first * cos - second * sin, second * cos + first * sin
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
 
 
-rotate.defvjp(
-    lambda x, angles: (rotate(x, angles), angles), lambda angles, gradient: (rotate(gradient, -angles), None)
-)
+def _rotate_back(turns, gradient):
+    cos, sin = jnp.split(turns, 2, axis=-1)
+    return rotate(gradient, jnp.concatenate([cos, -sin], axis=-1)), None
+
+
+rotate.defvjp(lambda x, turns: (rotate(x, turns), turns), _rotate_back)

@@ -9,10 +9,12 @@ from jax import lax
 
 LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # a masked score: its exponential is exactly 0
 Ranges = tuple[jax.Array, jax.Array]  # first token that is seen and the one after the last, int32 [B, T] each
+Reach = tuple[int, int]  # tokens that a token sees before and after itself, at most
 
 
-def visible_range(sequence_ids: jax.Array, before: int, after: int) -> Ranges:
-    """Returns which tokens of its sequence a token sees: itself, `before` before it and `after` after it."""
+def visible_range(sequence_ids: jax.Array, reach: Reach) -> Ranges:
+    """Returns which tokens of its sequence a token sees: itself and those in reach; int [B, T]."""
+    before, after = reach
     places = jnp.arange(sequence_ids.shape[1], dtype=jnp.int32)
     changes = jnp.diff(sequence_ids, axis=1) != 0
     starts = jnp.where(jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True), places, 0)

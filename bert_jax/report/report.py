@@ -1,16 +1,15 @@
 """`report.html`: a run on one self-contained page, made from nothing but the files in its folder."""
 
 import json
-import pathlib
 import re
 import time
 from typing import Any
 
-import jinja2
 from etils import epath
 
 from bert_jax.files import read_rows
 from bert_jax.report.charts import curves, number, probe_metrics
+from bert_jax.report.pages import PAGES
 
 REFRESH = 60  # seconds between reloads of an open page while the run continues
 PART = re.compile(r"(fold|seed)_\d+")  # the folder of one of several runs
@@ -33,14 +32,6 @@ SECOND = {
     "next_sentence": ("Next-sentence", "NSP", "B is from elsewhere"),
     "sentence_order": ("Sentence-order", "SOP", "B precedes A"),
 }
-PAGES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-PAGES.filters["thousands"] = "{:,.0f}".format
 
 
 def render(data: dict[str, Any]) -> str:

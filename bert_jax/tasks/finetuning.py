@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from flax import nnx
 
+from bert_jax.corpus.card import CARDS
 from bert_jax.data.batches import iterate
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import Objective
@@ -148,6 +149,8 @@ class Finetuning:
         content = task.label_info | {"base": provenance(init_from)}
         self.files = {f"{TOKENIZER}/{name}": file for name, file in init_from.tokenizer.files().items()}
         self.files[TASK] = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+        if (cards := init_from.folder / CARDS).exists():
+            self.files[CARDS] = cards.read_bytes()
         self.objective = task.objective()
         batches = functools.partial(experiment.eval.batches, run.data.global_batch_size)
         self.evaluators = (HeldOut("eval", run.train.eval_every, batches, self._scores),)

@@ -55,7 +55,7 @@ class Pretraining:
         )
         self._causal_objective = CausalObjective()
         self.data_digest = dataset.sha256
-        self.files = dataset.tokenizer_files()
+        self.files = dataset.tokenizer_files() | dataset.card_files()
         # Opened here, so that errors of the held-out text are raised before training.
         self._held_out = self._held_out_batches()
         losses = self._evaluators()
@@ -105,7 +105,7 @@ class Pretraining:
     def _check_tokenizer(self, folder: epath.Path) -> None:
         """Raises UserError if the checkpoint in `folder` has another tokenizer; says how to take that one."""
         different = [
-            name for name, content in self.files.items()
+            name for name, content in self._dataset.tokenizer_files().items()
             if not (folder / name).exists() or (folder / name).read_bytes() != content
         ]  # fmt: skip
         if not different:

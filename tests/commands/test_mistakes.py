@@ -194,7 +194,7 @@ MISTAKES = [
     (f"{PREPARE} data.source=text:blank", "data.source='text:blank' has no text"),
     (f"{PREPARE} data.source=text:no/*.txt", "data.source='text:no/*.txt' matches no file"),
     (f"{PREPARE} data.source=text:run", "it is a directory, use text:run/*"),
-    (f"{PREPARE} data.source=parquet:text", "data.source='parquet:text' is not a source: use corpus:"),
+    (f"{PREPARE} data.source=csv:text", "data.source='csv:text' is not a source: use corpus:"),
     (f"{PREPARE} data.source=text:latin1", "latin1: byte 13 is not", "data.invalid_utf8=skip"),
     (f"{PREPARE} data.invalid_utf8=drop", "data.invalid_utf8='drop' is unknown; use one of error, skip"),
     (f"{PREPARE} data.source=jsonl:body.jsonl", "body.jsonl, line 2", "(found: body)", "data.text_field"),
@@ -344,12 +344,14 @@ def test_text_that_cannot_teach_is_told_by_prepare_and_where_a_run_resumes(capfd
     assert err == ""
 
 
-def test_a_config_tells_of_its_corpus_where_that_is_missing_and_only_there(capfd):
-    words = "--data_dir=data --workdir=other --config.data.source=text:no/*.txt"
+def test_a_corpus_that_must_be_downloaded_where_there_is_no_network(capfd, monkeypatch):
+    monkeypatch.setenv("BERT_JAX_WIKIPEDIA_MIRROR", "http://127.0.0.1:9")
     assert run(*["pretrain", "--config=bert_base", "--data_dir=data", "--workdir=other"]) == 2
-    assert "BERT-base as published" in capfd.readouterr().err
-    assert run(*f"pretrain --config=bert_base {words}".split()) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+    line = (
+        r"error: data\.source='wikipedia:en' is not in data/downloads, and http://127\.0\.0\.1:9/enwiki/ "
+        r"cannot be downloaded \(Connection refused\); check the network .* it goes on where it was\.\n"
+    )
+    assert re.fullmatch(line, capfd.readouterr().err)
 
 
 def test_no_space_for_a_dataset(folder, capfd, monkeypatch):

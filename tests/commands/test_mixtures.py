@@ -76,3 +76,15 @@ def test_inspect_tells_the_source_of_every_row(folder):
     assert "\nrows by source: big 3 (18.8%; " in output
     assert ", small 13 (81.2%; " in output
     assert output.count("\nrow 0 is row ") == output.count("\nrow 1 is row ") == 1
+
+
+def test_inspect_tells_how_the_vocabulary_fits_each_source(folder):
+    command = Command(folder, "vocabulary", *overrides(folder), "data.language=de,en")
+    command.words = [*command.words[:1], "-m", "bert_jax.inspect", *command.words[3:4], *command.words[5:]]
+    command.words += ["--what=vocabulary"]
+    code, output = command.run()
+    assert code == 0, output
+    assert "\nvocabulary by script: latin " in output
+    table = [line.split() for line in output[output.index("\nsource ") :].splitlines()[2:4]]
+    assert [row[:2] for row in table] == [["big", "de"], ["small", "en"]]
+    assert "\nlongest words of small: " in output

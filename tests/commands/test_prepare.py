@@ -2,6 +2,7 @@ import gzip
 import io
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 import tarfile
@@ -40,6 +41,9 @@ def test_prints_the_digest_and_finds_the_dataset_the_second_time(arguments):
     first, second = run(*arguments), run(*arguments)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.splitlines()[-1].startswith("dataset_sha256: ")
+    card = pathlib.Path(first.stdout.splitlines()[-2].removeprefix("dataset_card: "))
+    assert (card.name, card.is_file()) == ("dataset_card.html", True)
+    assert second.stdout.splitlines()[-2] == f"dataset_card: {card}"
     assert "tokenizer: bpe of 60 pieces" in first.stdout
     assert second.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert "tokenizer:" not in second.stdout

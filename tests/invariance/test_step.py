@@ -83,6 +83,7 @@ def test_the_steps_learn_something(plain):
     [
         ({"data": 1}, {"accumulation_steps": 2, "remat": "dots"}),
         ({"data": 1}, {"accumulation_steps": 4, "remat": "full"}),
+        ({"data": 1}, {"unroll": True, "remat": "dots"}),
         ({"data": 8}, {}),
         ({"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation_steps": 4, "remat": "dots"}),
         pytest.param({"data": 8}, {"accumulation_steps": 2}, marks=pytest.mark.slow),

@@ -41,11 +41,9 @@ PLANS: dict[str, tuple[str, str, int, dict[str, dict]]] = {
         {"mesh": {"fsdp": 2, "tensor": 2}, "data": {**LONG, "global_batch_size": 128}},
     ),
     "bert_base": ("bert_base", "v5e:4x4", 1, {}),
-    "bert_medium": ("bert_medium", "v5e:4x4", 1, {}),
     "bert_base_two_slices": ("bert_base", "v5e:4x4", 2, {"data": {"global_batch_size": 512}}),
     "bert_small": ("bert_small", "v5e:4x4", 1, {}),
     "bert_large_fsdp": ("bert_large", "v5e:4x4", 1, {"mesh": {"fsdp": 8}}),
-    "bert_mini": ("bert_mini", "v5e:2x2", 1, {}),
     "bert_tiny": ("bert_tiny", "v5e:2x2", 1, {}),
 }  # fmt: skip
 FOLDER = pathlib.Path(__file__).parent

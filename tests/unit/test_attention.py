@@ -12,6 +12,7 @@ from bert_jax.model.attention import attention
 from bert_jax.model.kernels import KERNELS, fused, visited_tokens
 from bert_jax.model.layers import PRODUCT
 from bert_jax.model.partition import AXES
+from bert_jax.model.positions import rotary_turns, rotate
 from tests.tiny import mesh_of
 
 # Rows of 10 tokens: two sequences and padding; one sequence; three, of which the first is a single token.
@@ -102,8 +103,8 @@ def test_dropout_acts_on_the_probabilities():
 def interpreted(kind, **masks):
     """A kernel on any platform."""
 
-    def run(*inputs):
-        return fused(kind, *inputs, interpret=True, **masks)
+    def run(*inputs, turns=None):
+        return fused(kind, *inputs, turns=turns, interpret=True, **masks)
 
     return run
 
@@ -169,30 +170,76 @@ def test_a_kernel_is_the_plain_attention_and_so_are_its_gradients(kernel, axes, 
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("axes", [None, {"data": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize(("tokens", "window"), [(256, 128), (1024, 128), (1024, 0)])
+def test_the_kernel_of_tpu_turns_queries_and_keys(tokens, window, axes, share):
+    """As `rotate` does before the plain attention; so do gradients. Positions begin anew in each sequence."""
+    size = 128 if axes else 32
+    (*inputs, weights), ids = long_inputs(0, tokens, size)
+    positions = jnp.asarray(np.stack([np.r_[:100, :80, : tokens - 180], np.arange(tokens)]))
+    turns = rotary_turns(positions, 10_000.0, int(share * size))
+
+    def results(attend):
+        def loss(query, key, value):
+            context = attend(query, key, value, ids, turns=turns, window=window)
+            return jnp.sum(context * weights), context
+
+        gradients, context = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+        return context, *gradients
+
+    mesh = jax.set_mesh(mesh_of(**axes)) if axes else contextlib.nullcontext()
+    with mesh, jax.default_matmul_precision("highest"):
+        ours = results(functools.partial(fused, "mosaic", interpret=True))
+        theirs = results(attention)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_kernel_of_tpu_rounds_turned_queries_and_keys_to_their_dtype():
+    """As `rotate` does; without it more than half of the numbers would differ."""
+    inputs, ids = long_inputs(0)
+    query, key, value, _ = (x.astype(jnp.bfloat16) for x in inputs)
+    turns = rotary_turns(jnp.arange(256)[None], 10_000.0, 32)
+    attend = interpreted("mosaic")
+    found = attend(query, key, value, ids, turns=jnp.repeat(turns, 2, axis=0))
+    expected = attend(rotate(query, turns), rotate(key, turns), value, ids)
+    assert np.mean(found != expected) < 0.01
+
+
 @pytest.mark.parametrize(
     ("tokens", "causal", "window", "visited"),
-    [(2048, False, 0, 2048), (1024, True, 0, 768), (2048, False, 128, 1280), (256, False, 128, 256)],
+    [(2048, False, 0, 2048), (1024, True, 0, 768), (2048, False, 512, 896), (256, False, 512, 256)],
 )
 def test_the_kernel_computes_whole_blocks(tokens, causal, window, visited):
-    """In rows of 2,048 tokens three blocks of 512 of a window of 129, two at both ends."""
+    """Those of 512 keys that any of 256 queries sees."""
     assert visited_tokens(tokens, causal, window) == visited
     behind = np.subtract.outer(np.arange(tokens), np.arange(tokens))
     seen = (np.abs(behind) <= (window // 2 or tokens)) & (behind >= (0 if causal else -tokens))
     block = 512 if tokens > 512 else 256
-    blocks = seen.reshape(tokens // block, block, tokens // block, block).any(axis=(1, 3))
-    assert blocks.sum() * block * block == visited * tokens
+    blocks = seen.reshape(tokens // 256, 256, tokens // block, block).any(axis=(1, 3))
+    assert blocks.sum() * block * 256 == visited * tokens
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "visited"), [(False, 128, 256), (True, 128, 192), (False, 6, 256)]
+)
+def test_with_a_small_window_the_kernel_takes_a_slice_of_the_keys(causal, window, visited):
+    """128 queries, and 64 keys before and after them."""
+    assert visited_tokens(1024, causal, window) == visited
+    assert visited_tokens(128, causal, window) == 128
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("changed", [1, 2, 0], ids=["first", "second", "padding"])
-@pytest.mark.parametrize("kernel", ["mosaic", "flash"])
-def test_a_kernel_keeps_sequences_apart_to_the_bit(kernel, changed, dtype):
+@pytest.mark.parametrize(("kernel", "window"), [("mosaic", 0), ("mosaic", 128), ("flash", 0)])
+def test_a_kernel_keeps_sequences_apart_to_the_bit(kernel, window, changed, dtype):
     """The sequences end inside blocks; gradients too are those of the sequence alone."""
     (*before, weights), ids = long_inputs(0)
     others, _ = long_inputs(1)
     mine = np.asarray(ids) == changed
     after = [jnp.where(mine[..., None, None], 100 * y, x) for x, y in zip(before, others, strict=False)]
-    attend = interpreted(kernel)
+    attend = interpreted(kernel, window=window)
 
     @jax.jit
     def run(*inputs):
@@ -220,7 +267,7 @@ def test_a_kernel_is_finite_where_there_is_only_padding(kernel):
         ("flash", 256, {"window": 64}, 128),
         ("mosaic", 2048, {}, 0),
         ("mosaic", 2048, {"causal": True}, 1536),
-        ("mosaic", 2048, {"window": 512}, 1024),
+        ("mosaic", 2048, {"window": 512}, 1280),
     ],
 )
 def test_a_kernel_reads_no_block_that_is_out_of_sight(kernel, tokens, masks, finite):

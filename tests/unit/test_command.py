@@ -148,14 +148,6 @@ def test_a_config_file_is_run_once_and_takes_its_argument(run, tmp_path):
     assert (command.config_argument(), command.config_name()) == (f"{file}:large", "mine_large")
 
 
-def test_a_config_explains_the_corpus_that_it_names_and_no_other(run):
-    docstrings = []
-    for override in ([], ["--config.data.source=tfds:wikipdia"]):
-        run("--config=bert_base", *override, main=lambda: docstrings.append(command.config_docstring()))
-    assert docstrings[0].startswith("BERT-base as published")
-    assert docstrings[1] == ""
-
-
 def test_a_tilde_in_a_flag_is_the_home_of_the_user(run, monkeypatch):
     """As in `--workdir=~/runs`, where shells leave it as it is."""
     monkeypatch.setenv("HOME", "/home/ada")
@@ -180,7 +172,6 @@ def test_path_with_overrides(run, tmp_path):
     assert (code, err) == (0, "")
     assert (config.train.num_steps, config.train.seed) == (33, 4)
     assert (command.config_argument(), command.config_name()) == (str(file), "mine")
-    assert command.config_docstring() == "My run."
 
 
 TINY = "--config=bert_tiny"

@@ -41,6 +41,32 @@ def test_remat_dots_computes_no_product_again_and_full_all_of_a_layer():
     assert kept["full"] < kept["dots"] < kept["none"]
 
 
+def test_unrolled_layers_have_no_loop_and_a_barrier_keeps_what_is_computed_again():
+    """Without a barrier the compiler would find that it is computed twice, and keep it instead."""
+    scanned, unrolled, recomputed = (
+        gradient_of(compute).as_text()
+        for compute in (Compute(), Compute(unroll=True), Compute(remat="full", unroll=True))
+    )
+    loops = [text.count("stablehlo.while") for text in (scanned, unrolled, recomputed)]
+    assert loops == [loops[0], loops[0] - 2, loops[0] - 2]  # forward and backward
+    barriers = [text.count("stablehlo.optimization_barrier") for text in (scanned, unrolled, recomputed)]
+    assert barriers == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("platform", "layers", "unrolled"),
+    [
+        ("gpu", "auto", True), ("tpu", "auto", False), ("cpu", "auto", False),
+        ("gpu", "scanned", False), ("cpu", "unrolled", True),
+    ],
+)  # fmt: skip
+def test_layers_are_unrolled_on_gpu(monkeypatch, platform, layers, unrolled):
+    monkeypatch.setattr(step_lib, "kernel_of", lambda _: "plain")
+    device = type("Device", (), {"platform": platform})
+    mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [device]})})
+    assert step_lib.compute_of(TrainConfig(layers=layers), mesh).unroll is unrolled
+
+
 def test_the_kernel_of_tpu_is_traced_for_tpu_only():
     train = TrainConfig()
     assert step_lib.compute_of(train, mesh_of()).attention == "plain"

@@ -238,10 +238,10 @@ def test_identity_is_all_but_what_may_change_when_a_run_resumes():
     assert may_change == {
         *("mesh.data", "mesh.fsdp", "mesh.tensor"),
         "train.profile_steps",
-        *("data.input_workers", "data.prefetch_batches"),
+        *("data.wikipedia_mirror", "data.download_dir", "data.input_workers", "data.prefetch_batches"),
         *("train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every"),
         *("train.keep_last", "train.keep_every", "train.gradient_accumulation_steps", "train.remat"),
-        *("train.max_rollbacks", "train.attention"),
+        *("train.max_rollbacks", "train.attention", "train.layers"),
         *("train.probes", "train.probe_every", "train.probe_examples", "train.selection"),
         *("train.num_epochs", "train.warmup_share", "train.num_seeds"),  # what they decide is part of it
     }

@@ -21,7 +21,7 @@ from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus import writer
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import PreparedDataset, find, prepare
-from bert_jax.corpus.encode import DocumentEncoder, id_dtype, sample, serialized_example, split_of
+from bert_jax.corpus.encode import DocumentEncoder, id_dtype, serialized_example, split_of
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.sentences import split_sentences
 from bert_jax.corpus.sources import MissingInput, files
@@ -339,16 +339,6 @@ def test_held_out_is_a_share_by_content():
 )
 def test_ids_take_the_smallest_type(vocab_size, dtype):
     assert id_dtype(vocab_size) == np.dtype(dtype)
-
-
-@pytest.mark.parametrize("max_bytes", [1, 10, 99, 100, 250, 10_000])
-def test_samples_are_spread_and_within_the_limit(max_bytes):
-    chunks = [TextBlock("", bytes([n]) * 10, 0, 1, 10, {}) for n in range(100)]
-    numbers = [chunk.data[0] for chunk in sample(iter(chunks), max_bytes)]
-    assert 10 * len(numbers) <= max(max_bytes, 10)
-    assert 20 * len(numbers) > min(max_bytes, 1000)
-    assert len(set(np.diff(numbers))) <= 1
-    assert numbers[0] == 0
 
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##b", "."]

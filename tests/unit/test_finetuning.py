@@ -192,6 +192,14 @@ def _encoder_of(base, state):
     return base.params(encoder)["encoder"]
 
 
+def test_the_cards_of_the_text_go_from_the_base_into_a_fine_tuned_checkpoint(folder, tmp_path):
+    cards = {"dataset_cards.json": b"{}"}
+    save(tmp_path / "base", wordpiece(), files=cards)
+    base = Finetuning(experiment(folder, init_from=str(tmp_path / "base")), seed=0)
+    assert cards.items() < base.files.items()
+    assert not cards.keys() & Finetuning(experiment(folder), seed=0).files.keys()
+
+
 def test_a_checkpoint_names_its_base_by_digest(folder):
     facts = json.loads(Finetuning(experiment(folder), seed=0).files["task.json"])
     assert facts["labels"] == ["no", "yes"]

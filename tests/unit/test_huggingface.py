@@ -320,7 +320,10 @@ def test_an_export_that_differs_leaves_nothing(monkeypatch, tmp_path):
         export_it()
 
 
-@pytest.fixture(scope="module", params=["wordpiece", "unigram", "unigram cased", "bpe", "bpe cased"])
+OF_SENTENCEPIECE = [kind + option for kind in ("unigram", "bpe") for option in ("", " cased", " bytes")]
+
+
+@pytest.fixture(scope="module", params=["wordpiece", *OF_SENTENCEPIECE])
 def tokenized(request):
     """A tokenizer of each kind, 1,000 lines and their ids."""
     words, lines = mixed_lines(1000)
@@ -328,8 +331,10 @@ def tokenized(request):
         tokenizer = wordpiece()
     else:
         counts = dict.fromkeys([*words, *"abcdefghijklmnopqrstuvwxyz"], 5)
-        kind, *cased = request.param.split()
-        tokenizer = SentencePieceTokenizer.train(counts, kind, 130, not cased)
+        kind, _, option = request.param.partition(" ")
+        options = (0.98, True) if option == "bytes" else ()
+        size = 380 if options else 130
+        tokenizer = SentencePieceTokenizer.train(counts, kind, size, option != "cased", *options)
     return tokenizer, lines, tokenizer.encode(lines)
 
 

@@ -160,7 +160,9 @@ def test_words_as_they_are_masked(kind):
     [
         (" the", True), ("\n", True), ("the", False), ("7", False), (".", True), ("'s", True), ("_", True),
         ("é", False), ("ж", False), ("東", True), ("カ", True), ("한", False), ("😀", True),
-        ("\u0301", False),
+        ("\u0301", False), ("การ", True), ("\u0e31", False), ("ກ", True), ("က", True),
+        ("ក", True), ("，", True), ("हि", False), (b"\xe0\xb8", True), (b"\xe0\xa4", False),
+        (b"\xe1\x9e", True), (b"\xe0", False),
         (b"\xe6", True), (b"\x9d\xb1", False), (b"\xf0\x9f", True), (b"\xc3", False), (b"\xed\x95", False),
         (b"", False),
     ],

@@ -123,3 +123,9 @@ def test_prepared_alone_and_for_several_sources(tmp_path, kind):
 def test_training_is_quiet(counts, train, capfd):
     train(counts, 500, True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_character_coverage_of_wordpiece(counts):
+    more = counts + collections.Counter({"東京": 3})
+    assert train_wordpiece(more, 1000, True).encode(["東"]) == [[1]]
+    assert train_wordpiece(more, 1000, True, character_coverage=1.0).encode(["東"]) != [[1]]

@@ -120,3 +120,14 @@ def test_shares_of_small_and_large_splits_agree(monkeypatch, largest):
     counted = not_next_share(index, DataConfig(), seed=0)
     monkeypatch.setattr(obstacles_lib, "PLANNED_TOKENS", 0)
     assert not_next_share(index, DataConfig(), seed=0) == pytest.approx(counted, abs=0.03)
+
+
+def test_words_of_scripts_without_spaces_are_pieces(monkeypatch):
+    monkeypatch.setattr(FakeTokenizer, "unspaced", np.arange(1000) == 5, raising=False)
+    ((message, hopeless),) = found(GOOD, random_documents(20, seed=1), unknown=100, masking="whole_word")
+    assert not hopeless
+    assert "of the tokens to train on are of scripts without spaces between words" in message
+    assert "data.masking=whole_word takes each of them for a word." in message
+    assert found(GOOD, random_documents(20, seed=1), unknown=100) == []
+    monkeypatch.setattr(FakeTokenizer, "unspaced", np.arange(1000) == 6)
+    assert found(GOOD, random_documents(20, seed=1), unknown=100, masking="whole_word") == []

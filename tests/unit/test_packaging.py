@@ -9,9 +9,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+UNLOCKED = ("peer", "beam", "huggingface", "s3")
 PEER_WORKER = ROOT / "bert_jax" / "benchmarks" / "peer_worker.py"  # runs in another Python
 BEAM = ROOT / "bert_jax" / "corpus" / "beam.py"  # runs where its extra is installed
-ALONE = ("peer", "beam")  # extras that have environments of their own, where other versions are needed
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def test_the_worker_of_the_peer_needs_the_packages_of_its_extra_alone(setup_cfg)
 
 
 def test_lock_pins_every_requirement(setup_cfg):
-    """But those of the peer, whose PyTorch would decide which CUDA libraries JAX gets, and of Apache Beam."""
+    """But the peer's, as PyTorch would decide which CUDA libraries JAX gets, and what CI does without."""
     pinned = {canonical(line) for line in lines((ROOT / "requirements.lock").read_text()) if "==" in line}
     sections = setup_cfg["options.extras_require"]
-    extras = [line for name in sections if name not in ALONE for line in lines(sections[name])]
+    extras = [line for name in sections if name not in UNLOCKED for line in lines(sections[name])]
     required = {canonical(line) for line in lines(setup_cfg["options"]["install_requires"]) + extras}
     assert required - pinned == set()
 

@@ -9,8 +9,7 @@ from bert_jax.corpus import mixture as mixture_lib
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.mixture import dataset_for, find, prepare
-from bert_jax.corpus.sources import MissingInput, open_sources
-from bert_jax.corpus.workers import Workers
+from bert_jax.corpus.sources import MissingInput
 from bert_jax.errors import UserError
 
 V = 60
@@ -102,14 +101,18 @@ def test_other_settings_are_another_tokenizer(prepared, folder, data_dir, change
     assert find(data_of(folder), V - 1, data_dir) is None
 
 
-def test_every_source_has_an_equal_part_of_the_tokenizers_sample(folder, monkeypatch):
-    asked = []
-    monkeypatch.setattr("bert_jax.corpus.encode.sample", lambda chunks, most: asked.append(most) or chunks)
-    data = data_of(folder, tokenizer_sample_mb=3)
-    big, small = open_sources(data)
-    with Workers(1) as pool:
-        train_tokenizer([[big], [small]], data, V, pool)
-    assert asked == [1_500_000, 1_500_000]
+def test_the_order_of_sources_does_not_change_the_tokenizer(folder, tmp_path, monkeypatch):
+    """Their key has them in any order, so that the sample must not depend on it either."""
+    specs = []
+
+    def train(sources, *rest):
+        specs.append([source.spec for source in sources])
+        return train_tokenizer(sources, *rest)
+
+    monkeypatch.setattr(mixture_lib, "train_tokenizer", train)
+    for source in ("text:{0}/big.txt@2,text:{0}/small.txt@1", "text:{0}/small.txt@1,text:{0}/big.txt@2"):
+        prepare(data_of(folder, source), V, tmp_path / str(len(specs)))
+    assert specs[0] == specs[1]
 
 
 def test_without_the_text_what_was_made_from_it_is_taken(folder, tmp_path, caplog):
@@ -153,3 +156,15 @@ def test_several_processes_do_not_prepare(prepared, folder, data_dir, tmp_path):
     assert dataset_for(data_of(folder), V, data_dir, processes=4, config="c") == prepared
     with pytest.raises(UserError, match="4 processes must not build it at once"):
         dataset_for(data_of(folder), V, tmp_path, processes=4, config="c")
+
+
+def test_how_a_tokenizer_is_trained_enters_its_key_and_no_datasets(folder, data_dir):
+    default, other = data_of(folder), data_of(folder, byte_fallback=True)
+    keys = [mixture_lib._find_tokenizer(data, V, data_dir)[1] for data in (default, other)]
+    assert keys[0] != keys[1]
+    one, two = (mixture_lib._configs(data, "sentencepiece:x.model") for data in (default, other))
+    assert one == two
+    with pytest.raises(
+        UserError, match=r"^data\.byte_fallback=True has no effect on data\.tokenizer='byte_bpe'"
+    ):
+        data_of(folder, tokenizer="byte_bpe", byte_fallback=True)

@@ -1,4 +1,3 @@
-import html.parser
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from bert_jax.report import charts
 from bert_jax.report.charts import points, short, ticks
 from bert_jax.report.report import collect, render
 from bert_jax.training.workdir import record_start, write_examples, write_report, write_results
+from tests.pages import Balanced, text_of
 
 SCRIPT = "<script>alert('&')</script>"
 TRAINING = {
@@ -66,30 +66,6 @@ def curves_of(page):
 
 def chart_of(page, title):
     return next(chart for chart in curves_of(page)["charts"] if chart["title"].startswith(title))
-
-
-class Balanced(html.parser.HTMLParser):
-    """Fails where a page's tags are not closed in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.open = []
-
-    def handle_starttag(self, tag, _):
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, _):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def text_of(page):
-    """What a person reads, without style and script."""
-    page = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return html.unescape(re.sub(r"<[^>]*>", "", page))
 
 
 def test_lost_time_and_skipped_steps_are_shown(workdir):

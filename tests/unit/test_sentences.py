@@ -1,7 +1,8 @@
+import sentencex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.corpus.sentences import split_sentences
+from bert_jax.corpus.sentences import RULES, newer_rules, normalized, rules_of, split_sentences
 
 
 def test_abbreviations_and_quotes():
@@ -28,3 +29,63 @@ def test_no_character_but_white_space_is_lost(paragraphs):
     sentences = split_sentences(paragraphs, "en")
     assert "".join("".join(sentences).split()) == "".join("".join(paragraphs).split())
     assert all(sentence == sentence.strip() != "" for sentence in sentences)
+
+
+# What some languages have of their own: abbreviations, ordinal numbers, question marks.
+MARKS = """
+Am 3. Mai kam z. B. Dr. Meier. Gut. Hr. Kunz.
+M. Dupont vit av. Foch. Oui. etc. Mme. Roy. U.S. Mr. Smith. Ltd. Co. No. 5. e.g. This. vs. It
+El Sr. López vive. La Sra. Ruiz. pág. 3. Il sig. Rossi. dott. Bianchi ecc. Poi. Av. Brasil
+Он жил в г. Москве. И т. д. Всё. ул. Мира. Вул. Мира. м. Київ. див. т. д. ім. Лесі
+Dhr. Jansen. bijv. Zo. Prof. dr. Kuipers. np. Jan. prof. Nowak. ul. Mokotowska tzn. tak. godz. 5
+esim. Hra. Virtanen. ks. 3. luku. f.eks. Hr. Jensen. bl.a. ca. 3. maj. napr. p. Novák. 3. mája
+κ. Γιώργος. π.χ. αυτό; Ναι. Բարեւ։ Ինչպես ես։ Լավ. ը
+"""
+
+
+def test_the_rules_that_are_named_are_those_in_use():
+    for code, rules in RULES.items():
+        assert sentencex_of(code) == sentencex_of(rules), (code, rules)
+    english = sentencex_of("en")
+    assert all(sentencex_of(code) == english for code in ("zh", "ko", "th", "km", "id", "tr", "vi", "he"))
+    assert sum(sentencex_of(code) != english for code in RULES) == len(RULES) - 1
+
+
+def sentencex_of(code):
+    return [sentencex.segment(code, line) for line in MARKS.splitlines()]
+
+
+def test_codes_in_other_spellings():
+    text = ["Am 3. Mai kam Dr. Meier."]
+    assert split_sentences(text, "de") == text
+    assert split_sentences(text, "de-CH") == text
+    assert split_sentences(text, "de_DE") == text
+    assert split_sentences(text, "DE") == text
+    assert [normalized(code) for code in ("pt_BR", "zh-Hant-TW", "be-tarask")] == ["pt-br", "zh", "be"]
+
+
+def test_rules_are_described():
+    assert rules_of("de") == "de: rules of de"
+    assert rules_of("de-CH") == "de-CH: rules of de (sentencex has none of de-ch)"
+    assert rules_of("zh") == "zh: rules of en (sentencex has none of zh)"
+    assert rules_of("km") == "km: rules of en (sentencex has none of km), and behind ។ and ៕"
+
+
+def test_text_without_spaces():
+    assert split_sentences(["今日はいい天気です。散歩に行こう！「はい。」"], "ja") == [
+        "今日はいい天気です。", "散歩に行こう！", "「はい。」",
+    ]  # fmt: skip
+    assert split_sentences(["他说：“走吧！”我们走了。真的吗？"], "zh")[-1] == "真的吗？"
+    assert split_sentences(["สวัสดีครับ ผมใช้ Linux 6.1 อยู่ ขอบคุณ"], "th") == [
+        "สวัสดีครับ", "ผมใช้ Linux 6.1 อยู่", "ขอบคุณ",
+    ]  # fmt: skip
+    assert split_sentences(["ສະບາຍດີ ຂ້ອຍສະບາຍດີ"], "lo") == ["ສະບາຍດີ", "ຂ້ອຍສະບາຍດີ"]
+    assert split_sentences(["ខ្ញុំទៅ។ អ្នកមក។គាត់"], "km") == ["ខ្ញុំទៅ។", "អ្នកមក។", "គាត់"]
+    assert split_sentences(["ကျွန်တော်သွား။ သူလာ။"], "my") == ["ကျွန်တော်သွား။", "သူလာ။"]
+    assert split_sentences(["བཀྲ་ཤིས། བདེ་ལེགས།"], "bo") == ["བཀྲ་ཤིས།", "བདེ་ལེགས།"]
+
+
+def test_only_rules_that_changed_enter_the_key():
+    assert [newer_rules(code) for code in ("en", "de", "zh", "pt-br", "gsw")] == [""] * 5
+    assert newer_rules("th") == "th at spaces between Thai letters"
+    assert newer_rules("DE") == "de"

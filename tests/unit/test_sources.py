@@ -1,3 +1,5 @@
+import bz2
+import collections
 import gzip
 import hashlib
 import itertools
@@ -8,6 +10,7 @@ import pathlib
 import re
 import struct
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
+from bert_jax.corpus import sources as sources_lib
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources, read_text
 from bert_jax.errors import UserError
@@ -63,7 +67,12 @@ def test_paragraphs_and_documents(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("suffix", "compress"),
-    [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)],
+    [
+        (".bz2", bz2.compress),
+        (".gz", gzip.compress),
+        (".xz", lzma.compress),
+        (".zst", zstandard.ZstdCompressor().compress),
+    ],
 )
 def test_compressed_files(tmp_path, suffix, compress):
     several = compress(b"One.\nTw") + compress(b"o.\n\nThree.\n") + b"\0" * 8
@@ -98,7 +107,7 @@ def test_no_match_names_the_source_and_the_remedy(tmp_path):
         open_sources(DataConfig(source=f"text:{tmp_path}"))
 
 
-@pytest.mark.parametrize("source", ["", "books.txt", "text:", "parquet:a", "corpus:austen"])
+@pytest.mark.parametrize("source", ["", "books.txt", "text:", "parquet:", "hf:", "corpus:austen"])
 def test_unknown_sources(source):
     with pytest.raises(UserError, match=r"use corpus:"):
         open_sources(DataConfig(source=source))
@@ -184,7 +193,7 @@ def test_documents_without_end_are_cut_and_lines_without_end_refused(tmp_path, m
     assert len(documents) == 4
     assert list(itertools.chain(*documents)) == ["paragraph"] * 100
     path = write(tmp_path / "b.txt", "word " * 100)
-    with pytest.raises(UserError, match=r"b\.txt: a line is longer than 256 bytes"):
+    with pytest.raises(UserError, match=r"b\.txt: the line that begins at byte 0 is longer than 256 bytes"):
         list(read_text(f"text:{path}"))
 
 
@@ -193,7 +202,7 @@ def test_digests_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
     first = Digests(cache).of([str(path)])
     assert first == [hashlib.sha256(b"same size").hexdigest()]
     with monkeypatch.context() as patch:
-        patch.setattr(files.hashlib, "file_digest", None)
+        patch.setattr(hashlib, "file_digest", None)
         assert Digests(cache).of([str(path)]) == first
     write(path, "SAME SIZE")
     assert Digests(cache).of([str(path)]) != first
@@ -282,28 +291,45 @@ def test_tfds_array_record(letters, monkeypatch):
     assert sorted_text("tfds:letters:1.2.3:train:title") == titles
 
 
+def framed(record):
+    """A record as it stands in a TFRecord file."""
+    length = struct.pack("<Q", len(record))
+    return length + masked_crc(length) + record + masked_crc(record)
+
+
+def masked_crc(data):
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | (crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
 def test_tfds_tfrecord_without_tensorflow(letters, tmp_path):
     for file in letters.iterdir():
         if "array_record" in file.name:
             reader = array_record_module.ArrayRecordReader(str(file))
             records = reader.read(0, reader.num_records())
-            framed = b"".join(struct.pack("<QI", len(r), 0) + r + b"\0\0\0\0" for r in records)
-            write(tmp_path / file.name.replace("array_record", "tfrecord"), framed)
+            write(tmp_path / file.name.replace("array_record", "tfrecord"), b"".join(map(framed, records)))
         else:
             write(tmp_path / file.name, file.read_text().replace("array_record", "tfrecord"))
     assert sorted_text(f"tfds:{tmp_path}::title") == sorted([f"Title {n}"] for n in range(10))
     assert len(sorted_text(f"tfds:{tmp_path}:train[3:7]:title")) == 4
     (cut,) = tmp_path.glob("*test.tfrecord*")
     content = cut.read_bytes()
-    for damaged, message in (
-        (content[:-7], "it ends within a record"),
-        (content[: len(content) // 2], "1 records are missing at its end"),
-        (b"", "2 records are missing at its end"),
-        (b"\xff" * len(content), "cannot be read"),
+    half, changed = len(content) // 2, content.replace(b"Title 1", b"Title 7")
+    for damaged, message, kept in (
+        (content[:-7], rf"record 1 on \(it ends within the record at byte {half}\)", 1),
+        (content[:half], r"record 1 on \(1 records are missing at its end\)", 1),
+        (b"", r"record 0 on \(2 records are missing at its end\)", 0),
+        (b"\xff" * len(content), r"record 0 on \(the length of the record at byte 0 is corrupt\)", 0),
+        (changed, rf"record 1 on \(the record at byte {half} is corrupt\)", 1),
     ):
         cut.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{message}.*; rebuild the dataset"):
+        with pytest.raises(
+            UserError, match=f"cannot be read from {message}: get the file again, or set data"
+        ):
             sorted_text(f"tfds:{tmp_path}:test:title")
+        found = chunks(f"tfds:{tmp_path}:test:title", broken_files="skip")
+        assert [d for chunk in found for d in chunk.documents()] == [["Title 0"], ["Title 1"]][:kept]
+        assert [*sum((chunk.left_out for chunk in found), collections.Counter()).values()] == [1]
 
 
 def test_two_stars_do_not_work_in_buckets():
@@ -339,3 +365,13 @@ def test_tfds_errors(letters, rest, message):
 def test_tfds_datasets_that_are_not_here(name):
     with pytest.raises(MissingInput, match=rf"not prepared on this machine.*tfds build {name}"):
         open_sources(DataConfig(source=f"tfds:{name}"))
+
+
+def test_every_source_is_opened_in_its_language(monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        sources_lib, "_open_source", lambda spec, data, _: opened.append((spec, data.language))
+    )
+    open_sources(DataConfig(source="text:a@1,text:b@2", language="de,th"))
+    open_sources(DataConfig(source="text:a,text:b", language="fr"))
+    assert opened == [("text:a", "de"), ("text:b", "th"), ("text:a", "fr"), ("text:b", "fr")]

@@ -4,7 +4,7 @@ import pytest
 
 from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.specs import check_same_sources, names, parse, specs
+from bert_jax.corpus.specs import check_same_sources, languages, names, parse, specs
 from bert_jax.errors import UserError
 from bert_jax.training.config import TrainConfig
 
@@ -97,3 +97,18 @@ def test_a_phase_with_other_sources_is_named():
     data, train = DataConfig(source="text:a@1,text:b@1"), TrainConfig(num_steps=0)
     with pytest.raises(UserError, match=r"^phases\[1\]: data.source='text:a@1' names other sources than the"):
         Config(data=data, train=train, phases=phases)
+
+
+def test_a_language_for_all_sources_or_one_for_each():
+    mixture = "text:a.txt@2,text:b.txt@1"
+    assert languages(mixture, "de") == ("de", "de")
+    assert languages(mixture, "de, pt-BR") == ("de", "pt-BR")
+    assert languages("text:a.txt,text:b.txt", "th") == ("th",)
+    for source, language, problem in (
+        (mixture, "de,fr,th", r"names 3 languages, but data\.source is a mixture of 2: name one for each"),
+        ("text:a.txt,text:b.txt", "de,fr", r"is one dataset, whose text has one: give each source a weight"),
+        (mixture, "de,", r"data\.language='de,': '' is no code of a language"),
+        ("corpus:", "german language", r"'german language' is no code"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            DataConfig(source=source, language=language)

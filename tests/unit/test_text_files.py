@@ -29,6 +29,15 @@ def tar(tar_format=tarfile.PAX_FORMAT):
     return buffer.getvalue()
 
 
+def tar_of_1979():
+    """A tar archive without the signature that later ones have."""
+    archive = bytearray(tar(tarfile.USTAR_FORMAT))
+    archive[257:512] = bytes(255)
+    archive[148:156] = b" " * 8
+    archive[148:156] = b"%06o\0 " % sum(archive[:512])
+    return bytes(archive)
+
+
 def zipped():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -68,11 +77,14 @@ NO_TEXT = {
     "twice.gz": (gzip.compress(gzip.compress(STORY.encode())), "compressed with gzip: decompress"),
     "b.txt": (lzma.compress(STORY.encode()), "compressed with xz: decompress"),
     "c.txt": (zstd(STORY.encode()), "compressed with zstd: decompress"),
-    "a.bz2": (
+    "bz.txt": (
         bz2.compress(STORY.encode()),
-        "compressed with bzip2, which is not supported: decompress it first",
+        "compressed with bzip2: decompress it first, with bzip2 -d, or rename it to end in .bz2",
     ),
-    "a.tar.bz2": (bz2.compress(tar(), 1), "compressed with bzip2"),
+    "a.tbz": (bz2.compress(tar(), 1), "compressed with bzip2: decompress"),
+    "a.tar.bz2": (bz2.compress(tar(), 1), "a tar archive: unpack"),
+    "twice.bz2": (bz2.compress(bz2.compress(STORY.encode())), "compressed with bzip2: decompress"),
+    "v7.tar": (tar_of_1979(), "a tar archive: unpack"),
     "a.zip": (zipped(), "a zip archive, as .docx, .xlsx and .epub are too: unpack"),
     "zip.gz": (gzip.compress(zipped()), "a zip archive"),
     "a.7z": (b"7z\xbc\xaf'\x1c\x00\x04", "a 7z archive: unpack it first, with 7z x"),
@@ -81,9 +93,9 @@ NO_TEXT = {
     "a.pdf": (b"%PDF-1.7\n1 0 obj\n", "a PDF document: extract its text first"),
     "a.rtf": (b"{\\rtf1\\ansi Once.}\n", "an RTF document: save it as plain text"),
     "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\x00", "an old Office document: save it as plain text"),
-    "a.parquet": (parquet(), "a Parquet table: write its rows as JSONL"),
-    "a.arrow": (arrow(pa.ipc.new_file), "an Arrow table: write its rows as JSONL"),
-    "b.arrow": (arrow(pa.ipc.new_stream), "an Arrow stream: write its rows as JSONL"),
+    "a.parquet": (parquet(), "a Parquet table: corpora are read with parquet:FILE"),
+    "a.arrow": (arrow(pa.ipc.new_file), "an Arrow table: corpora are read with arrow:FILE"),
+    "b.arrow": (arrow(pa.ipc.new_stream), "an Arrow stream: corpora are read with arrow:FILE"),
     "d.txt": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
         "a pointer of Git LFS: fetch the file itself, with git lfs pull",
@@ -191,9 +203,10 @@ def test_a_lone_carriage_return_amid_other_lines_is_white_space(tmp_path):
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 @pytest.mark.parametrize("content", ["", "\n", " \t\r\n\n", "\ufeff", "\ufeff\n\ufeff\n"])
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".bz2", ".gz", ".xz", ".zst"])
 def test_files_without_text(tmp_path, kind, content, suffix):
-    compress = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}[suffix]
+    compressors = {".bz2": bz2.compress, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
+    compress = compressors.get(suffix, bytes)
     path = write(tmp_path / f"a.txt{suffix}", compress(content.encode()))
     assert read(f"{kind}:{path}") == []
     assert read(f"{kind}:{write(path, b'')}") == []

@@ -100,6 +100,23 @@ def test_lowercase(counts, trained):
     assert trained["bpe"].encode(["The Senate"]) == trained["bpe"].encode(["the ＳＥＮＡＴＥ"])
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_characters_beyond_the_coverage_become_unknown_or_bytes(counts, kind):
+    more = counts + collections.Counter({"東京": 3})
+    text = "the 東京"
+    rare = SentencePieceTokenizer.train(more, kind, 1000, True, character_coverage=0.99)
+    assert rare.unk_id in rare.encode([text])[0]
+    whole = SentencePieceTokenizer.train(more, kind, 1000, True, character_coverage=1.0)
+    assert whole.unk_id not in whole.encode([text])[0]
+    of_bytes = SentencePieceTokenizer.train(more, kind, 1000, True, 0.99, byte_fallback=True)
+    (ids,) = of_bytes.encode([text])
+    pieces = [of_bytes.piece(token) for token in ids]
+    assert pieces == ["▁the", "▁", *(f"<0x{byte:02X}>" for byte in "東京".encode())]
+    assert of_bytes.decode(ids) == text
+    (spans,) = [offsets.tolist() for _, offsets in of_bytes.encode_with_offsets([text])]
+    assert spans == [[0, 3], [4, 4], *[[4, 5]] * 3, *[[5, 6]] * 3]
+
+
 def test_the_same_counts_give_the_same_model(counts, trained):
     backwards = dict(reversed(counts.items()))
     for kind, tokenizer in trained.items():
@@ -323,3 +340,19 @@ def test_broken_vocabularies(tmp_path):
 def test_training_is_quiet(counts, capfd):
     SentencePieceTokenizer.train(counts, "bpe", 500, True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_pieces_of_scripts_without_spaces_are_words():
+    words = dict.fromkeys(["ใช้งาน", "ใช้", "งาน", "今天很好。", "今天", "很好", "the", "them"], 9)
+    for kind in ("unigram", "bpe"):
+        tokenizer = SentencePieceTokenizer.train(words, kind, 26, False, 1.0)
+        (ids,) = tokenizer.encode(["ใช้งาน 今天很好。 them"])
+        pieces = [tokenizer.piece(token) for token in ids]
+        for piece, start in zip(pieces, tokenizer.word_starts[ids].tolist(), strict=True):
+            assert start is (piece[0] in "▁今天很好。ใชงาน"), (piece, start)
+        assert any(piece[0] in "今天很好" for piece in pieces)
+    tokenizer = WordPieceTokenizer([*SPECIALS, "ใ", "##ช", "##้", "##งาน", "今", "##天", "the", "##m"], False)
+    # A tone mark goes on with its letter.
+    assert tokenizer.word_starts[5:].tolist() == [True, True, False, True, True, True, True, False]
+    assert tokenizer.unspaced[5:].tolist() == [True, True, False, True, True, True, False, False]
+    assert not tokenizer.unspaced[:5].any()

@@ -1,14 +1,13 @@
 """Reads text and JSONL files once, plain or compressed, local or remote, and cuts them between documents."""
 
 import abc
+import bz2
 import collections
-import concurrent.futures
 import contextlib
 import copy
 import dataclasses
 import functools
 import glob
-import hashlib
 import itertools
 import json
 import lzma
@@ -17,21 +16,25 @@ import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import zstandard
 from etils import epath
 
+from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.formats import HEAD_BYTES, check_text
-from bert_jax.errors import UserError
-from bert_jax.files import write
+from bert_jax.errors import UserError, reason
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
 NOT_UTF8 = "lines or records that are not UTF-8 (data.invalid_utf8=skip)"
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
+READ_BYTES = 1 << 14  # of compressed files: zstd may make ten thousand times as much of it at once
+CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, which epath imports: scheme -> package
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".bz2": bz2.BZ2Decompressor,
     ".gz": functools.partial(zlib.decompressobj, wbits=31),
     ".xz": lzma.LZMADecompressor,
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
@@ -52,6 +55,7 @@ class Block(abc.ABC):
     line: int
     read_bytes: int
     options: dict[str, str]
+    lost: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     KIND: ClassVar[str]
     END: ClassVar[re.Pattern]  # ends with a newline after which a document may begin
@@ -62,7 +66,7 @@ class Block(abc.ABC):
 
     @property
     def left_out(self) -> collections.Counter[str]:
-        return +collections.Counter({NOT_UTF8: self.lines.count(None)})
+        return +collections.Counter({NOT_UTF8: self.lines.count(None)}) + self.lost
 
     @abc.abstractmethod
     def documents(self) -> Iterator[list[str]]:
@@ -124,9 +128,11 @@ class JsonlBlock(Block):
             ) from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            if isinstance(record, dict) and field in record:
+                found = f"{json.dumps(record[field])[:40]} there"
             raise UserError(
                 f"{self.path}, line {number}: no text in the field {field!r} (found: {found or 'no field'}); "
-                "set data.text_field."
+                "set data.text_field, or repair the record."
             )
         # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
         return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -161,23 +167,18 @@ def paragraphs_of(document: str) -> list[str]:
 class FileSource:
     """The files of a glob pattern, sorted by name; `~` works, and outside buckets `**`.
 
-    What exists as it is written is meant, whatever characters it has: a file, and the leading folders.
-
     Raises:
-        MissingInput: if there is no such file.
-        UserError: for a pipe or a device, and for `**` in a bucket.
+        MissingInput, UserError: as `find_files`.
     """
 
-    def __init__(self, spec: str, pattern: str, block: type[Block], options: dict[str, str]):
-        self.spec, self._block, self._options = spec, block, options
-        if "://" in pattern and "**" in pattern:  # not supported by epath
-            raise UserError(
-                f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt."
-            )
-        self.paths = _matches(spec, os.path.expanduser(pattern))
+    def __init__(
+        self, spec: str, pattern: str, block: type[Block], options: dict[str, str], broken_files: str
+    ):
+        self.spec, self._block, self._options, self._broken_files = spec, block, options, broken_files
+        self.paths = find_files(spec, pattern)
         self.size = sum(epath.Path(path).stat().length for path in self.paths)
 
-    def fingerprint(self, digests: "Digests") -> list[Any]:
+    def fingerprint(self, digests: Digests) -> list[Any]:
         return [self._block.KIND, self._options, digests.of(self.paths)]
 
     def parts(self) -> list["FileSource"]:
@@ -191,11 +192,61 @@ class FileSource:
         """Yields blocks that end between documents, of at least CHUNK_BYTES except for a file's last."""
         for path in self.paths:
             offset, line, done = 0, 1, 0
-            for data, read_bytes in _cut(read(path), self._block.END, path):
-                if not offset:
-                    _check_line_ends(data, path)
-                yield self._block(path, data, offset, line, read_bytes - done, self._options)
-                offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
+            try:
+                for data, read_bytes in cut(read(path), self._block.END, path):
+                    if not offset:
+                        _check_line_ends(data, path)
+                    yield self._block(path, data, offset, line, read_bytes - done, self._options)
+                    offset, line, done = offset + len(data), line + data.count(b"\n"), read_bytes
+            except BrokenFile as broken:
+                lost = broken.left_out(self._broken_files)
+                yield self._block(path, b"", offset, line, 0, self._options, lost)
+
+
+def find_files(spec: str, pattern: str) -> list[str]:
+    """Finds the files of a glob pattern, sorted by name.
+
+    `~` works, and outside buckets `**`. What exists as it is written is meant, whatever characters it has: a
+    file, and the leading folders.
+
+    Raises:
+        MissingInput: if there is no such file, or its bucket cannot be reached from this machine.
+        UserError: for a pipe or a device, and for `**` in a bucket.
+    """
+    if "://" in pattern and "**" in pattern:  # not supported by epath
+        raise UserError(f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt.")
+    with reaching(spec, pattern):
+        return _matches(spec, os.path.expanduser(pattern))
+
+
+@contextlib.contextmanager
+def reaching(spec: str, path: str) -> Iterator[None]:
+    """Turns whatever the client of a bucket raises where a path is first looked at into one line.
+
+    Raises:
+        MissingInput: if the bucket cannot be reached from this machine.
+        UserError: if the path is neither local nor in a bucket that is supported.
+    """
+    scheme, remote, _ = path.rpartition("://")
+    if remote and scheme not in CLIENTS:
+        known = ", ".join(f"{known}://" for known in CLIENTS)
+        raise UserError(f"data.source={spec!r}: {scheme}:// is not supported; use {known} or a local path.")
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise MissingInput(
+            f"data.source={spec!r}: {scheme}:// needs a package that is not installed: pip install "
+            f"{CLIENTS[scheme]}."
+        ) from error
+    except Exception as error:
+        if not remote:
+            raise
+        raise MissingInput(
+            f"data.source={spec!r} cannot be reached ({type(error).__name__}: {reason(error)}); check the "
+            "name, the network and the credentials."
+        ) from error
 
 
 def _matches(spec: str, pattern: str) -> list[str]:
@@ -238,27 +289,40 @@ def _is_file(spec: str, path: str) -> bool:
     )
 
 
-def _cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
-    """Joins blocks and cuts them after the last end of a document, as soon as there are CHUNK_BYTES."""
-    rest, read_bytes = b"", 0
-    for data, read_bytes in blocks:
-        rest += data
-        if len(rest) < CHUNK_BYTES:
-            continue
-        cut = _last_end(rest, end)
-        if not cut and len(rest) > MAX_DOCUMENT_BYTES:
-            cut = rest.rfind(b"\n") + 1
-            if not cut:
-                _check_line_ends(rest, path)
-                raise UserError(f"{path}: a line is longer than {MAX_DOCUMENT_BYTES:,} bytes; split it.")
-        if cut:
-            yield rest[:cut], read_bytes
-            rest = rest[cut:]
+def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iterator[tuple[bytes, int]]:
+    """Joins blocks and cuts them after the last end of a document, as soon as there are CHUNK_BYTES.
+
+    Raises:
+        BrokenFile: as the blocks do, after the whole documents before.
+    """
+    rest, read_bytes, done = bytearray(), 0, 0
+    try:
+        for data, read_bytes in blocks:
+            rest += data
+            if len(rest) < CHUNK_BYTES:
+                continue
+            cut = _last_end(rest, end)
+            if not cut and len(rest) > MAX_DOCUMENT_BYTES:
+                cut = rest.rfind(b"\n") + 1
+                if not cut:
+                    _check_line_ends(rest, path)
+                    raise UserError(
+                        f"{path}: the line that begins at byte {done:,} is longer than "
+                        f"{MAX_DOCUMENT_BYTES:,} bytes; split it."
+                    )
+            if cut:
+                yield bytes(rest[:cut]), read_bytes
+                done += cut
+                del rest[:cut]
+    except BrokenFile:
+        if cut := _last_end(rest, end):
+            yield bytes(rest[:cut]), read_bytes
+        raise
     if rest:
-        yield rest, read_bytes
+        yield bytes(rest), read_bytes
 
 
-def _check_line_ends(data: bytes, path: str) -> None:
+def _check_line_ends(data: bytes | bytearray, path: str) -> None:
     """Raises UserError for text whose lines end in \\r alone, which would be one line."""
     if b"\n" not in data and b"\r" in data.strip():
         raise UserError(
@@ -267,7 +331,7 @@ def _check_line_ends(data: bytes, path: str) -> None:
         )
 
 
-def _last_end(data: bytes, end: re.Pattern) -> int:
+def _last_end(data: bytearray, end: re.Pattern) -> int:
     """Finds the position after the last match of `end`, else 0, by a search in growing tails."""
     tail = 1 << 14
     while True:
@@ -282,82 +346,57 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
     """Yields (decompressed bytes, bytes read of the file so far).
 
     Raises:
-        UserError: if the file cannot be read, its compressed content is broken or ends early, or it is no
-            text but an archive, a document of an office program and so on.
+        BrokenFile: if its compressed content is broken or ends early, after the content before.
+        UserError: if the file cannot be read, or it is no text but an archive, a document of an office
+            program and so on.
     """
     try:
         with epath.Path(path).open("rb") as file:
             new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
             plain = iter(functools.partial(file.read, CHUNK_BYTES), b"")
-            blocks = _decompressed(file, new) if new else ((data, file.tell()) for data in plain)
-            head = b""
-            first = []
-            while len(head) < HEAD_BYTES and (block := next(blocks, None)):
-                first.append(block)
-                head += block[0]
+            blocks = _decompressed(path, file, new) if new else ((data, file.tell()) for data in plain)
+            head, first, broken = b"", [], None
+            try:
+                while len(head) < HEAD_BYTES and (block := next(blocks, None)):
+                    first.append(block)
+                    head += block[0]
+            except BrokenFile as error:
+                broken = error
             check_text(path, head)
-            yield from itertools.chain(first, blocks)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+            yield from first
+            if broken:
+                raise broken
+            yield from blocks
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
 
 
-def _decompressed(file, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
+def _decompressed(path: str, file: IO[bytes], new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
     """Decompresses a file of one or more streams (parallel compressors write several), with zeros between."""
     stream = new()
-    while data := file.read(1 << 16):
+    while data := file.read(READ_BYTES):
         while data := data.lstrip(b"\0") if stream.eof else data:
             stream = new() if stream.eof else stream
-            yield stream.decompress(data), file.tell()
+            place = file.tell() - len(data)
+            try:
+                for part in _parts(stream, data):
+                    yield part, file.tell()
+            except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+                raise BrokenFile(path, _place(path, place), error) from error
             data = stream.unused_data if stream.eof else b""
     if file.tell() and not stream.eof:
-        raise EOFError("the compressed data ends early")
+        raise BrokenFile(path, _place(path, file.tell()), "the compressed data ends early")
 
 
-class Digests:
-    """SHA-256 of files' contents, cached in a JSON file by path, size and time of modification.
-
-    For local files by inode and time of change, too: a program can set the time of modification, as tar and
-    rsync do, but not that of change. The cache avoids reading a large corpus at every start. If it cannot be
-    written, files are read again.
-    """
-
-    def __init__(self, cache: epath.Path):
-        self._cache = cache
-        try:
-            self._known = dict(json.loads(cache.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            self._known = {}
-
-    def of(self, paths: list[str]) -> list[str]:
-        """Returns hex digests of the files' contents, in the order of `paths`."""
-        before = dict(self._known)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            digests = list(threads.map(self._digest, paths))
-        if self._known != before:
-            with contextlib.suppress(OSError):
-                self._cache.parent.mkdir(parents=True, exist_ok=True)
-                write(self._cache, json.dumps(self._known))
-        return digests
-
-    def _digest(self, path: str) -> str:
-        path = os.path.abspath(path) if "://" not in path else path
-        try:
-            state = _state(path)
-            known = self._known.get(path)
-            if known and known[:-1] == state:
-                return known[-1]
-            with epath.Path(path).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
-        self._known[path] = [*state, digest]
-        return digest
+def _parts(stream: Any, data: bytes) -> Iterator[bytes]:
+    """Decompresses, in parts where a few bytes may become gigabytes (bzip2 and xz)."""
+    if not hasattr(stream, "needs_input"):
+        yield stream.decompress(data)
+        return
+    yield stream.decompress(data, CHUNK_BYTES)
+    while not (stream.eof or stream.needs_input):
+        yield stream.decompress(b"", CHUNK_BYTES)
 
 
-def _state(path: str) -> list[Any]:
-    """Returns JSON-able values that differ once the content of a file has changed."""
-    if "://" in path:
-        remote = epath.Path(path).stat()
-        return [remote.length, str(remote.mtime)]
-    local = os.stat(path)
-    return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]
+def _place(path: str, offset: int) -> str:
+    return f"byte {offset:,} of {epath.Path(path).stat().length:,}"

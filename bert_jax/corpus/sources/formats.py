@@ -1,6 +1,7 @@
 """Recognises files that are no text by how they begin, whatever their names say."""
 
 import codecs
+import re
 from typing import NamedTuple
 
 from bert_jax.errors import UserError
@@ -9,17 +10,14 @@ HEAD_BYTES = 512  # enough for every signature, and to tell UTF-16 by its zeros
 
 
 class Format(NamedTuple):
-    """A format that is no text: bytes at an offset that give it away, its name, and what to do with it."""
+    """A format that is no text: the bytes that it begins with, its name, and what to do with it."""
 
     signature: bytes
     name: str
     remedy: str
-    offset: int = 0
 
 
 FORMATS = (
-    Format(b"ustar\x0000", "a tar archive", "unpack it first, with tar -xf", 257),
-    Format(b"ustar  \x00", "a tar archive", "unpack it first, with tar -xf", 257),  # GNU's of old
     Format(
         b"PK\x03\x04",
         "a zip archive, as .docx, .xlsx and .epub are too",
@@ -43,8 +41,8 @@ FORMATS = (
     *(
         Format(
             b"BZh%d1AY&SY" % level,
-            "compressed with bzip2, which is not supported",
-            "decompress it first, with bzip2 -d (a .tar.bz2 with tar -xf)",
+            "compressed with bzip2",
+            "decompress it first, with bzip2 -d, or rename it to end in .bz2",
         )
         for level in range(1, 10)
     ),
@@ -52,9 +50,9 @@ FORMATS = (
     Format(b"%PDF-", "a PDF document", "extract its text first, e.g. with pdftotext"),
     Format(b"{\\rtf", "an RTF document", "save it as plain text in UTF-8"),
     Format(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", "save it as plain text in UTF-8"),
-    Format(b"PAR1\x15", "a Parquet table", "write its rows as JSONL and use jsonl:FILE"),
-    Format(b"ARROW1\x00\x00", "an Arrow table", "write its rows as JSONL and use jsonl:FILE"),
-    Format(b"\xff\xff\xff\xff", "an Arrow stream", "write its rows as JSONL and use jsonl:FILE"),
+    Format(b"PAR1\x15", "a Parquet table", "corpora are read with parquet:FILE, other data as JSONL"),
+    Format(b"ARROW1\x00\x00", "an Arrow table", "corpora are read with arrow:FILE, other data as JSONL"),
+    Format(b"\xff\xff\xff\xff", "an Arrow stream", "corpora are read with arrow:FILE, other data as JSONL"),
     Format(b"version https://git-lfs.", "a pointer of Git LFS", "fetch the file itself, with git lfs pull"),
 )
 MARKS = {
@@ -78,14 +76,24 @@ def check_text(path: str, head: bytes) -> None:
     Raises:
         UserError: names what the file is, and what makes text of it.
     """
-    for signature, name, remedy, offset in FORMATS:
-        if head.startswith(signature, offset):
+    for signature, name, remedy in FORMATS:
+        if head.startswith(signature):
             raise UserError(f"{path} is no text file but {name}: {remedy}.")
+    if _is_tar(head):
+        raise UserError(f"{path} is no text file but a tar archive: unpack it first, with tar -xf.")
     if encoding := _wide_encoding(head):
         raise UserError(
             f"{path} looks like {encoding[:6].upper()}, not UTF-8: convert it with "
             f"iconv -f {encoding} -t utf-8 FILE > NEW."
         )
+
+
+def _is_tar(head: bytes) -> bool:
+    """Recognises tar archives of all kinds, the oldest have no signature, by the header's checksum."""
+    checksum = head[148:156].strip(b" \0")
+    if len(head) < 512 or not re.fullmatch(rb"[0-7]+", checksum):
+        return False
+    return int(checksum, 8) == sum(head[:512]) - sum(head[148:156]) + 8 * ord(" ")
 
 
 def _wide_encoding(head: bytes) -> str | None:

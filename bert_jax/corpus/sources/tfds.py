@@ -12,11 +12,16 @@ import struct
 from collections.abc import Iterator
 from typing import IO, Any
 
+import google_crc32c
 import numpy as np
 from etils import epath
 
-from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, Digests, MissingInput, paragraphs_of
-from bert_jax.errors import UserError
+from bert_jax.corpus.sources import files
+from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.digests import Digests
+from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, MissingInput, paragraphs_of
+from bert_jax.corpus.sources.texts import Texts
+from bert_jax.errors import UserError, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Records:
     invalid_utf8: str
     records: list[bytes]
     read_bytes: int
+    lost: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     @property
     def size(self) -> int:
@@ -35,20 +41,17 @@ class Records:
 
     @property
     def left_out(self) -> collections.Counter[str]:
-        return +collections.Counter({NOT_UTF8: len(self.records) - len(self._texts)})
+        return +collections.Counter({NOT_UTF8: len(self.records) - len(self._texts)}) + self.lost
 
     def documents(self) -> Iterator[list[str]]:
         return map(paragraphs_of, self._texts)
 
     @functools.cached_property
     def _texts(self) -> list[str]:
-        from tensorflow_datasets.proto import tf_example_pb2  # here, since importing TFDS takes a second
-
         texts = []
         for record in self.records:
-            values = tf_example_pb2.Example.FromString(record).features.feature[self.feature].bytes_list.value
             try:
-                texts.append(b"\n".join(values).decode())
+                texts.append(_text(record, self.feature).decode())
             except UnicodeDecodeError as error:
                 if self.invalid_utf8 != "skip":
                     raise UserError(
@@ -69,14 +72,14 @@ class TfdsSource:
         UserError: if the split or the feature does not exist.
     """
 
-    def __init__(self, spec: str, rest: str, invalid_utf8: str):
+    def __init__(self, spec: str, rest: str, invalid_utf8: str, broken_files: str):
         name, *options = split_spec(rest)
         if len(options) > 2:
             raise UserError(f"data.source={spec!r} has too many parts: use tfds:NAME[:SPLIT[:FEATURE]].")
         split, feature = [*options, "", ""][:2]
         info = open_builder(f"data.source={spec!r}", name).info
         self.spec, self._split, self._name = spec, split or "train", info.full_name
-        self._invalid_utf8 = invalid_utf8
+        self._invalid_utf8, self._broken_files = invalid_utf8, broken_files
         self._feature = _text_feature(spec, info.features, feature)
         self._format = info.file_format.value
         if self._format not in ("array_record", "tfrecord"):
@@ -109,16 +112,34 @@ class TfdsSource:
             part.paths, part.size, part._files, part._sizes = [path], size, [file], [size]
         return parts
 
-    def chunks(self) -> Iterator[Records]:
+    def chunks(self) -> Iterator[Records | Texts]:
         batches = {"array_record": _array_record_batches, "tfrecord": _tfrecord_batches}[self._format]
         for file, size in zip(self._files, self._sizes, strict=True):
             batch_size = max(1, CHUNK_BYTES * file.take // max(1, size))
+            number = file.skip
             try:
                 for records in batches(file, batch_size):
-                    read_bytes = size * len(records) // file.take
-                    yield Records(self.spec, self._feature, self._invalid_utf8, records, read_bytes)
-            except (OSError, RuntimeError, struct.error, OverflowError, MemoryError) as error:
-                raise UserError(f"{file.filename} cannot be read ({error}); rebuild the dataset.") from error
+                    yield from self._chunks(records, file.filename, number, size // max(1, file.take))
+                    number += len(records)
+            except (OSError, RuntimeError, ValueError) as error:
+                broken = BrokenFile(file.filename, f"record {number:,}", reason(error))
+                lost = broken.left_out(self._broken_files)
+                yield Records(self.spec, self._feature, self._invalid_utf8, [], 0, lost)
+
+    def _chunks(
+        self, records: list[bytes], path: str, number: int, record_bytes: int
+    ) -> Iterator[Records | Texts]:
+        """Yields records from the one of this number on as one chunk, but cuts up a long one."""
+        for long, group in itertools.groupby(records, lambda record: len(record) > files.MAX_DOCUMENT_BYTES):
+            run = list(group)
+            if not long:
+                read_bytes = record_bytes * len(run)
+                yield Records(self.spec, self._feature, self._invalid_utf8, run, read_bytes)
+            for at, record in enumerate(run if long else (), number):
+                text = _text(record, self._feature)
+                bounds = np.array([0, len(text)])
+                yield from Texts(f"{path}, record", at, text, bounds, record_bytes, self._invalid_utf8).cut()
+            number += len(run)
 
 
 def split_spec(spec: str) -> list[str]:
@@ -179,32 +200,72 @@ def _text_feature(spec: str, features: Any, asked: str) -> str:
     return chosen
 
 
+def _text(record: bytes, feature: str) -> bytes:
+    """Returns the values of a bytes feature of a tf.train.Example, joined as lines."""
+    from google.protobuf import message
+    from tensorflow_datasets.proto import tf_example_pb2  # here, since importing TFDS takes a second
+
+    try:
+        example = tf_example_pb2.Example.FromString(record)
+    except message.DecodeError as error:
+        raise UserError(f"a record of the TFDS dataset is corrupt ({error}); rebuild the dataset.") from None
+    return b"\n".join(example.features.feature[feature].bytes_list.value)
+
+
 def _array_record_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
     from array_record.python import array_record_module
 
     reader = array_record_module.ArrayRecordReader(file.filename)
     stop = file.skip + file.take
+    if reader.num_records() < stop:
+        raise OSError("its index of records, at its end, is missing or damaged")
     for start in range(file.skip, stop, batch_size):
-        yield reader.read(start, min(start + batch_size, stop))
+        batch = range(start, min(start + batch_size, stop))
+        try:
+            yield reader.read(batch.start, batch.stop)
+        except RuntimeError:
+            yield from ([reader.read([number])[0]] for number in batch)  # up to the broken one
 
 
 def _tfrecord_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
     with epath.Path(file.filename).open("rb") as stream:
-        records = itertools.islice(_tfrecords(stream), file.skip, file.skip + file.take)
-        count = 0
-        while batch := list(itertools.islice(records, batch_size)):
-            count += len(batch)
+        batch, count = [], 0
+        try:
+            for record in itertools.islice(_tfrecords(stream), file.skip, file.skip + file.take):
+                batch.append(record)
+                if len(batch) == batch_size:
+                    count += len(batch)
+                    yield batch
+                    batch = []
+        except OSError:
             yield batch
-        if count < file.take:
-            raise OSError(f"{file.take - count} records are missing at its end")
+            raise
+        yield batch
+        if missing := file.take - count - len(batch):
+            raise OSError(f"{missing} records are missing at its end")
 
 
 def _tfrecords(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yields records of a file that repeats length (uint64), checksum (uint32), record, checksum (uint32)."""
+    """Yields records of a file that repeats length (uint64), checksum, record, checksum (both uint32).
+
+    Raises:
+        OSError: if the file ends within a record, or a checksum is not that of the content.
+    """
+    place = 0
     while header := stream.read(12):
-        (length,) = struct.unpack("<Q", header[:8])
-        record = stream.read(length)
-        if len(record) < length:
-            raise OSError("it ends within a record")
+        length, checksum = struct.unpack("<QI", header.ljust(12, b"\0"))
+        if checksum != _masked_crc(header[:8]):
+            raise OSError(f"the length of the record at byte {place:,} is corrupt")
+        record, end = stream.read(length), stream.read(4)
+        if len(end) < 4:
+            raise OSError(f"it ends within the record at byte {place:,}")
+        if end != struct.pack("<I", _masked_crc(record)):
+            raise OSError(f"the record at byte {place:,} is corrupt")
         yield record
-        stream.read(4)
+        place = stream.tell()
+
+
+def _masked_crc(data: bytes) -> int:
+    """Returns the CRC32C of bytes as TFRecord files hold it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

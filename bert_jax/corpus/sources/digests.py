@@ -1,0 +1,75 @@
+"""Digests of files, kept between runs, so that a large corpus is not read at every start."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+from typing import Any
+
+import fsspec
+from etils import epath
+
+from bert_jax.errors import UserError
+from bert_jax.files import write
+
+
+class Digests:
+    """SHA-256 of files' contents, cached in a JSON file by path, size and time of modification.
+
+    For local files by inode and time of change, too: a program can set the time of modification, as tar and
+    rsync do, but not that of change. For objects of a bucket by their ETag or generation, too. The cache
+    avoids reading a large corpus at every start. If it cannot be written, files are read again.
+    """
+
+    def __init__(self, cache: epath.Path):
+        self._cache = cache
+        try:
+            self._known = dict(json.loads(cache.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            self._known = {}
+
+    def of(self, paths: list[str]) -> list[str]:
+        """Returns hex digests of the files' contents, in the order of `paths`."""
+        before = dict(self._known)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            digests = list(threads.map(self._digest, paths))
+        if self._known != before:
+            with contextlib.suppress(OSError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write(self._cache, json.dumps(self._known))
+        return digests
+
+    def _digest(self, path: str) -> str:
+        path = os.path.abspath(path) if "://" not in path else path
+        try:
+            state = _state(path)
+            known = self._known.get(path)
+            if known and known[:-1] == state:
+                return known[-1]
+            with epath.Path(path).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
+        self._known[path] = [*state, digest]
+        return digest
+
+
+def _version(path: str) -> str:
+    """Returns the store's own mark of an object's content, as its ETag: S3 tells epath no time."""
+    try:
+        store = fsspec.filesystem(path.partition("://")[0])
+    except ImportError:  # TensorFlow reads it
+        return ""
+    store.invalidate_cache(path)
+    return str(store.checksum(path))
+
+
+def _state(path: str) -> list[Any]:
+    """Returns JSON-able values that differ once the content of a file has changed."""
+    if "://" in path:
+        version = _version(path)
+        remote = epath.Path(path).stat()
+        return [remote.length, str(remote.mtime), version]
+    local = os.stat(path)
+    return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]

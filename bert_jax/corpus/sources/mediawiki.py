@@ -1,0 +1,236 @@
+"""Reads MediaWiki XML dumps (`*-pages-articles*.xml.bz2`): articles as paragraphs, without markup.
+
+A multistream dump is many bzip2 streams with about a hundred pages each: they are found by how they begin,
+and whoever parses a chunk decompresses it. Any other dump is decompressed as it is read, and cut between
+pages.
+"""
+
+import bz2
+import collections
+import contextlib
+import copy
+import dataclasses
+import functools
+import html
+import itertools
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+
+from bert_jax.corpus.sources import wikitext
+from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.digests import Digests
+from bert_jax.corpus.sources.files import CHUNK_BYTES, MissingInput, cut, read
+from bert_jax.errors import UserError
+
+CLEANING = 1  # rises when the same dump gives other paragraphs
+STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how a bzip2 stream and its first block begin
+STREAM_START = 10  # bytes
+STREAM_BYTES = CHUNK_BYTES // 4  # compressed, about CHUNK_BYTES of XML
+MAX_STREAM_BYTES = 64 << 20
+HEAD_BYTES = 4096
+INDEX = re.compile(r"-index\d*\.txt[^/]*$")
+DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
+NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^<>]*>([^<>]+)<')
+PAGE, PAGE_END, FOOT = b"<page>", b"</page>", b"</mediawiki>"
+REDIRECT = re.compile(r"\s*#redirect", re.IGNORECASE)
+
+REDIRECTS = "redirects"
+OTHERS = "pages of other namespaces"
+NOT_WIKITEXT = "pages that are not wikitext"
+EMPTY = "pages without text"
+BROKEN = "pages that cannot be parsed"
+BROKEN_STREAMS = "broken bzip2 streams of pages (data.broken_files=skip)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Pages of one file as XML, or bzip2 streams of them, from byte `offset` on (of either)."""
+
+    path: str
+    data: bytes
+    compressed: bool
+    offset: int
+    read_bytes: int
+    hidden: frozenset[str]  # namespaces of files and categories
+    broken_files: str
+    lost: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    @property
+    def size(self) -> int:
+        # Of the articles seen, half of the XML is text, and bzip2 makes a fourth of the XML.
+        return len(self.data) * 2 if self.compressed else len(self.data) // 2
+
+    @property
+    def left_out(self) -> collections.Counter[str]:
+        return self._content[1]
+
+    def documents(self) -> Iterator[list[str]]:
+        return iter(self._content[0])
+
+    @functools.cached_property
+    def _content(self) -> tuple[list[list[str]], collections.Counter[str]]:
+        """The documents, and how many pages are left out, by a reason for people."""
+        documents, left_out = [], collections.Counter(self.lost)
+        for xml in self._decompressed(left_out) if self.compressed else [self.data]:
+            *pages, rest = xml.split(PAGE_END)
+            for page in pages:
+                reason, paragraphs = self._page(page + PAGE_END)
+                if paragraphs:
+                    documents.append(paragraphs)
+                elif reason:
+                    left_out[reason] += 1
+            if PAGE in rest:  # the first piece of a page beyond MAX_DOCUMENT_BYTES, or a file ends
+                left_out[BROKEN] += 1
+        return documents, left_out
+
+    def _page(self, xml: bytes) -> tuple[str, list[str]]:
+        """Why a page is left out, else "", and its paragraphs; neither for the last piece of a long page."""
+        start = xml.rfind(PAGE)
+        if start < 0:
+            return "", []
+        try:
+            page = ET.fromstring(xml[start:])
+        except ET.ParseError:
+            return BROKEN, []
+        if page.findtext("ns", "0") != "0":
+            return OTHERS, []
+        text = page.findtext("revision/text") or ""
+        if page.find("redirect") is not None or REDIRECT.match(text):
+            return REDIRECTS, []
+        if page.findtext("revision/model", "wikitext") != "wikitext":
+            return NOT_WIKITEXT, []
+        found = wikitext.paragraphs(text, self.hidden)
+        return ("", found) if found else (EMPTY, [])
+
+    def _decompressed(self, left_out: collections.Counter[str]) -> Iterator[bytes]:
+        """Yields the XML of each stream; with data.broken_files=skip, of those that are whole."""
+        starts = [match.start() for match in STREAM.finditer(self.data)]
+        for start, end in itertools.pairwise([*starts, len(self.data)]):
+            try:
+                yield bz2.decompress(self.data[start:end])
+            except (OSError, ValueError) as error:
+                if self.broken_files != "skip":
+                    raise UserError(
+                        f"{self.path}: the bzip2 stream at byte {self.offset + start:,} is broken ({error}): "
+                        "get the file again, or set data.broken_files=skip to leave out its pages."
+                    ) from None
+                left_out[BROKEN_STREAMS] += 1
+
+
+class MediaWikiSource:
+    """The dumps `paths`, in their order; indexes of dumps among them are passed over.
+
+    Raises:
+        MissingInput: if there is no dump among them.
+    """
+
+    def __init__(self, spec: str, paths: list[str], broken_files: str = "error"):
+        self.spec, self._broken_files = spec, broken_files
+        self.paths = [path for path in paths if not INDEX.search(path)]
+        if not self.paths:
+            raise MissingInput(
+                f"data.source={spec!r}: {paths[0]} is an index; give the dump that it belongs to."
+            )
+        self.size = sum(epath.Path(path).stat().length for path in self.paths)
+
+    def fingerprint(self, digests: Digests) -> list[Any]:
+        return ["mediawiki", CLEANING, digests.of(self.paths)]
+
+    def parts(self) -> list["MediaWikiSource"]:
+        """Returns the dumps as sources of their own, in order."""
+        parts = [copy.copy(self) for _ in self.paths]
+        for part, path in zip(parts, self.paths, strict=True):
+            part.paths, part.size = [path], epath.Path(path).stat().length
+        return parts
+
+    def chunks(self) -> Iterator[Pages]:
+        """Yields runs of whole pages, or of whole streams."""
+        for path in self.paths:
+            compressed = path.lower().endswith(".bz2") and _is_multistream(path)
+            pieces = _streams(path) if compressed else cut(read(path), re.compile(PAGE_END), path)
+            pages = functools.partial(Pages, path, broken_files=self._broken_files)
+            hidden, data, offset, done = frozenset[str](), b"", 0, 0
+            try:
+                for data, read_bytes in pieces:
+                    hidden = hidden or _hidden(path, _first_stream(data) if compressed else data)
+                    yield pages(data, compressed, offset, read_bytes - done, hidden)
+                    offset, done = offset + len(data), read_bytes
+                if not hidden:
+                    _hidden(path, b"")  # an empty file
+                if not (_last_stream(data) if compressed else data).rstrip().endswith(FOOT):
+                    raise BrokenFile(path, f"byte {done:,}", f"it ends before {FOOT.decode()}")
+            except BrokenFile as broken:
+                yield pages(b"", False, offset, 0, hidden, lost=broken.left_out(self._broken_files))
+
+
+def _is_multistream(path: str) -> bool:
+    """Tells whether a .bz2 file has a stream for its head, and others that begin with a page.
+
+    Parallel compressors write many streams as well, but with ends inside pages.
+    """
+    with _opened(path) as file:
+        data = file.read(2 * CHUNK_BYTES)
+    try:
+        head, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
+        head.decompress(data, HEAD_BYTES)
+        begin = second.decompress(head.unused_data, HEAD_BYTES) if head.eof else b""
+    except OSError:  # whoever reads it will say so
+        return False
+    return begin.lstrip().startswith(PAGE)
+
+
+def _first_stream(data: bytes) -> bytes:
+    return bz2.BZ2Decompressor().decompress(data)
+
+
+def _last_stream(data: bytes) -> bytes:
+    *_, last = STREAM.finditer(data)
+    try:
+        return bz2.decompress(data[last.start() :])
+    except (OSError, ValueError):  # whoever decompresses all of it will say so
+        return FOOT
+
+
+def _streams(path: str) -> Iterator[tuple[bytes, int]]:
+    """Yields (runs of whole streams, of at least STREAM_BYTES except for the last; bytes read so far)."""
+    rest, searched, read_bytes = b"", STREAM_BYTES, 0
+    with _opened(path) as file:
+        while data := file.read(CHUNK_BYTES):
+            rest += data
+            while start := STREAM.search(rest, searched):
+                read_bytes += start.start()
+                yield rest[: start.start()], read_bytes
+                rest, searched = rest[start.start() :], STREAM_BYTES
+            searched = max(STREAM_BYTES, len(rest) - STREAM_START)
+            if len(rest) > MAX_STREAM_BYTES:
+                raise UserError(
+                    f"{path}: no bzip2 stream begins within {len(rest):,} bytes of byte "
+                    f"{read_bytes:,}; download it again."
+                )
+    if rest:
+        yield rest, read_bytes + len(rest)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    try:
+        with epath.Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
+
+
+def _hidden(path: str, head: bytes) -> frozenset[str]:
+    """Reads the names of the namespaces of media, files and categories from how a dump begins."""
+    if not DUMP.match(head):
+        begin = head[:40].decode(errors="replace")
+        raise UserError(
+            f"{path} is no MediaWiki dump: it begins with {begin!r} instead of <mediawiki; "
+            "read plain text with text: and JSON with jsonl:."
+        )
+    names = (html.unescape(name.decode(errors="replace")).lower() for name in NAMESPACE.findall(head))
+    return frozenset({"media", "file", "image", "category", *names})
