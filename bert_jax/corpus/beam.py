@@ -67,8 +67,8 @@ def write_documents(
     """
     if hygiene.rules_of(data):
         raise UserError(
-            "--runner=beam leaves out no duplicates, boilerplate or short documents: use --runner=local, or set "
-            "data.drop_duplicates=none, data.boilerplate_documents=0 and data.min_document_chars=0."
+            "--runner=beam leaves out no duplicates, boilerplate or short documents: use --runner=local, or "
+            "set data.drop_duplicates=none, data.boilerplate_documents=0 and data.min_document_chars=0."
         )
     shared = directory.parent / f".{directory.name}.beam-{secrets.token_hex(4)}"
     try:

@@ -1,10 +1,13 @@
 """An Apache Beam pipeline makes the same dataset; where Beam is not installed, one line says how it is."""
 
+import dataclasses
 import gzip
 import importlib
 import json
+import pickle
 import sys
 
+import pyarrow.parquet
 import pytest
 
 from bert_jax import corpus
@@ -50,6 +53,17 @@ def test_the_parts_of_a_source_have_its_chunks(data):
     assert [*chunks_of(parts)] == [*chunks_of(sources)]
 
 
+def test_the_parts_of_tables_have_their_documents(tmp_path):
+    for name in ("a", "b"):
+        rows = [f"{name} {n}" for n in range(3)]
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / f"{name}.parquet")
+    (source,) = open_sources(DataConfig(source=f"parquet:{tmp_path}/*"))
+    parts = pickle.loads(pickle.dumps(source.parts()))
+    documents = [[*chunk.documents()] for chunk in chunks_of(parts)]
+    assert documents == [[["a 0"], ["a 1"], ["a 2"]], [["b 0"], ["b 1"], ["b 2"]]]
+    assert sum(part.size for part in parts) == source.size
+
+
 @pytest.mark.usefixtures("beam")
 def test_it_makes_the_same_dataset(data, tmp_path):
     local = prepare(data, V, tmp_path / "local", workers=1)
@@ -78,6 +92,13 @@ def test_what_is_wrong_with_the_text_is_one_line(data, tmp_path):
     with (tmp_path / "c.jsonl").open("ab") as file:
         file.write(b"\nno JSON\n")
     with pytest.raises(UserError, match=r"^\S+c\.jsonl, line 102: not valid JSON .* read with text:GLOB\.$"):
+        prepare(data, V, tmp_path / "beam", workers=1, beam_options=[])
+
+
+@pytest.mark.usefixtures("beam")
+def test_what_needs_all_chunks_in_order_is_refused(data, tmp_path):
+    data = dataclasses.replace(data, drop_duplicates="documents")
+    with pytest.raises(UserError, match=r"leaves out no duplicates, .* use --runner=local"):
         prepare(data, V, tmp_path / "beam", workers=1, beam_options=[])
 
 

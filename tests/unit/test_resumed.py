@@ -1,5 +1,6 @@
 """A build that was killed goes on where it was, or begins anew: what is half written is never read."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -88,6 +89,18 @@ def test_it_goes_on_after_the_last_whole_shard(data, undisturbed, tmp_path, monk
     assert contents(again) == contents(undisturbed)
     assert manifest(again) == manifest(undisturbed)
     assert sorted(path.name for path in data_dir.iterdir()) == ["digests.json", again.directory.name]
+
+
+def test_copies_of_what_was_done_before_are_left_out(data, tmp_path, monkeypatch):
+    path = pathlib.Path(data.source.partition(":")[2])
+    path.write_text("\n\n".join(2 * [path.read_text()]))
+    data = dataclasses.replace(data, drop_duplicates="documents")
+    whole = prepare(data, V, tmp_path / "whole", workers=1)
+    assert whole.manifest["left_out"] == {"duplicate documents": DOCUMENTS}
+    stop_at(monkeypatch, 6, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, V, tmp_path / "data_dir", workers=1)
+    assert manifest(prepare(data, V, tmp_path / "data_dir", workers=1)) == manifest(whole)
 
 
 def cut(path):
