@@ -33,7 +33,8 @@ def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterato
         remedy = "give another"
         if resumed and error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = (
-                "make space and run the command again, which goes on after the last whole shard, or " + remedy
+                "free some space and run the command again, which goes on after the last whole shard, or "
+                + remedy
             )
         raise UserError(f"--data_dir={directory.parent} cannot be written ({error}); {remedy}.") from error
 

@@ -38,7 +38,9 @@ def data(tmp_path):
 
 def test_what_cannot_fit_is_not_begun(data, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10_000_000))
-    message = r"takes about \d\d MB of disk in .*data_dir, where 10 MB are free; make space, or give another"
+    message = (
+        r"takes about \d\d MB of disk in .*data_dir, where 10 MB are free; free some space, or give another"
+    )
     with pytest.raises(UserError, match=message):
         prepare(data, 200, tmp_path / "data_dir")
     assert os.listdir(tmp_path / "data_dir") == ["digests.json"]

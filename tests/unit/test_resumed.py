@@ -150,7 +150,9 @@ def test_what_is_damaged_is_not_gone_on_with(
 
 def test_when_there_is_space_again_it_goes_on(data, undisturbed, tmp_path, monkeypatch):
     stop_at(monkeypatch, 6, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    remedy = r"\(\[Errno 28\] No space left on device\); make space and run the command again, which goes on"
+    remedy = (
+        r"\(\[Errno 28\] No space left on device\); free some space and run the command again, which goes on"
+    )
     with pytest.raises(UserError, match=remedy):
         prepare(data, V, tmp_path / "data_dir", workers=1)
     chunks = encoded_by(monkeypatch)
