@@ -123,7 +123,7 @@ bench: $(STAMP)  ## measure WHAT (prepare, input, step, start, checkpoint, produ
 	@set -f; for what in $$BERT_JAX_WHAT; do $(VENV)/bin/python -m bert_jax.benchmark --config="$$BERT_JAX_CONFIG" --what=$$what $(WORDS) || exit; done
 
 # All extras but `peer`: PyTorch names the versions of CUDA libraries that JAX would then have to take. And but
-# `huggingface` and `s3`, which CI does without.
+# `beam`, which needs older versions, and `huggingface` and `s3`, which CI does without.
 lock:  ## resolve requirements.lock anew for all supported Pythons and extras (needs uv)
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy requires-python \
 	    $(addprefix --extra=,cuda12 cuda13 tpu tpu-aot test) --no-annotate --custom-compile-command "make lock" --output-file requirements.lock setup.cfg

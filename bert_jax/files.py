@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -24,6 +26,8 @@ from bert_jax.errors import UserError, reason
 log = logging.getLogger("bert_jax")
 PATTERN = re.compile(r"[][\\*?]")  # characters of a path that libraries take for a pattern
 OPEN_FILE = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/(stdout|stderr)")
+UNFINISHED = ".building"  # ends the name of a folder that another process may go on with
+LOCK = ".lock"  # in such a folder
 Content = bytes | str | Callable[[IO[bytes]], Any]
 
 
@@ -99,17 +103,22 @@ def without_patterns(path: epath.Path) -> epath.Path:
     """
     if "://" in str(path) or not PATTERN.search(str(path)):
         return path
-    temporary = tempfile.gettempdir()
-    folder = pathlib.Path("/tmp" if PATTERN.search(temporary) else temporary, f"bert_jax-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EACCES, f"{folder} belongs to another user; set TMPDIR", str(path))
-    link = folder / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    link = _own_temporary_folder() / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     if not (link.is_symlink() and os.readlink(link) == str(path)):
         made = link.with_name(f"{link.name}.{os.getpid()}")
         made.symlink_to(path)
         made.replace(link)
     return epath.Path(link)
+
+
+def _own_temporary_folder() -> pathlib.Path:
+    """Returns a folder of this user in the temporary directory, without a pattern in its path."""
+    temporary = tempfile.gettempdir()
+    folder = pathlib.Path("/tmp" if PATTERN.search(temporary) else temporary, f"bert_jax-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EACCES, f"{folder} belongs to another user; set TMPDIR", str(folder))
+    return folder
 
 
 @contextlib.contextmanager
@@ -183,6 +192,109 @@ def whole_folder(path: epath.Path, last: str = "") -> Iterator[epath.Path]:
         os.replace(building, path)  # epath would refuse an empty folder at `path`
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumed_folder(
+    path: epath.Path, last: str, worth_keeping: Callable[[epath.Path], bool]
+) -> Iterator[epath.Path]:
+    """Gives a folder to write into that becomes `path` at the end, like `whole_folder`, in several attempts.
+
+    A process that is killed leaves it to the next one as it is. One process writes into it at a time, and
+    others wait; after a wait `path` may be there, complete.
+
+    Args:
+        path: of the folder.
+        last: name of the file without which the folder does not count.
+        worth_keeping: whether the folder stays for another attempt when this one fails.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    remote = "://" in os.fspath(path)
+    parent = epath.Path(_own_temporary_folder()) if remote else path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent)
+    building = parent / f".{path.name}{UNFINISHED}"
+    with _locked(building):
+        try:
+            yield building
+        except Exception:
+            if not worth_keeping(building):
+                shutil.rmtree(building, ignore_errors=True)
+            raise
+        if (path / last).exists():
+            shutil.rmtree(building, ignore_errors=True)
+        elif remote:
+            _copy(building, path, last)
+            shutil.rmtree(building, ignore_errors=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(building, path)
+            (path / LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path) -> Iterator[None]:
+    """Makes a folder if it is not there, and holds it; waits while another process does."""
+    waited = False
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = lock(folder / LOCK)
+        except (BlockingIOError, FileNotFoundError):  # held, or moved away since it was made
+            if not waited:
+                log.info("%s is being written by another process: waiting for it", folder)
+            waited = True
+            time.sleep(0.5)
+            continue
+        try:
+            if _is_at(descriptor, folder / LOCK):  # else its folder was moved away before it was locked
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: epath.Path) -> bool:
+    """Tells whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def lock(path: epath.PathLike) -> int:
+    """Locks a local file, made if it is not there, until the descriptor that it returns is closed.
+
+    Raises:
+        BlockingIOError: if another process holds the lock.
+        OSError: if the file cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s): make sure that no other process uses the folder", path, error)
+    return descriptor
+
+
+def abandoned_folders(parent: epath.Path) -> list[epath.Path]:
+    """Lists the local folders that `resumed_folder` has begun and in which no process writes now."""
+    if "://" in os.fspath(parent) or not parent.is_dir():
+        return []
+    return [path for path in parent.iterdir() if path.name.endswith(UNFINISHED) and _is_free(path / LOCK)]
+
+
+def _is_free(path: epath.Path) -> bool:
+    try:
+        os.close(lock(path))
+    except OSError:
+        return False
+    return True
 
 
 def _copy(source: epath.Path, target: epath.Path, last: str) -> None:

@@ -3,6 +3,8 @@
     python -m bert_jax.prepare --config=bert_tiny
     python -m bert_jax.prepare --config=bert_large --download    # English Wikipedia, 27 GB
     python -m bert_jax.prepare --config=bert_base --config.data.source='text:~/corpus/*.txt.gz'
+    python -m bert_jax.prepare --config=bert_base --data_dir=gs://BUCKET/data --runner=beam \
+        --beam_options='--runner=DataflowRunner --project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp'
 
 The last line is a digest of the documents' contents: the same text and settings give the same digest. The
 line before it names the dataset's card, a page that says what the dataset holds.
@@ -15,20 +17,32 @@ from bert_jax import command
 if __name__ == "__main__":
     command.define_config_flags(data_dir=True)
     command.define_download_flag()
-    flags.DEFINE_enum("runner", "local", ["local"], "Where to prepare; local: on the cores of this machine.")
+    flags.DEFINE_enum(
+        "runner",
+        "local",
+        ["local", "beam"],
+        "Where documents are encoded; local: on the cores of this machine, beam: by an Apache Beam pipeline.",
+    )
+    flags.DEFINE_string("beam_options", "", "Options of the pipeline: '--runner=DataflowRunner --region=…'.")
     command.run(command.main_of("bert_jax.prepare"))
 
 import logging
+import shlex
 
 from bert_jax.corpus.card import PAGE
 from bert_jax.corpus.mixture import dataset_for
 from bert_jax.data.obstacles import obstacles
+from bert_jax.errors import UserError
 
 log = logging.getLogger("bert_jax")
 
 
 def main() -> None:
     config = command.resolved_config()
+    options = shlex.split(flags.FLAGS.beam_options)
+    beam_options = options if flags.FLAGS.runner == "beam" else None
+    if options and beam_options is None:
+        raise UserError("--beam_options are those of --runner=beam; give that, too, or leave them out.")
     dataset = dataset_for(
         config.data,
         config.model.vocab_size,
@@ -36,6 +50,7 @@ def main() -> None:
         processes=1,
         config=command.config_argument(),
         agreed=flags.FLAGS.download,
+        beam_options=beam_options,
     )
     for obstacle in obstacles(dataset, config.data, config.train.seed):
         log.warning(obstacle.message)

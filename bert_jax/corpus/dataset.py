@@ -13,8 +13,9 @@ import functools
 import hashlib
 import json
 import logging
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -22,23 +23,25 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from bert_jax.corpus import writer
+from bert_jax.corpus.building import building, default_workers, tell_of_unfinished
 from bert_jax.corpus.config import TRAINED, DataConfig
+from bert_jax.corpus.disk import check_space
 from bert_jax.corpus.encode import id_dtype, log_language, train_tokenizer
 from bert_jax.corpus.index import Index
+from bert_jax.corpus.journal import JOURNAL, TOKENIZER, Journal, digests_of
 from bert_jax.corpus.sentences import newer_rules
+from bert_jax.corpus.shards import SHARD_NAME, UNFINISHED, UNIGRAM_COUNTS
 from bert_jax.corpus.sources import Digests, MissingInput, Source, open_sources
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
-from bert_jax.corpus.workers import Workers, available_cores
-from bert_jax.corpus.writer import SHARD_NAME, UNIGRAM_COUNTS
+from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
-from bert_jax.files import whole_folder
+from bert_jax.files import write
 from bert_jax.settings import names
 from bert_jax.version import versions
 
 FORMAT = 1  # of the directory; another number, another dataset
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer"
 DIGESTS = "digests.json"  # in DATA_DIR
 # Settings that enter the key through contents: through the sources' fingerprints and the tokenizer.
 KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokenizer_sample_mb"}
@@ -177,17 +180,23 @@ def find(data: DataConfig, vocab_size: int, data_dir: epath.PathLike) -> Prepare
 
 
 def prepare(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, workers: int | None = None
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    workers: int | None = None,
+    beam_options: list[str] | None = None,
 ) -> PreparedDataset:
     """Finds the prepared dataset of this config, or builds it: tokenizer, documents, index.
 
-    A build that fails or is killed leaves nothing that could be taken for a dataset.
+    A build that fails or is killed leaves nothing that could be taken for a dataset; the next call goes on
+    after its last whole shard.
 
     Args:
         data: its fields with `prepares=True` decide the dataset.
         vocab_size: V, of the tokenizer.
         data_dir: folder of the datasets, or a bucket; for a bucket the temporary directory holds the build.
         workers: processes; default: one per core.
+        beam_options: of an Apache Beam pipeline that encodes the documents; None: this machine does.
 
     Raises:
         UserError: if a source or the tokenizer is missing or broken, the vocabulary size is impossible, or
@@ -201,36 +210,86 @@ def prepare(
     start = time.perf_counter()
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("prepare: %s (%.1f MB on disk) into %s", data.source, megabytes, directory)
-    with building(directory, MANIFEST) as new, Workers(workers or default_workers(sources)) as pool:
-        if data.tokenizer not in TRAINED:
-            tokenizer = read_tokenizer(data, vocab_size)
-        else:
-            tokenizer = train_tokenizer(sources, data, vocab_size, pool)
-        tokenizer_seconds = time.perf_counter() - start
-        log.info("tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, tokenizer_seconds)
-        tokenizer.save(new / TOKENIZER)
-        log_language(data, tokenizer)
-        counts = writer.write_documents(new, sources, data, tokenizer, pool)
-        check_unchanged(data, sources, fingerprints, data_dir)
-        seconds = time.perf_counter() - start - tokenizer_seconds
-        log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds)
-        manifest = {
-            "format": FORMAT,
-            **counts,
-            "settings": _settings(data, vocab_size, data_dir),
-            "sources": [
-                {"spec": source.spec, "paths": source.paths, "fingerprint": fingerprint}
-                for source, fingerprint in zip(sources, fingerprints, strict=True)
-            ],
-            "seconds": {"tokenizer": round(tokenizer_seconds, 3), "documents": round(seconds, 3)},
-            "versions": versions(*LIBRARIES),
-        }
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    tell_of_unfinished(data_dir, directory)
+    count = workers or default_workers(sources)
+    with building(directory, MANIFEST, resumed=beam_options is None) as new, Workers(count) as pool:
+        if not any((folder / MANIFEST).exists() for folder in (directory, new)):
+            if beam_options is None or new.parent == data_dir:  # else a bucket gets the documents at once
+                check_space(new, sources, vocab_size)
+            encode = _encode(directory, pool, beam_options)
+            manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool, encode)
+            write(new / MANIFEST, json.dumps(manifest, indent=1))
+        shutil.rmtree(new / UNFINISHED, ignore_errors=True)
     dataset = PreparedDataset.open(directory)
     log.info("dataset: %s, %.1f s", dataset.summary(), time.perf_counter() - start)
     if not dataset.manifest["splits"]["heldout"]["documents"]:
         log.warning("no document is held out, so there is no evaluation; %s.", _why_none(dataset, data))
     return dataset
+
+
+def _build(
+    new: epath.Path,
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.Path,
+    sources: list[Source],
+    fingerprints: list[Any],
+    pool: Workers,
+    encode: Callable[..., dict[str, Any]],
+) -> dict[str, Any]:
+    """Builds all but the manifest, from where an earlier process was; returns the manifest."""
+    journal = Journal.open(new, versions(*LIBRARIES))
+    start = time.perf_counter()
+    before = journal.seconds["documents"]
+
+    def save() -> None:
+        check_unchanged(data, sources, fingerprints, data_dir)  # so that all that is kept is of this text
+        journal.seconds["documents"] = before + time.perf_counter() - start
+        journal.write(new / JOURNAL)
+
+    if not journal.tokenizer:
+        _tokenizer(data, vocab_size, sources, pool).save(new / TOKENIZER)
+        journal.seconds["tokenizer"] = time.perf_counter() - start
+        start = time.perf_counter()
+        journal.tokenizer = digests_of(new / TOKENIZER)
+        save()
+        log.info(
+            "tokenizer: %s of %d pieces in %.1f s", data.tokenizer, vocab_size, journal.seconds["tokenizer"]
+        )
+    tokenizer = load_tokenizer(new / TOKENIZER)
+    log_language(data, tokenizer)
+    counts = encode(new, sources, data, tokenizer, journal, save)
+    save()
+    seconds = {what: round(spent, 3) for what, spent in journal.seconds.items()}
+    log.info("documents: %.1f MB of text in %.1f s", counts["text_bytes"] / 1e6, seconds["documents"])
+    return {
+        "format": FORMAT,
+        **counts,
+        "settings": _settings(data, vocab_size, data_dir),
+        "sources": [
+            {"spec": source.spec, "paths": source.paths, "fingerprint": fingerprint}
+            for source, fingerprint in zip(sources, fingerprints, strict=True)
+        ],
+        "seconds": seconds,
+        "versions": journal.made_by,
+    }
+
+
+def _encode(
+    directory: epath.Path, pool: Workers, beam_options: list[str] | None
+) -> Callable[..., dict[str, Any]]:
+    """Returns the function that encodes and writes the documents."""
+    if beam_options is None:
+        return functools.partial(writer.write_documents, workers=pool)
+    from bert_jax.corpus import beam  # here, for Apache Beam is in few environments
+
+    return functools.partial(beam.write_documents, directory=directory, options=beam_options)
+
+
+def _tokenizer(data: DataConfig, vocab_size: int, sources: list[Source], pool: Workers) -> Tokenizer:
+    if data.tokenizer not in TRAINED:
+        return read_tokenizer(data, vocab_size)
+    return train_tokenizer(sources, data, vocab_size, pool)
 
 
 def _why_none(dataset: PreparedDataset, data: DataConfig) -> str:
@@ -323,24 +382,3 @@ def check_unchanged(
     """Raises UserError if the sources have other fingerprints by now."""
     if fingerprints_of(sources, data_dir) != fingerprints:
         raise UserError(f"data.source={data.source!r} changed while it was read; run the command again.")
-
-
-@contextlib.contextmanager
-def building(directory: epath.Path, last: str) -> Iterator[epath.Path]:
-    """Gives a folder to write into that becomes `directory`, a folder of the data directory.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    try:
-        with whole_folder(directory, last=last) as new:
-            yield new
-    except OSError as error:  # among others, no space is left
-        raise UserError(
-            f"--data_dir={directory.parent} cannot be written ({error}); give another."
-        ) from error
-
-
-def default_workers(sources: Sequence[Source]) -> int:
-    """Returns how many processes read these sources: one per core, fewer for little text."""
-    return min(available_cores(), 1 + int(sum(source.size for source in sources) / 1e6))

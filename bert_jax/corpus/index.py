@@ -88,10 +88,10 @@ class Index:
 
 
 class IndexWriter(contextlib.ExitStack):
-    """Writes an index document by document, in constant memory. A context manager.
+    """Writes an index, any number of documents at a time. A context manager.
 
     >>> with IndexWriter(directory) as writer:
-    ...     writer.add(np.array([12, 7, 31]))  # a document of three sentences
+    ...     writer.add(np.array([12, 7, 31]), np.array([2, 1]))  # documents of two sentences and of one
     """
 
     def __init__(self, directory: epath.PathLike):
@@ -99,20 +99,26 @@ class IndexWriter(contextlib.ExitStack):
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
         paths = {field: epath.Path(directory) / f"{field}.bin" for field in FILES}
         self._files = {field: self.enter_context(path.open("wb")) for field, path in paths.items()}
-        self.sentences = self._tokens = 0  # written so far
-        self._write_starts()
+        self.documents = self.sentences = self.tokens = 0  # written so far
+        self._write_starts(np.zeros(1, START_DTYPE), np.zeros(1, START_DTYPE))
 
-    def add(self, sentence_lengths: np.ndarray):
-        """Adds the next document: ints [sentences], tokens of each sentence without specials."""
-        lengths = storable(np.asarray(sentence_lengths))
-        self._files["sentence_lengths"].write(lengths.tobytes())
-        self.sentences += len(lengths)
-        self._tokens += int(lengths.sum(dtype=START_DTYPE))
-        self._write_starts()
+    def add(self, sentence_lengths: np.ndarray, sentence_counts: np.ndarray) -> None:
+        """Adds documents.
 
-    def _write_starts(self):
-        self._files["sentence_starts"].write(self.sentences.to_bytes(START_DTYPE.itemsize, "little"))
-        self._files["token_starts"].write(self._tokens.to_bytes(START_DTYPE.itemsize, "little"))
+        Args:
+            sentence_lengths: uint16 [sentences], tokens of each without specials, document by document.
+            sentence_counts: ints [documents], sentences of each document.
+        """
+        more = Index.from_lengths(sentence_lengths, sentence_counts)
+        self._files["sentence_lengths"].write(more.sentence_lengths.tobytes())
+        self._write_starts(more.sentence_starts[1:] + self.sentences, more.token_starts[1:] + self.tokens)
+        self.documents += more.num_documents
+        self.sentences += more.num_sentences
+        self.tokens += more.num_tokens
+
+    def _write_starts(self, sentences: np.ndarray, tokens: np.ndarray) -> None:
+        self._files["sentence_starts"].write(sentences.astype(START_DTYPE).tobytes())
+        self._files["token_starts"].write(tokens.astype(START_DTYPE).tobytes())
 
 
 def storable(sentence_lengths: np.ndarray) -> np.ndarray:

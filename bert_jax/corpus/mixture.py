@@ -20,8 +20,9 @@ from etils import epath
 
 from bert_jax.corpus import card as card_lib
 from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus.building import building, default_workers
 from bert_jax.corpus.config import OPTIONS_OF_TRAINED, TRAINED, DataConfig, changed_options
-from bert_jax.corpus.dataset import DocumentStore, PreparedDataset, building, default_workers
+from bert_jax.corpus.dataset import DocumentStore, PreparedDataset
 from bert_jax.corpus.downloads import obtain
 from bert_jax.corpus.encode import train_tokenizer
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
@@ -78,7 +79,11 @@ class PreparedSources:
 
 
 def prepare(
-    data: DataConfig, vocab_size: int, data_dir: epath.PathLike, workers: int | None = None
+    data: DataConfig,
+    vocab_size: int,
+    data_dir: epath.PathLike,
+    workers: int | None = None,
+    beam_options: list[str] | None = None,
 ) -> PreparedSources:
     """Finds the prepared datasets of a config, or builds those that are missing, and the tokenizer first.
 
@@ -89,7 +94,7 @@ def prepare(
     if not found:
         _train(data, vocab_size, data_dir, tokenizer, sources, fingerprints, workers)
     datasets = {
-        name: dataset_lib.prepare(one, vocab_size, data_dir, workers)
+        name: dataset_lib.prepare(one, vocab_size, data_dir, workers, beam_options)
         for name, one in _configs(data, tokenizer).items()
     }
     for dataset in datasets.values():
@@ -119,11 +124,12 @@ def dataset_for(
     processes: int,
     config: str,
     agreed: bool = False,
+    beam_options: list[str] | None = None,
 ) -> PreparedSources:
     """Returns the prepared datasets of a config; a single process downloads and builds what is missing.
 
     Args:
-        data, vocab_size, data_dir: as for `prepare`.
+        data, vocab_size, data_dir, beam_options: as for `prepare`.
         processes: of the run.
         config: value of --config as it was typed, for the remedy.
         agreed: to a download of the sources; otherwise a terminal is asked.
@@ -134,10 +140,10 @@ def dataset_for(
     """
     if processes == 1:
         try:
-            return prepare(data, vocab_size, data_dir)
+            return prepare(data, vocab_size, data_dir, beam_options=beam_options)
         except NotDownloaded:
             obtain(data, data_dir, agreed)
-            return prepare(data, vocab_size, data_dir)
+            return prepare(data, vocab_size, data_dir, beam_options=beam_options)
     download = ""
     try:
         if found := find(data, vocab_size, data_dir):

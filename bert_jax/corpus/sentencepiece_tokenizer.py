@@ -8,11 +8,19 @@ from typing import Any, Self
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
+from google.protobuf.runtime_version import VersionError
 
 from bert_jax.corpus.characters import BYTE_FALLBACK, CHARACTER_COVERAGE, WORD_START, character_spans
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+
+try:
+    from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
+except VersionError as error:
+    raise UserError(
+        f"sentencepiece needs a newer protobuf ({error}): pip install 'protobuf>=7.36.1', or "
+        "'sentencepiece<0.2.3' beside Apache Beam."
+    ) from None
 
 # Fixed: the number of threads decides in which order the expectations of a unigram model are added.
 TRAINING_THREADS = 16

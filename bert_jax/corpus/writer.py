@@ -1,90 +1,28 @@
 """Writes a prepared dataset: encodes documents on all cores and writes them in order."""
 
 import collections
-import contextlib
 import hashlib
 import logging
 import pathlib
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
-import numpy as np
-import tqdm
 from etils import epath
 
 from bert_jax.corpus import hygiene
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.encode import DocumentEncoder, EncodedChunk, EncodedDocuments
-from bert_jax.corpus.index import IndexWriter
+from bert_jax.corpus.encode import DocumentEncoder, EncodedChunk
+from bert_jax.corpus.journal import Journal
+from bert_jax.corpus.progress import Progress
+from bert_jax.corpus.shards import SPLITS, ShardWriter, beside, join, write_tfds_metadata
 from bert_jax.corpus.sources import Chunk, Source, chunks_of
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
-SPLITS = ("train", "heldout")
-UNIGRAM_COUNTS = "unigram_counts.npy"
-SHARD_NAME = "documents-{split}.array_record-{shard:05d}"
-TFDS_SHARD_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # SHARD_NAME in TFDS's terms
-SHARD_BYTES = 1 << 30
-# One record per group, for random reads; compression would save a third and take five times as long.
-ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
+SHARD_BYTES = 1 << 28  # of records; a killed build goes on after its last whole shard
 log = logging.getLogger("bert_jax")
-
-
-class SplitWriter(contextlib.ExitStack):
-    """Writes one split document by document: shards, index, unigram counts. A context manager."""
-
-    def __init__(self, directory: epath.Path, split: str, vocab_size: int):
-        super().__init__()
-        self._directory, self._split = directory, split
-        self._index = self.enter_context(IndexWriter(directory / split))
-        self._digest = hashlib.sha256()
-        self._writer: Any = None
-        self.unigram_counts = np.zeros(vocab_size, np.int64)
-        self.shard_lengths: list[int] = []  # records
-        self.shard_bytes: list[int] = []
-        self.callback(self._finish)
-
-    def add(self, documents: EncodedDocuments) -> None:
-        """Writes the documents of a chunk."""
-        for record, sentence_lengths in zip(documents.records, documents.sentence_lengths, strict=True):
-            if self._writer is None or self.shard_bytes[-1] > SHARD_BYTES:
-                self._start_shard()
-            self._writer.write(record)
-            self._index.add(sentence_lengths)
-            self.shard_lengths[-1] += 1
-            self.shard_bytes[-1] += len(record)
-        self._digest.update(b"".join(documents.digests))
-        self.unigram_counts += documents.unigram_counts
-
-    def _start_shard(self) -> None:
-        from array_record.python import array_record_module
-
-        if self._writer is not None:
-            self._writer.close()
-        path = self._directory / SHARD_NAME.format(split=self._split, shard=len(self.shard_lengths))
-        self._writer = array_record_module.ArrayRecordWriter(str(path), ARRAY_RECORD_OPTIONS)
-        self.shard_lengths.append(0)
-        self.shard_bytes.append(0)
-
-    def _finish(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        with (self._directory / self._split / UNIGRAM_COUNTS).open("wb") as file:
-            np.save(file, self.unigram_counts)
-
-    def manifest_entry(self) -> dict[str, Any]:
-        """Returns the split's entry in the manifest; `sha256` is over its documents in order."""
-        return {
-            "documents": sum(self.shard_lengths),
-            "sentences": self._index.sentences,
-            "tokens": int(self.unigram_counts.sum()),
-            "bytes": sum(self.shard_bytes),
-            "shards": self.shard_lengths,
-            "sha256": self._digest.hexdigest(),
-        }
 
 
 class SourceCounts:
@@ -94,6 +32,20 @@ class SourceCounts:
         self._unk_id, self.text_bytes = unk_id, 0
         self.left_out = collections.Counter[str]()
         self._splits = {split: collections.Counter[str]() for split in SPLITS}
+
+    @classmethod
+    def from_entry(cls, unk_id: int, entry: dict[str, Any]) -> Self:
+        """Goes on counting from a `manifest_entry`."""
+        counts = cls(unk_id)
+        counts.add_entry(entry)
+        return counts
+
+    def add_entry(self, entry: dict[str, Any]) -> None:
+        """Adds what another process has counted of this source."""
+        self.text_bytes += entry["text_bytes"]
+        self.left_out.update(entry["left_out"])
+        for split, found in entry["splits"].items():
+            self._splits[split].update(found)
 
     def add(self, chunk: EncodedChunk) -> None:
         self.text_bytes += chunk.text_bytes
@@ -116,12 +68,62 @@ class SourceCounts:
         }
 
 
-def write_documents(
-    directory: epath.Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer, workers: Workers
-) -> dict[str, Any]:
-    """Encodes all documents of the sources and writes the splits into a local directory.
+class DocumentsWriter:
+    """Writes chunks in order as shards, and the journal after each of them.
 
-    Documents keep the order of the sources, whatever the number of workers.
+    Args:
+        directory: that is being built, on a local disk.
+        tokenizer: of the documents.
+        journal: what is there; it goes on from there.
+        save: writes the journal.
+    """
+
+    def __init__(
+        self, directory: epath.Path, tokenizer: Tokenizer, journal: Journal, save: Callable[[], None]
+    ):
+        self._directory, self._vocab_size, self._save = directory, tokenizer.vocab_size, save
+        self._journal, self._writers = journal, dict[str, ShardWriter]()
+        self._by_source = [SourceCounts.from_entry(tokenizer.unk_id, entry) for entry in journal.by_source]
+
+    def add(self, source: int, chunk: EncodedChunk) -> None:
+        """Writes the next chunk, which is of this source."""
+        self._by_source[source].add(chunk)
+        self._journal.chunks += 1
+        self._journal.read_bytes += chunk.read_bytes
+        for split, part in chunk.parts.items():
+            if split not in self._writers:
+                path = self._journal.shard_path(self._directory, split)
+                self._writers[split] = ShardWriter(path, self._vocab_size)
+            self._writers[split].add(part)
+        if sum(writer.bytes for writer in self._writers.values()) > SHARD_BYTES:
+            self.finish_shards()
+            self._save()
+
+    def finish_shards(self) -> None:
+        """Ends the open shard of each split, so that shards end between the same chunks in all splits."""
+        for split, writer in self._writers.items():
+            self._journal.shards[split].append(writer.finish())
+        self._writers = {}
+        self._journal.by_source = [counts.manifest_entry() for counts in self._by_source]
+
+
+def write_documents(
+    directory: epath.Path,
+    sources: Sequence[Source],
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    journal: Journal,
+    save: Callable[[], None],
+    workers: Workers,
+) -> dict[str, Any]:
+    """Encodes the documents that the journal has not, and writes the splits into a local directory.
+
+    Documents keep the order of the sources, whatever the number of workers and whenever a build was killed.
+
+    Args:
+        directory, journal, save: as for `DocumentsWriter`.
+        sources, data, tokenizer: what is encoded, and how.
+        workers: processes that encode.
 
     Returns:
         The manifest's digest and counts.
@@ -130,42 +132,85 @@ def write_documents(
         UserError: if no document goes into the split `train`.
     """
     encoder = DocumentEncoder(tokenizer, data.language, data.held_out_fraction)
-    by_source = [SourceCounts(tokenizer.unk_id) for _ in sources]
+    journal.by_source = journal.by_source or [
+        SourceCounts(tokenizer.unk_id).manifest_entry() for _ in sources
+    ]
+    writer = DocumentsWriter(directory, tokenizer, journal, save)
     numbers: collections.deque[int] = collections.deque()  # of the sources of the chunks in progress
-    with contextlib.ExitStack() as stack:
-        tables = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
-        rules = hygiene.learn(hygiene.rules_of(data), lambda: chunks_of(sources), workers.map, tables)
-        vocab_size = tokenizer.vocab_size
-        writers = {split: stack.enter_context(SplitWriter(directory, split, vocab_size)) for split in SPLITS}
-        bar = stack.enter_context(_progress_bar(sources))
-        start, documents = time.perf_counter(), 0
-        for chunk in workers.map(encoder, hygiene.cleaned(_chunks(sources, numbers), rules)):
-            by_source[numbers.popleft()].add(chunk)
-            for split, part in chunk.parts.items():
-                writers[split].add(part)
-                documents += len(part.records)
-            speed = documents / (time.perf_counter() - start)
-            bar.set_postfix_str(f"{speed:,.0f} documents/s", refresh=False)
-            bar.update(chunk.read_bytes)
-    left_out = sum((counts.left_out for counts in by_source), collections.Counter[str]())
-    for reason, count in sorted(left_out.items()):
+    with tempfile.TemporaryDirectory(dir=directory) as tables:
+        rules = hygiene.learn(
+            hygiene.rules_of(data), lambda: chunks_of(sources), workers.map, pathlib.Path(tables)
+        )
+        chunks = hygiene.cleaned(_chunks(sources, numbers), rules)
+        with Progress(sum(source.size for source in sources), journal.read_bytes) as progress:
+            for _ in range(journal.chunks):
+                next(chunks)
+                numbers.popleft()
+            for chunk in workers.map(encoder, chunks):
+                writer.add(numbers.popleft(), chunk)
+                documents = sum(len(part.records) for part in chunk.parts.values())
+                progress.update(chunk.read_bytes, documents)
+    writer.finish_shards()
+    besides = {split: [*map(beside, journal.paths(directory, split))] for split in journal.shards}
+    return finish(directory, journal, besides, data, tokenizer.vocab_size)
+
+
+def finish(
+    directory: epath.Path,
+    journal: Journal,
+    besides: dict[str, list[epath.Path]],
+    data: DataConfig,
+    vocab_size: int,
+) -> dict[str, Any]:
+    """Writes all of the splits but their shards.
+
+    Args:
+        directory: that is being built, on a local disk.
+        journal: of all documents.
+        besides: what stands beside the shards of each split.
+        data, vocab_size: of the dataset.
+
+    Returns, raises: as `write_documents`.
+    """
+    _check_text(journal, data)
+    write_tfds_metadata(directory, journal.shards)
+    entries = {
+        split: join(directory, split, besides[split], vocab_size)
+        | {
+            "bytes": sum(shard.bytes for shard in shards),
+            "shards": [shard.records for shard in shards],
+        }
+        for split, shards in journal.shards.items()
+    }
+    digest = hashlib.sha256("".join(entries[split]["sha256"] for split in SPLITS).encode())
+    return {
+        "dataset_sha256": digest.hexdigest(),
+        "text_bytes": sum(entry["text_bytes"] for entry in journal.by_source),
+        "left_out": _left_out(journal),
+        "splits": entries,
+        "by_source": journal.by_source,
+    }
+
+
+def _check_text(journal: Journal, data: DataConfig) -> None:
+    """Logs what was left out; raises UserError if no document is in the split `train`."""
+    left_out = _left_out(journal)
+    for reason, count in left_out.items():
         log.warning("left out %s %s", f"{count:,}", reason)
-    if not writers["train"].shard_lengths:
-        lost = "".join(f", {count:,} {reason} left out" for reason, count in sorted(left_out.items()))
+    if not journal.shards["train"]:
+        documents = sum(shard.records for shards in journal.shards.values() for shard in shards)
+        lost = "".join(f", {count:,} {reason} left out" for reason, count in left_out.items())
         raise UserError(
             f"data.source={data.source!r} has no text to train on ({documents} documents{lost}, "
             f"data.held_out_fraction={data.held_out_fraction}); add text, or hold out and leave out less."
         )
-    _write_tfds_metadata(directory, writers)
-    entries = {split: writer.manifest_entry() for split, writer in writers.items()}
-    digest = hashlib.sha256("".join(entries[split]["sha256"] for split in SPLITS).encode())
-    return {
-        "dataset_sha256": digest.hexdigest(),
-        "text_bytes": sum(counts.text_bytes for counts in by_source),
-        "left_out": dict(sorted(left_out.items())),
-        "splits": entries,
-        "by_source": [counts.manifest_entry() for counts in by_source],
-    }
+
+
+def _left_out(journal: Journal) -> dict[str, int]:
+    left_out = collections.Counter[str]()
+    for entry in journal.by_source:
+        left_out.update(entry["left_out"])
+    return dict(sorted(left_out.items()))
 
 
 def _chunks(sources: Sequence[Source], numbers: collections.deque[int]) -> Iterator[Chunk]:
@@ -174,37 +219,3 @@ def _chunks(sources: Sequence[Source], numbers: collections.deque[int]) -> Itera
         for chunk in source.chunks():
             numbers.append(number)
             yield chunk
-
-
-def _progress_bar(sources: Sequence[Source]) -> tqdm.tqdm:
-    size = sum(source.size for source in sources)
-    # disable=None: only on a terminal.
-    return tqdm.tqdm(total=size, desc="prepare", unit="B", unit_scale=True, disable=None, leave=False)
-
-
-def _write_tfds_metadata(directory: epath.Path, writers: dict[str, SplitWriter]) -> None:
-    """Writes the files that make the shards a TFDS dataset, `tfds.builder_from_directory(directory)`.
-
-    TFDS's own writers do not serve: they keep a generator's examples in memory up to 1 GB, need TensorFlow
-    beyond that, and read the text once for each of the two splits.
-    """
-    import tensorflow_datasets as tfds  # here, since the import takes a second and workers import this module
-
-    scalar = tfds.features.Tensor(shape=(), dtype=np.object_)
-    template = tfds.core.ShardedFileTemplate(data_dir=directory, template=TFDS_SHARD_NAME)
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=tfds.features.FeaturesDict({"sentence_lengths": scalar, "token_ids": scalar}),
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=writer.shard_lengths,
-                num_bytes=sum(writer.shard_bytes),
-                filename_template=template,
-            )
-            for split, writer in writers.items()
-            if writer.shard_lengths
-        ],
-        filename_template=TFDS_SHARD_NAME,
-        check_data=False,  # which needs TensorFlow
-    )

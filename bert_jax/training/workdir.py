@@ -1,6 +1,5 @@
 """The folder of a run: its identity, its lock and its records."""
 
-import fcntl
 import json
 import logging
 import os
@@ -90,18 +89,14 @@ def lock(workdir: epath.PathLike) -> None:
     if "://" in str(path):
         return
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # never closed: that would unlock it
-    except OSError as error:
-        raise _unwritable(path.parent, error) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.lock(path)  # never closed: that would unlock it
     except BlockingIOError:
         raise UserError(
             f"--workdir={path.parent} is in use: another run trains in it. Wait until it ends, stop it or "
             "give another --workdir."
         ) from None
-    except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): make sure that no other run uses the folder", path, error)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from None
 
 
 def use_compilation_cache(workdir: epath.PathLike) -> None:

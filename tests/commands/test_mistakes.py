@@ -15,8 +15,8 @@ import tokenizers
 from absl import flags
 
 from bert_jax import command
+from bert_jax.corpus.shards import ShardWriter
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES
-from bert_jax.corpus.writer import SplitWriter
 
 WORDS = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi"]
 GET_CONFIG = """
@@ -358,7 +358,7 @@ def test_no_space_for_a_dataset(folder, capfd, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(SplitWriter, "add", full)
+    monkeypatch.setattr(ShardWriter, "add", full)
     assert run(*f"prepare --config=mine.py --data_dir={folder}/full".split()) == 2
     err = capfd.readouterr().err
     assert err.startswith(

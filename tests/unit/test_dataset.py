@@ -253,7 +253,7 @@ def test_without_the_text_a_dataset_of_the_same_settings_is_taken(tmp_path, capl
 
 def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
     data = DataConfig(source=f"text:{corpus}", **SETTINGS)
-    monkeypatch.setattr(writer, "_write_tfds_metadata", lambda *_: 1 / 0)
+    monkeypatch.setattr(writer, "write_tfds_metadata", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(data, V, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["digests.json"]
@@ -264,7 +264,7 @@ def test_a_build_that_is_killed_leaves_nothing_to_read_and_is_cleaned_up(corpus,
     script = (
         "import time; from bert_jax.corpus import dataset, writer;"
         "from bert_jax.corpus.config import DataConfig;"
-        "writer._write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
+        "writer.write_tfds_metadata = lambda *_: (print('now', flush=True), time.sleep(60));"
         f"dataset.prepare(DataConfig(source='text:{corpus}', **{SETTINGS}), {V}, '{tmp_path}')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ from bert_jax.errors import UserError
 def write(directory, documents):
     with IndexWriter(directory) as writer:
         for lengths in documents:
-            writer.add(np.array(lengths, np.int64))
+            writer.add(np.array(lengths, np.uint16), np.array([len(lengths)]))
     return Index.open(directory)
 
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-UNLOCKED = ("peer", "huggingface", "s3")
+UNLOCKED = ("peer", "beam", "huggingface", "s3")
 PEER_WORKER = ROOT / "bert_jax" / "benchmarks" / "peer_worker.py"  # runs in another Python
+BEAM = ROOT / "bert_jax" / "corpus" / "beam.py"  # runs where its extra is installed
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_every_package_is_listed(setup_cfg):
 
 
 def test_every_package_that_is_imported_is_required_and_the_reverse(setup_cfg):
-    files = set((ROOT / "bert_jax").rglob("*.py")) - {PEER_WORKER}
+    files = set((ROOT / "bert_jax").rglob("*.py")) - {PEER_WORKER, BEAM}
     tops = set().union(*map(imported_by, files))
     # `orbax` and `google` are shared by several distributions; the one that is meant is the one required.
     distributions = importlib.metadata.packages_distributions()
@@ -71,6 +72,17 @@ def test_lock_pins_every_requirement(setup_cfg):
     extras = [line for name in sections if name not in UNLOCKED for line in lines(sections[name])]
     required = {canonical(line) for line in lines(setup_cfg["options"]["install_requires"]) + extras}
     assert required - pinned == set()
+
+
+def test_beam_limits_only_where_it_is_asked_for(setup_cfg):
+    """Its protobuf is below 7, which the newest sentencepiece cannot be imported with."""
+    required = lines(setup_cfg["options"]["install_requires"])
+    assert not [
+        line for line in required if line.startswith(("protobuf", "numpy", "sentencepiece")) and "<" in line
+    ]
+    assert "sentencepiece < 0.2.3" in lines(setup_cfg["options.extras_require"]["beam"])
+    pinned = re.search(r"^protobuf==(\d+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert int(pinned[1]) >= 7
 
 
 def test_lock_names_no_host_and_no_path():

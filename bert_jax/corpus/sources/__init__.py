@@ -9,6 +9,8 @@ A source, the documents of one SPEC of `data.source`, has
     size            bytes of its files, about the sum of `read_bytes` of its chunks
     fingerprint(digests)   JSON-able values; other documents have others, and so another dataset
     chunks()        all documents, in an order and in pieces that depend on the content alone
+    parts()         picklable sources that have the same documents one after the other, one for each file
+                    where they can be told apart: machines read them in parallel
 
 A chunk, a run of whole documents, has
     read_bytes      bytes read from the source's files for it, compressed or not

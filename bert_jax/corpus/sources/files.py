@@ -4,6 +4,7 @@ import abc
 import bz2
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import glob
@@ -179,6 +180,13 @@ class FileSource:
 
     def fingerprint(self, digests: Digests) -> list[Any]:
         return [self._block.KIND, self._options, digests.of(self.paths)]
+
+    def parts(self) -> list["FileSource"]:
+        """Returns the files as sources of their own, in order."""
+        parts = [copy.copy(self) for _ in self.paths]
+        for part, path in zip(parts, self.paths, strict=True):
+            part.paths, part.size = [path], epath.Path(path).stat().length
+        return parts
 
     def chunks(self) -> Iterator[Block]:
         """Yields blocks that end between documents, of at least CHUNK_BYTES except for a file's last."""

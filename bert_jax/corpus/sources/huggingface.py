@@ -52,6 +52,10 @@ class HuggingFaceSource:
         """Returns the library's own fingerprint: of name, configuration, revision or files, and split."""
         return ["hf", self._fingerprint, self._data.text_field, self._data.invalid_utf8]
 
+    def parts(self) -> list["HuggingFaceSource"]:
+        """Returns the source as one part."""
+        return [self]
+
     def chunks(self) -> Iterator[Texts]:
         row, place = 0, f"data.source={self.spec!r}, row"
         for table in self._table.iter(BATCH_ROWS):

@@ -8,6 +8,7 @@ pages.
 import bz2
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import html
@@ -138,6 +139,13 @@ class MediaWikiSource:
 
     def fingerprint(self, digests: Digests) -> list[Any]:
         return ["mediawiki", CLEANING, digests.of(self.paths)]
+
+    def parts(self) -> list["MediaWikiSource"]:
+        """Returns the dumps as sources of their own, in order."""
+        parts = [copy.copy(self) for _ in self.paths]
+        for part, path in zip(parts, self.paths, strict=True):
+            part.paths, part.size = [path], epath.Path(path).stat().length
+        return parts
 
     def chunks(self) -> Iterator[Pages]:
         """Yields runs of whole pages, or of whole streams."""

@@ -43,6 +43,10 @@ class TableSource:
         options = {"invalid_utf8": self._data.invalid_utf8, "text_field": self._data.text_field}
         return [self.spec.partition(":")[0], options, digests.of(self.paths)]
 
+    def parts(self) -> list["TableSource"]:
+        """Returns the files as sources of their own, in order."""
+        return [type(self)(self.spec, [path], self._read, self._data) for path in self.paths]
+
     def chunks(self) -> Iterator[Texts]:
         """Yields the texts of each batch, cut into chunks.
 

@@ -1,6 +1,7 @@
 """Reads the text of TFDS datasets that are prepared on disk, record by record, without TensorFlow."""
 
 import collections
+import copy
 import dataclasses
 import difflib
 import functools
@@ -103,6 +104,13 @@ class TfdsSource:
         """Returns name, version and sizes; in TFDS, equal versions have equal data."""
         files = [[os.path.basename(file.filename), file.skip, file.take] for file in self._files]
         return ["tfds", self._name, self._split, self._feature, self._invalid_utf8, files, self._sizes]
+
+    def parts(self) -> list["TfdsSource"]:
+        """Returns the files as sources of their own, in order."""
+        parts = [copy.copy(self) for _ in self.paths]
+        for part, path, file, size in zip(parts, self.paths, self._files, self._sizes, strict=True):
+            part.paths, part.size, part._files, part._sizes = [path], size, [file], [size]
+        return parts
 
     def chunks(self) -> Iterator[Records | Texts]:
         batches = {"array_record": _array_record_batches, "tfrecord": _tfrecord_batches}[self._format]

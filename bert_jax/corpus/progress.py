@@ -1,0 +1,56 @@
+"""Shows how far `prepare` is: a bar on a terminal, and a line in the log every minute."""
+
+import logging
+import time
+from typing import Self
+
+import tqdm
+
+LOG_SECONDS = 60.0
+log = logging.getLogger("bert_jax")
+
+
+class Progress:
+    """Progress in bytes of the sources' files. A context manager.
+
+    Args:
+        size: all bytes.
+        done: bytes that were read before this process began.
+    """
+
+    def __init__(self, size: int, done: int = 0):
+        # disable=None: only on a terminal.
+        self._bar = tqdm.tqdm(
+            total=size, initial=done, desc="prepare", unit="B", unit_scale=True, disable=None, leave=False
+        )
+        self._size, self._before, self._done, self._documents = size, done, done, 0
+        self._start = self._logged = time.monotonic()
+        if done:
+            log.info("prepare: goes on at %.0f%%", 100 * done / max(1, size))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def update(self, read_bytes: int, documents: int) -> None:
+        """Counts what has been read and written since."""
+        self._done += read_bytes
+        self._documents += documents
+        now = time.monotonic()
+        seconds = max(1e-9, now - self._start)
+        self._bar.set_postfix_str(f"{self._documents / seconds:,.0f} documents/s", refresh=False)
+        self._bar.update(read_bytes)
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            with self._bar.external_write_mode():
+                log.info("prepare: %s", self._line(seconds))
+
+    def _line(self, seconds: float) -> str:
+        speed = (self._done - self._before) / seconds
+        left = tqdm.tqdm.format_interval(max(0, self._size - self._done) / max(1e-9, speed))
+        return (
+            f"{100 * self._done / max(1, self._size):.0f}%, {speed / 1e6:,.1f} MB/s of the files, "
+            f"{self._documents / seconds:,.0f} documents/s, {left} left"
+        )
