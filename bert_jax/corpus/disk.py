@@ -43,7 +43,8 @@ def check_space(folder: epath.Path, sources: Sequence[Source], vocab_size: int) 
     log.info("prepare: takes about %s", where)
     if UNCERTAINTY * needed > free:
         raise UserError(
-            f"the dataset takes about {where}; free some space, or give another --data_dir (for a bucket, TMPDIR)."
+            f"the dataset takes about {where}; free some space, or give another --data_dir (for a bucket, "
+            "another TMPDIR)."
         )
 
 
