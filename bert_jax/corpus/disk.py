@@ -44,7 +44,7 @@ def check_space(folder: epath.Path, sources: Sequence[Source], vocab_size: int) 
     if UNCERTAINTY * needed > free:
         raise UserError(
             f"the dataset takes about {where}; free some space, or give another --data_dir (for a bucket, "
-            "TMPDIR)."
+            "another TMPDIR)."
         )
 
 
