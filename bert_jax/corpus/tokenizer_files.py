@@ -10,7 +10,7 @@ from etils import epath
 from bert_jax.corpus.config import TRAINED, DataConfig
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from bert_jax.corpus.sources.files import MissingInput
+from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.wordpiece import WordPieceTokenizer, read_pieces
 from bert_jax.errors import UserError

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bert_jax.corpus.sources import files
+from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.corpus.sources.tfds import open_builder, split_spec
 from bert_jax.errors import UserError
 from bert_jax.tasks.input import is_stream, read_bytes, read_text
@@ -141,7 +141,7 @@ def _dataset(source: str, key: str) -> tuple[Any, str]:
     name, *split = split_spec(source.removeprefix("tfds:"))
     try:
         builder = open_builder(f"{key}={source!r}", name)
-    except files.MissingInput as missing:
+    except MissingInput as missing:
         raise UserError(str(missing)) from None
     chosen = split[0] if split else "train"
     if len(split) > 1 or chosen.split("[")[0] not in builder.info.splits:

@@ -29,15 +29,8 @@ from etils import epath
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.arrow import arrow_files, read_arrow
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import (
-    CORPUS_GLOB,
-    Block,
-    FileSource,
-    JsonlBlock,
-    MissingInput,
-    TextBlock,
-    find_files,
-)
+from bert_jax.corpus.sources.files import CORPUS_GLOB, Block, FileSource, JsonlBlock, TextBlock
+from bert_jax.corpus.sources.finding import MissingInput, find_files
 from bert_jax.corpus.sources.huggingface import HuggingFaceSource
 from bert_jax.corpus.sources.mediawiki import MediaWikiSource, Pages
 from bert_jax.corpus.sources.parquet import read_parquet

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from bert_jax.corpus.sources.broken import BrokenFile
-from bert_jax.corpus.sources.files import MissingInput, find_files, reaching
+from bert_jax.corpus.sources.finding import MissingInput, find_files, reaching
 from bert_jax.corpus.sources.tables import Batch, binary, check_text_column
 from bert_jax.errors import UserError, reason
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import MissingInput
+from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.corpus.sources.tables import binary, check_text_column, texts_of
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.errors import reason

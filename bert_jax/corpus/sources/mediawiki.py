@@ -23,7 +23,8 @@ from etils import epath
 from bert_jax.corpus.sources import wikitext
 from bert_jax.corpus.sources.broken import BrokenFile
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import CHUNK_BYTES, MissingInput, cut, read
+from bert_jax.corpus.sources.files import CHUNK_BYTES, cut, read
+from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.errors import UserError
 
 CLEANING = 1  # rises when the same dump gives other paragraphs

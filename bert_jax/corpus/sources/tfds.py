@@ -19,7 +19,8 @@ from etils import epath
 from bert_jax.corpus.sources import files
 from bert_jax.corpus.sources.broken import BrokenFile
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, MissingInput, paragraphs_of
+from bert_jax.corpus.sources.files import CHUNK_BYTES, NOT_UTF8, paragraphs_of
+from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.errors import UserError, reason
 

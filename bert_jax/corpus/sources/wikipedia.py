@@ -19,7 +19,7 @@ from etils import epath
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.download import NotFound, RemoteFile, gb, get, is_whole, missing_bytes
-from bert_jax.corpus.sources.files import MissingInput
+from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.corpus.sources.mediawiki import CLEANING, MediaWikiSource
 from bert_jax.errors import UserError
 from bert_jax.files import write

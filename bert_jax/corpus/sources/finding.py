@@ -1,0 +1,103 @@
+"""Finds the files of a glob pattern on a local disk or in a bucket."""
+
+import contextlib
+import functools
+import glob
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from bert_jax.errors import UserError, reason
+
+CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, which epath imports: scheme -> package
+
+
+class MissingInput(UserError):
+    """Raised if a source is not on this machine, so that no dataset can be compared with it."""
+
+
+def find_files(spec: str, pattern: str) -> list[str]:
+    """Finds the files of a glob pattern, sorted by name.
+
+    `~` works, and outside buckets `**`. What exists as it is written is meant, whatever characters it has: a
+    file, and the leading folders.
+
+    Raises:
+        MissingInput: if there is no such file, or its bucket cannot be reached from this machine.
+        UserError: for a pipe or a device, and for `**` in a bucket.
+    """
+    if "://" in pattern and "**" in pattern:  # not supported by epath
+        raise UserError(f"data.source={spec!r}: ** does not work in buckets; name the levels, as */*.txt.")
+    with reaching(spec, pattern):
+        return _matches(spec, os.path.expanduser(pattern))
+
+
+@contextlib.contextmanager
+def reaching(spec: str, path: str) -> Iterator[None]:
+    """Turns whatever the client of a bucket raises where a path is first looked at into one line.
+
+    Raises:
+        MissingInput: if the bucket cannot be reached from this machine.
+        UserError: if the path is neither local nor in a bucket that is supported.
+    """
+    scheme, remote, _ = path.rpartition("://")
+    if remote and scheme not in CLIENTS:
+        known = ", ".join(f"{known}://" for known in CLIENTS)
+        raise UserError(f"data.source={spec!r}: {scheme}:// is not supported; use {known} or a local path.")
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise MissingInput(
+            f"data.source={spec!r}: {scheme}:// needs a package that is not installed: pip install "
+            f"{CLIENTS[scheme]}."
+        ) from error
+    except Exception as error:
+        if not remote:
+            raise
+        raise MissingInput(
+            f"data.source={spec!r} cannot be reached ({type(error).__name__}: {reason(error)}); check the "
+            "name, the network and the credentials."
+        ) from error
+
+
+def _matches(spec: str, pattern: str) -> list[str]:
+    remote = "://" in pattern
+    folder = os.path.dirname(pattern)
+    while glob.escape(folder) != folder and not epath.Path(folder).is_dir():
+        folder = os.path.dirname(folder)
+    rest = pattern[len(folder) :]
+    if epath.Path(pattern).is_file() or (not remote and os.path.lexists(pattern)):
+        found = [pattern]
+    elif remote:
+        found = [os.fspath(path) for path in epath.Path(glob.escape(folder)).glob(rest.lstrip("/"))]
+    else:
+        found = glob.glob(glob.escape(folder) + rest, recursive=True)
+    paths = sorted(found if remote else filter(functools.partial(_is_file, spec), found))
+    if paths:
+        return paths
+    hint = "check the path"
+    if epath.Path(pattern).is_dir():
+        hint = f"it is a directory, use {spec.rstrip('/')}/*"
+    elif found:
+        hint = f"there are only directories, use {spec.rstrip('/')}/*"
+    elif "[" in rest:
+        hint += "; [ ] stands for one of the characters inside, and [[] for a bracket in a name"
+    raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
+
+
+def _is_file(spec: str, path: str) -> bool:
+    """Tells files from directories; raises an error for what is neither."""
+    if os.path.isfile(path) or os.path.isdir(path):
+        return os.path.isfile(path)
+    if not os.path.exists(path):
+        raise MissingInput(
+            f"data.source={spec!r}: {path} is a link to {os.readlink(path)}, which does not exist; restore "
+            "that file or remove the link."
+        )
+    raise UserError(
+        f"data.source={spec!r}: {path} is a pipe or a device, and text is read more than once: write it to a "
+        "file first."
+    )
