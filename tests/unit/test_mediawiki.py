@@ -99,6 +99,8 @@ def test_a_page_that_is_too_long_is_counted_once(tmp_path):
 
 DUMP = multistream()
 BUB = bz2.compress("".join(PAGES[4:6]).encode())  # one of its streams
+TWO = bz2.compress("".join(PAGES[2:4]).encode())  # the stream before it
+HEADLESS = DUMP.replace(BUB, b"B?" + BUB[2:])
 LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
 
 
@@ -108,6 +110,7 @@ LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
     ("a.xml.bz2", DUMP[:LAST], f"cannot be read from byte {LAST:,} on (it ends before </mediawiki>): get"),
     ("a.xml.bz2", DUMP[:-5], f"the bzip2 stream at byte {LAST:,} is broken (Compressed data ended"),
     ("a.xml.bz2", DUMP[:-5] + b"12345", f"the bzip2 stream at byte {LAST:,} is broken (Invalid data"),
+    ("a.xml.bz2", HEADLESS, f"the bzip2 stream at byte {DUMP.index(TWO):,} is broken (Invalid data"),
     ("a.xml.bz2", bz2.compress(single())[:-5], "(the compressed data ends early): get the file"),
     ("a.xml", "", "a.xml is no MediaWiki dump: it begins with ''"),
     ("a.xml", "<html><body>No</body></html>", "a.xml is no MediaWiki dump: it begins with '<html><body>No"),
@@ -125,6 +128,7 @@ def test_what_is_no_whole_dump_is_refused_in_one_line(tmp_path, name, content, e
     ("a.xml.bz2", DUMP[:LAST], 2, "rest of a broken file"),
     ("a.xml.bz2", DUMP[:-5], 2, "broken bzip2 streams of pages"),
     ("a.xml.bz2", DUMP.replace(BUB, BUB[:90] + b"?" + BUB[91:]), 1, "broken bzip2 streams of pages"),
+    ("a.xml.bz2", HEADLESS, 1, "broken bzip2 streams of pages"),
 ])  # fmt: skip
 def test_of_a_broken_dump_what_is_whole_is_used(tmp_path, name, content, documents, lost):
     path = write(tmp_path / name, content)
