@@ -81,6 +81,19 @@ def test_a_long_dump_is_cut_into_chunks_that_parse_themselves(tmp_path, multi, m
     assert [chunk.data for chunk in chunks(path)] == [chunk.data for chunk in found]
 
 
+def test_a_multistream_dump_of_a_wiki_with_many_namespaces(tmp_path):
+    more = "".join(
+        f'<namespace key="{n}" case="first-letter">{"ம" * 20}</namespace>\n' for n in range(16, 60)
+    )
+    head = HEAD.replace("    </namespaces>", f"{more}    </namespaces>")
+    path = write(
+        tmp_path / "a.xml.bz2",
+        multistream().replace(bz2.compress(HEAD.encode()), bz2.compress(head.encode())),
+    )
+    assert all(chunk.compressed for chunk in chunks(path))
+    assert read(f"mediawiki:{path}") == DOCUMENTS
+
+
 def test_a_page_that_is_no_xml_is_counted(tmp_path):
     bad = ["<page><ns>0</ns><text>1 < 2</text></page>", "<page>\xff</page>", "<page>\x01</page>", PAGES[0]]
     content = HEAD.encode() + "".join(bad).encode("latin1") + FOOT.encode()

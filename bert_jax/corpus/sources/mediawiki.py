@@ -32,7 +32,7 @@ STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how a bzip2 stream and its first bloc
 STREAM_START = 10  # bytes
 STREAM_BYTES = CHUNK_BYTES // 4  # compressed, about CHUNK_BYTES of XML
 MAX_STREAM_BYTES = 64 << 20
-HEAD_BYTES = 4096
+HEAD_BYTES = 1 << 16  # of XML: 40 namespaces in a script of three bytes a letter take 5 kB
 INDEX = re.compile(r"-index\d*\.txt[^/]*$")
 DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
 NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^<>]*>([^<>]+)<')
