@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +49,10 @@ KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokeni
 # Settings that enter the key at their default too. Later ones do not, so that older datasets are found.
 ALWAYS_KEYED = {"lowercase", "language", "held_out_fraction"}
 # In the manifest, but not in the key: a dataset stays valid when a library changes.
-LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
+LIBRARIES = (
+    "sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy", "pyarrow",
+    "zstandard",
+)  # fmt: skip
 log = logging.getLogger("bert_jax")
 
 
@@ -238,7 +242,9 @@ def _build(
     encode: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Builds all but the manifest, from where an earlier process was; returns the manifest."""
-    journal = Journal.open(new, versions(*LIBRARIES))
+    # Python, too, has decompressors, which decide where chunks end: the journal counts these.
+    made_by = versions(*LIBRARIES) | {"python": platform.python_version()}
+    journal = Journal.open(new, made_by)
     start = time.perf_counter()
     before = journal.seconds["documents"]
 
