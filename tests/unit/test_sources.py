@@ -155,6 +155,7 @@ def test_jsonl(tmp_path):
         ('{"text": 3}', "line 4: no text in the field 'text'"),
         ("[1]", "line 4: no text in the field"),
         ('{"text": ', "line 4: not valid JSON"),
+        ("[" * 100_000, "line 4: not valid JSON"),
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [4, 1 << 20])

@@ -116,7 +116,7 @@ class JsonlBlock(Block):
         field = self.options["text_field"]
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.path}, line {number}: not valid JSON ({error}); plain text is read with text:GLOB."
             ) from None
