@@ -119,7 +119,7 @@ lint: $(STAMP)  ## check style, formatting and types
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 
-bench: $(STAMP)  ## measure WHAT (prepare, input, step, start, checkpoint, products, gpu) on this machine
+bench: $(STAMP)  ## measure WHAT (prepare, input, step, start, checkpoint, products, index, gpu) on this machine
 	@set -f; for what in $$BERT_JAX_WHAT; do $(VENV)/bin/python -m bert_jax.benchmark --config="$$BERT_JAX_CONFIG" --what=$$what $(WORDS) || exit; done
 
 # All extras but `peer`: PyTorch names the versions of CUDA libraries that JAX would then have to take. And but

@@ -298,7 +298,9 @@ def _is_free(path: epath.Path) -> bool:
 
 
 def _copy(source: epath.Path, target: epath.Path, last: str) -> None:
-    files = [pathlib.Path(folder, name) for folder, _, names in os.walk(source) for name in names]
+    files = [
+        pathlib.Path(folder, name) for folder, _, names in os.walk(source) for name in names if name != LOCK
+    ]
     for file in sorted(files, key=lambda file: file.name == last):
         destination = target / file.relative_to(source)
         destination.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,12 @@ log = logging.getLogger("bert_jax")
 
 def main() -> None:
     config = command.resolved_config()
-    options = shlex.split(flags.FLAGS.beam_options)
+    try:
+        options = shlex.split(flags.FLAGS.beam_options)
+    except ValueError as error:
+        raise UserError(
+            f"--beam_options={flags.FLAGS.beam_options} is no list of options ({error}); correct the quotes."
+        ) from None
     beam_options = options if flags.FLAGS.runner == "beam" else None
     if options and beam_options is None:
         raise UserError("--beam_options are those of --runner=beam; give that, too, or leave them out.")

@@ -26,7 +26,7 @@ from bert_jax.corpus.sources import Chunk, Source, chunks_of
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import load_tokenizer
 from bert_jax.corpus.writer import DocumentsWriter, SourceCounts, finish
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, reason
 from bert_jax.files import write
 
 try:
@@ -43,6 +43,19 @@ ERROR, JSON = "error.txt", ".json"
 RENAMING_THREADS = 32
 Key = tuple[int, int, int]  # number of the source, of its part, of the chunk or range of chunks
 log = logging.getLogger("bert_jax")
+
+
+def check(data: DataConfig, options: list[str]) -> None:
+    """Raises UserError for what a pipeline cannot do, and for options that its runner refuses."""
+    if hygiene.rules_of(data):
+        raise UserError(
+            "--runner=beam leaves out no duplicates, boilerplate or short documents: use --runner=local, or "
+            "set data.drop_duplicates=none, data.boilerplate_documents=0 and data.min_document_chars=0."
+        )
+    try:
+        beam.Pipeline(options=PipelineOptions(options))
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"--beam_options={' '.join(options)}: {reason(error)}") from None
 
 
 def write_documents(
@@ -65,11 +78,6 @@ def write_documents(
 
     Returns, raises: as there.
     """
-    if hygiene.rules_of(data):
-        raise UserError(
-            "--runner=beam leaves out no duplicates, boilerplate or short documents: use --runner=local, or "
-            "set data.drop_duplicates=none, data.boilerplate_documents=0 and data.min_document_chars=0."
-        )
     shared = directory.parent / f".{directory.name}.beam-{secrets.token_hex(4)}"
     try:
         tokenizer.save(shared / TOKENIZER)

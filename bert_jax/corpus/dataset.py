@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +49,10 @@ KEYED_BY_CONTENT = {"source", "text_field", "invalid_utf8", "tokenizer", "tokeni
 # Settings that enter the key at their default too. Later ones do not, so that older datasets are found.
 ALWAYS_KEYED = {"lowercase", "language", "held_out_fraction"}
 # In the manifest, but not in the key: a dataset stays valid when a library changes.
-LIBRARIES = ("sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy")
+LIBRARIES = (
+    "sentencepiece", "sentencex", "tokenizers", "tensorflow-datasets", "array-record", "numpy", "pyarrow",
+    "zstandard",
+)  # fmt: skip
 log = logging.getLogger("bert_jax")
 
 
@@ -216,7 +220,7 @@ def prepare(
         if not any((folder / MANIFEST).exists() for folder in (directory, new)):
             if beam_options is None or new.parent == data_dir:  # else a bucket gets the documents at once
                 check_space(new, sources, vocab_size)
-            encode = _encode(directory, pool, beam_options)
+            encode = _encode(data, directory, pool, beam_options)
             manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool, encode)
             write(new / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(new / UNFINISHED, ignore_errors=True)
@@ -238,7 +242,9 @@ def _build(
     encode: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Builds all but the manifest, from where an earlier process was; returns the manifest."""
-    journal = Journal.open(new, versions(*LIBRARIES))
+    # Python, too, has decompressors, which decide where chunks end: the journal counts these.
+    made_by = versions(*LIBRARIES) | {"python": platform.python_version()}
+    journal = Journal.open(new, made_by)
     start = time.perf_counter()
     before = journal.seconds["documents"]
 
@@ -276,13 +282,14 @@ def _build(
 
 
 def _encode(
-    directory: epath.Path, pool: Workers, beam_options: list[str] | None
+    data: DataConfig, directory: epath.Path, pool: Workers, beam_options: list[str] | None
 ) -> Callable[..., dict[str, Any]]:
-    """Returns the function that encodes and writes the documents."""
+    """Returns the function that encodes and writes the documents; raises UserError if it cannot."""
     if beam_options is None:
         return functools.partial(writer.write_documents, workers=pool)
     from bert_jax.corpus import beam  # here, for Apache Beam is in few environments
 
+    beam.check(data, beam_options)
     return functools.partial(beam.write_documents, directory=directory, options=beam_options)
 
 

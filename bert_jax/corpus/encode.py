@@ -22,6 +22,7 @@ from bert_jax.corpus.wordpiece import WordPieceTokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
 
+NO_TOKENS = "documents of nothing but characters that the tokenizer drops"
 log = logging.getLogger("bert_jax")
 
 
@@ -112,13 +113,16 @@ class DocumentEncoder:
         ids = ids.astype(id_dtype(self.tokenizer.vocab_size))
         token_ends = np.concatenate([[0], np.cumsum(lengths)])[ends]
         parts: dict[str, EncodedDocuments] = {}
+        left_out = collections.Counter[str]()
         for number, split in enumerate(splits):
             sentence_lengths = storable(lengths[ends[number] : ends[number + 1]])
             if len(sentence_lengths):
                 if split not in parts:
                     parts[split] = EncodedDocuments(np.zeros(self.tokenizer.vocab_size, np.int64))
                 parts[split].add(ids[token_ends[number] : token_ends[number + 1]], sentence_lengths)
-        return EncodedChunk(parts, text_bytes, chunk.read_bytes, chunk.left_out)
+            elif ends[number] < ends[number + 1]:
+                left_out[NO_TOKENS] += 1
+        return EncodedChunk(parts, text_bytes, chunk.read_bytes, chunk.left_out + left_out)
 
 
 def split_of(text: bytes, held_out_fraction: float) -> str:

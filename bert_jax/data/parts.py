@@ -27,8 +27,8 @@ class Part:
 
     def in_split(self, documents: np.ndarray) -> np.ndarray:
         """Returns the numbers in the split of documents of the part, ints [n]."""
-        if len(self.first_documents) == 1:
-            return documents
+        if len(self.first_documents) == 1:  # which may be the whole split, of any size
+            return documents + self.first_documents[0]
         block, place = np.divmod(documents, BLOCK_DOCUMENTS)
         return self.first_documents[block] + place
 

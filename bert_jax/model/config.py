@@ -25,7 +25,7 @@ class ModelConfig:
     num_attention_heads: int = setting(12, least=1)
     num_key_value_heads: int = setting(0, least=0)  # shared by groups of heads; 0: one for each head
     intermediate_size: int = setting(3072, least=1)
-    vocab_size: int = setting(30522, least=1)
+    vocab_size: int = setting(30522, least=2)
     max_position_embeddings: int = setting(512, least=1)
     type_vocab_size: int = setting(2, least=0)  # 0: no segment embeddings
     # gelu: with erf, as published in 2018; Google's code changed to gelu_tanh in 2019

@@ -203,6 +203,8 @@ MISTAKES = [
     (f"{PREPARE} data.source=tfds:imdb_reviews", "tfds:imdb_reviews'", "not prepared on this machine"),
     (f"{PRETRAIN}2 data.source=text:titles", "data.second_objective='next_sentence'", "=none"),
     (f"{PRETRAIN}2 {ONE_DOCUMENT}", "is 1 document: 0.0% of its sentence pairs", "nothing to learn", "=none"),
+    (f"{PREPARE} model.vocab_size=1", "model.vocab_size=1 must be at least 2"),
+    (f"{PREPARE} --beam_options='-x", "--beam_options='-x is no list of options (No closing quotation)"),
     # weights of sources
     (f"{PREPARE} data.source=text:text@-1,corpus:@2", "'text:text@-1': the weight -1 is no decimal"),
     (f"{PREPARE} data.source=text:text@nan,corpus:@2", "'text:text@nan': the weight nan is no decimal"),

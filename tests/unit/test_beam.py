@@ -97,9 +97,17 @@ def test_what_is_wrong_with_the_text_is_one_line(data, tmp_path):
 
 @pytest.mark.usefixtures("beam")
 def test_what_needs_all_chunks_in_order_is_refused(data, tmp_path):
-    data = dataclasses.replace(data, drop_duplicates="documents")
+    """Before a tokenizer is trained, which may take minutes."""
+    data = dataclasses.replace(data, drop_duplicates="documents", tokenizer=f"wordpiece:{tmp_path}/a.txt")
     with pytest.raises(UserError, match=r"leaves out no duplicates, .* use --runner=local"):
         prepare(data, V, tmp_path / "beam", workers=1, beam_options=[])
+
+
+@pytest.mark.usefixtures("beam")
+@pytest.mark.parametrize("option", ["--runner=Nope", "--runner=no.such.Runner", "--runner=DataflowRunner"])
+def test_options_that_no_runner_takes_are_one_line(data, tmp_path, option):
+    with pytest.raises(UserError, match=rf"^--beam_options={option}: "):
+        prepare(data, V, tmp_path / "beam", workers=1, beam_options=[option])
 
 
 def test_without_beam_a_line_says_how_it_is_installed(data, tmp_path, monkeypatch):

@@ -298,6 +298,16 @@ def test_a_corpus_without_text(tmp_path, text, tokenizer, vocab_size):
         prepare(DataConfig(source=f"text:{tmp_path}/empty.txt", tokenizer=tokenizer), vocab_size, tmp_path)
 
 
+def test_documents_that_the_tokenizer_drops_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\n\x01 \ufffd\n\n\x02\n\nTwo.")
+    data = DataConfig(
+        source=f"text:{tmp_path}/a.txt", tokenizer="wordpiece:bert_uncased", held_out_fraction=0.0
+    )
+    dataset = prepare(data, 30522, tmp_path / "data_dir", workers=1)
+    assert dataset.split("train").index.num_documents == 2
+    assert dataset.manifest["left_out"] == {"documents of nothing but characters that the tokenizer drops": 2}
+
+
 def test_bad_input_is_reported_from_the_workers(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good\n\nb\xffad")
     with pytest.raises(UserError, match=r"bad\.txt: byte 7 is not valid UTF-8"):

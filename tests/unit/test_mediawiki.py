@@ -81,6 +81,19 @@ def test_a_long_dump_is_cut_into_chunks_that_parse_themselves(tmp_path, multi, m
     assert [chunk.data for chunk in chunks(path)] == [chunk.data for chunk in found]
 
 
+def test_a_multistream_dump_of_a_wiki_with_many_namespaces(tmp_path):
+    more = "".join(
+        f'<namespace key="{n}" case="first-letter">{"ம" * 20}</namespace>\n' for n in range(16, 60)
+    )
+    head = HEAD.replace("    </namespaces>", f"{more}    </namespaces>")
+    path = write(
+        tmp_path / "a.xml.bz2",
+        multistream().replace(bz2.compress(HEAD.encode()), bz2.compress(head.encode())),
+    )
+    assert all(chunk.compressed for chunk in chunks(path))
+    assert read(f"mediawiki:{path}") == DOCUMENTS
+
+
 def test_a_page_that_is_no_xml_is_counted(tmp_path):
     bad = ["<page><ns>0</ns><text>1 < 2</text></page>", "<page>\xff</page>", "<page>\x01</page>", PAGES[0]]
     content = HEAD.encode() + "".join(bad).encode("latin1") + FOOT.encode()
@@ -99,6 +112,8 @@ def test_a_page_that_is_too_long_is_counted_once(tmp_path):
 
 DUMP = multistream()
 BUB = bz2.compress("".join(PAGES[4:6]).encode())  # one of its streams
+TWO = bz2.compress("".join(PAGES[2:4]).encode())  # the stream before it
+HEADLESS = DUMP.replace(BUB, b"B?" + BUB[2:])
 LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
 
 
@@ -108,6 +123,7 @@ LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
     ("a.xml.bz2", DUMP[:LAST], f"cannot be read from byte {LAST:,} on (it ends before </mediawiki>): get"),
     ("a.xml.bz2", DUMP[:-5], f"the bzip2 stream at byte {LAST:,} is broken (Compressed data ended"),
     ("a.xml.bz2", DUMP[:-5] + b"12345", f"the bzip2 stream at byte {LAST:,} is broken (Invalid data"),
+    ("a.xml.bz2", HEADLESS, f"the bzip2 stream at byte {DUMP.index(TWO):,} is broken (Invalid data"),
     ("a.xml.bz2", bz2.compress(single())[:-5], "(the compressed data ends early): get the file"),
     ("a.xml", "", "a.xml is no MediaWiki dump: it begins with ''"),
     ("a.xml", "<html><body>No</body></html>", "a.xml is no MediaWiki dump: it begins with '<html><body>No"),
@@ -125,6 +141,7 @@ def test_what_is_no_whole_dump_is_refused_in_one_line(tmp_path, name, content, e
     ("a.xml.bz2", DUMP[:LAST], 2, "rest of a broken file"),
     ("a.xml.bz2", DUMP[:-5], 2, "broken bzip2 streams of pages"),
     ("a.xml.bz2", DUMP.replace(BUB, BUB[:90] + b"?" + BUB[91:]), 1, "broken bzip2 streams of pages"),
+    ("a.xml.bz2", HEADLESS, 1, "broken bzip2 streams of pages"),
 ])  # fmt: skip
 def test_of_a_broken_dump_what_is_whole_is_used(tmp_path, name, content, documents, lost):
     path = write(tmp_path / name, content)

@@ -72,6 +72,16 @@ def test_an_epoch_has_every_document_in_one_part_and_the_next_epoch_in_others(in
     assert max(map(len, epochs[0])) <= 20
 
 
+def test_a_part_may_be_one_block(index, monkeypatch):
+    """As in a corpus of few and very long documents."""
+    monkeypatch.setattr(parts, "PART_DOCUMENTS", 4)
+    parts.num_parts.cache_clear()
+    assert parts.num_parts(index) == 26
+    found = [parts.part_of(index, 0, number) for number in range(26)]
+    numbers = [part.in_split(np.arange(part.index.num_documents)).tolist() for part in found]
+    assert sorted(itertools.chain(*numbers)) == list(range(103))
+
+
 def test_an_epoch_of_batches_holds_every_token_once(index):
     batches = Batches(Store(index), DATA, Tokenizer(), seed=0)
     rows = batches.rows_per_epoch()

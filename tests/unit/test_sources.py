@@ -155,6 +155,7 @@ def test_jsonl(tmp_path):
         ('{"text": 3}', "line 4: no text in the field 'text'"),
         ("[1]", "line 4: no text in the field"),
         ('{"text": ', "line 4: not valid JSON"),
+        ("[" * 100_000, "line 4: not valid JSON"),
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [4, 1 << 20])
@@ -195,6 +196,22 @@ def test_documents_without_end_are_cut_and_lines_without_end_refused(tmp_path, m
     path = write(tmp_path / "b.txt", "word " * 100)
     with pytest.raises(UserError, match=r"b\.txt: the line that begins at byte 0 is longer than 256 bytes"):
         list(read_text(f"text:{path}"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".bz2", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("piece", [7, 50, 300, 5000])
+def test_where_a_long_document_is_cut_does_not_depend_on_what_is_read_at_a_time(
+    tmp_path, monkeypatch, suffix, piece
+):
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 256)
+    monkeypatch.setattr(files, "CHUNK_BYTES", min(piece, 64))
+    monkeypatch.setattr(files, "READ_BYTES", piece)
+    compress = {".bz2": bz2.compress, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    long = [[f"line {n}" + n * "." for n in range(lines)] for lines in (3, 19, 4, 40, 2)]
+    text = "\n\n".join("\n".join(document) for document in long)
+    path = write(tmp_path / f"a.txt{suffix}", compress.get(suffix, bytes)(text.encode()))
+    found = [len(document) for document in read_text(f"text:{path}")]
+    assert found == [3, 16, 3, 4, 16, 9, 7, 6, 2, 2]
 
 
 def test_digests_are_remembered_until_a_file_changes(tmp_path, monkeypatch):

@@ -178,6 +178,9 @@ def test_folders_of_datasets(tmp_path):
     assert "has its rows in another order" in message(f"arrow:{folder}")
     (folder / "state.json").write_text("{")
     assert f"{folder}/state.json cannot be read" in message(f"arrow:{folder}")
+    for other in ('{"epoch": 1}', "[1]", '{"_data_files": [1]}'):
+        (folder / "state.json").write_text(other)
+        assert "state.json or dataset_dict.json is not that of a saved" in message(f"arrow:{folder}")
     assert "matches no file: it is a directory" in message(f"parquet:{folder}", MissingInput)
 
 

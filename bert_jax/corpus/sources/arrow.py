@@ -1,5 +1,6 @@
 """Reads a text column of Arrow files: streams, tables (Feather), and what `datasets` saves on disk."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def arrow_files(spec: str, rest: str) -> list[str]:
         UserError: if the folder has several splits, an order of rows, or no readable list of its files.
     """
     folder = epath.Path(os.path.expanduser(rest))
-    with reaching(spec, rest):
+    with reaching(spec, rest), _as_datasets_writes(folder):
         splits, state = (_read_json(folder / name) for name in ("dataset_dict.json", "state.json"))
         if splits:
             folders = " or ".join(f"arrow:{rest.rstrip('/')}/{name}" for name in splits["splits"])
@@ -39,6 +40,18 @@ def arrow_files(spec: str, rest: str) -> list[str]:
             if not path.exists():
                 raise MissingInput(f"data.source={spec!r} lacks {path.name}; save or copy the dataset again.")
     return [os.fspath(path) for path in paths]
+
+
+@contextlib.contextmanager
+def _as_datasets_writes(folder: epath.Path) -> Iterator[None]:
+    """Turns what is not there in the files that `datasets` writes into one line: others use their names."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: state.json or dataset_dict.json is not that of a saved dataset ({error!r}); name its "
+            f"files, as arrow:{folder}/*.arrow."
+        ) from error
 
 
 def _read_json(path: epath.Path) -> dict:

@@ -116,7 +116,7 @@ class JsonlBlock(Block):
         field = self.options["text_field"]
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.path}, line {number}: not valid JSON ({error}); plain text is read with text:GLOB."
             ) from None
@@ -207,18 +207,7 @@ def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iter
     try:
         for data, read_bytes in blocks:
             rest += data
-            if len(rest) < CHUNK_BYTES:
-                continue
-            cut = _last_end(rest, end)
-            if not cut and len(rest) > MAX_DOCUMENT_BYTES:
-                cut = rest.rfind(b"\n") + 1
-                if not cut:
-                    _check_line_ends(rest, path)
-                    raise UserError(
-                        f"{path}: the line that begins at byte {done:,} is longer than "
-                        f"{MAX_DOCUMENT_BYTES:,} bytes; split it."
-                    )
-            if cut:
+            while len(rest) >= CHUNK_BYTES and (cut := _cut(rest, end, path, done)):
                 yield bytes(rest[:cut]), read_bytes
                 done += cut
                 del rest[:cut]
@@ -228,6 +217,24 @@ def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iter
         raise
     if rest:
         yield bytes(rest), read_bytes
+
+
+def _cut(data: bytearray, end: re.Pattern, path: str, offset: int) -> int:
+    """Finds where to cut data that begins with a document: after a document, 0 if none of them ends.
+
+    A longer document than MAX_DOCUMENT_BYTES is cut after its last line below, however much came at a time.
+    """
+    if len(data) <= MAX_DOCUMENT_BYTES:
+        return _last_end(data, end)
+    if cut := _last_end(data[:MAX_DOCUMENT_BYTES], end):
+        return cut
+    if cut := data.rfind(b"\n", 0, MAX_DOCUMENT_BYTES) + 1:
+        return cut
+    _check_line_ends(data, path)
+    raise UserError(
+        f"{path}: the line that begins at byte {offset:,} is longer than {MAX_DOCUMENT_BYTES:,} bytes; "
+        "split it."
+    )
 
 
 def _check_line_ends(data: bytes | bytearray, path: str) -> None:

@@ -32,7 +32,7 @@ STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how a bzip2 stream and its first bloc
 STREAM_START = 10  # bytes
 STREAM_BYTES = CHUNK_BYTES // 4  # compressed, about CHUNK_BYTES of XML
 MAX_STREAM_BYTES = 64 << 20
-HEAD_BYTES = 4096
+HEAD_BYTES = 1 << 16  # of XML: 40 namespaces in a script of three bytes a letter take 5 kB
 INDEX = re.compile(r"-index\d*\.txt[^/]*$")
 DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
 NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^<>]*>([^<>]+)<')
@@ -112,8 +112,8 @@ class Pages:
         starts = [match.start() for match in STREAM.finditer(self.data)]
         for start, end in itertools.pairwise([*starts, len(self.data)]):
             try:
-                yield bz2.decompress(self.data[start:end])
-            except (OSError, ValueError) as error:
+                yield _decompress(self.data[start:end])
+            except OSError as error:
                 if self.broken_files != "skip":
                     raise UserError(
                         f"{self.path}: the bzip2 stream at byte {self.offset + start:,} is broken ({error}): "
@@ -184,6 +184,21 @@ def _is_multistream(path: str) -> bool:
     return begin.lstrip().startswith(PAGE)
 
 
+def _decompress(data: bytes) -> bytes:
+    """Decompresses a stream and empty ones behind it; raises OSError for anything else that follows.
+
+    `bz2.decompress` drops what follows in silence, as all pages of a stream whose beginning is damaged.
+    """
+    parts = []
+    while data:
+        stream = bz2.BZ2Decompressor()
+        parts.append(stream.decompress(data))
+        if not stream.eof:
+            raise OSError("Compressed data ended before the end of the stream")
+        data = stream.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
 def _first_stream(data: bytes) -> bytes:
     return bz2.BZ2Decompressor().decompress(data)
 
@@ -191,8 +206,8 @@ def _first_stream(data: bytes) -> bytes:
 def _last_stream(data: bytes) -> bytes:
     *_, last = STREAM.finditer(data)
     try:
-        return bz2.decompress(data[last.start() :])
-    except (OSError, ValueError):  # whoever decompresses all of it will say so
+        return _decompress(data[last.start() :])
+    except OSError:  # whoever decompresses all of it will say so
         return FOOT
 
 
