@@ -31,7 +31,8 @@ LAYERS = (
     ],
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-APART = (("data", "training"), ("corpus", "report"), ("report", "corpus"))  # of one layer, and yet apart
+# Of one layer, and yet the first knows nothing of the other.
+APART = (("data", "training"), ("report", "corpus"))
 
 
 def modules():

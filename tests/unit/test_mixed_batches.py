@@ -148,13 +148,13 @@ def test_exposure_at_the_edges_of_phases():
     assert exposure_at(0)["epochs_small"] == 0
     of_long = 6 / long.rows_per_epoch()
     assert exposure_at(14)["share_small"] == 0.3
-    assert exposure_at(14)["epochs_small"] == pytest.approx(small._epochs.epochs(43) + of_long, abs=1e-6)
+    assert exposure_at(14)["epochs_small"] == pytest.approx(small._parts.epochs(43) + of_long, abs=1e-6)
     assert exposure_at(21)["share_small"] == 0.75
-    third = small._epochs.epochs(43 + 42) + of_long
+    third = small._parts.epochs(43 + 42) + of_long
     assert exposure_at(21)["epochs_small"] == pytest.approx(third, abs=1e-6)
     last = exposure_at(26)
     assert (last["share_big"], last["share_small"]) == (0, 1)
-    assert last["epochs_small"] == pytest.approx(small._epochs.epochs(43 + 42 + 80) + of_long, abs=1e-6)
+    assert last["epochs_small"] == pytest.approx(small._parts.epochs(43 + 42 + 80) + of_long, abs=1e-6)
     assert last["epochs_big"] == exposure_at(21)["epochs_big"] > 0
 
 
