@@ -50,7 +50,8 @@ def test_unrolled_layers_have_no_loop_and_a_barrier_keeps_what_is_computed_again
     loops = [text.count("stablehlo.while") for text in (scanned, unrolled, recomputed)]
     assert loops == [loops[0], loops[0] - 2, loops[0] - 2]  # forward and backward
     barriers = [text.count("stablehlo.optimization_barrier") for text in (scanned, unrolled, recomputed)]
-    assert barriers == [0, 0, 1]
+    assert barriers[:2] == [0, 0]
+    assert barriers[2] > 0  # JAX writes one for all layers, or one for each
 
 
 @pytest.mark.parametrize(
