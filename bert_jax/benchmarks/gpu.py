@@ -4,26 +4,24 @@ Each measurement runs in a process of its own, which then ends: each has the who
 what ends one ends no other.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import math
-import multiprocessing
 import os
 import pathlib
 import re
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from bert_jax import config as config_lib
 from bert_jax.benchmarks import peer
-from bert_jax.benchmarks.measure import COLUMNS, Steps, in_turns
+from bert_jax.benchmarks.measure import COLUMNS, Steps, in_process, in_turns
 from bert_jax.benchmarks.step import CompiledStep, described, shape
 from bert_jax.config import Config
 from bert_jax.corpus import mixture
@@ -221,13 +219,6 @@ def batch_of(config: Config, dataset: PreparedSources) -> dict[str, np.ndarray]:
     """Returns the first batch."""
     (phase,) = config.phase_list()
     return phase_batches(dataset.stores("train"), dataset.tokenizer, phase)(0)
-
-
-def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function of a module in a new process; raises RuntimeError if that dies."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def device() -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Measures how fast batches are made."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from bert_jax.benchmarks.measure import PeakMemory, median_and_spread, repeated
+from bert_jax.benchmarks.measure import PeakMemory, median_and_spread, repeated, resident
 from bert_jax.config import Config
 from bert_jax.corpus import mixture
 from bert_jax.corpus.config import DataConfig
@@ -90,9 +91,7 @@ def _plan_of_an_epoch(repeats: int) -> None:
     index = Index.from_lengths(lengths, sentences)
     del lengths, sentences
     data = DataConfig(max_sequences_per_row=8)
-    process = psutil.Process()
-    before = process.memory_info().rss
-    with PeakMemory(process) as peak:
+    with PeakMemory(functools.partial(resident, psutil.Process())) as peak:
         start = time.perf_counter()
         plan = EpochPlan(index, data, 0, 0)
         seconds = time.perf_counter() - start
@@ -106,5 +105,5 @@ def _plan_of_an_epoch(repeats: int) -> None:
     median, spread = median_and_spread(repeated(seconds_of_a_row, repeats))
     print(
         f"plan of {plan.num_sequences:,} sequences, {plan.num_rows:,} rows: {seconds:.1f} s, "
-        f"{(peak.bytes - before) / 2**20:.0f} MiB; a row: {median} µs ({spread})"
+        f"{(peak.bytes - peak.first) / 2**20:.0f} MiB; a row: {median} µs ({spread})"
     )

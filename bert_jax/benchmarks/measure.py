@@ -1,10 +1,14 @@
 """Repeats measurements in turns, shows them, and measures memory."""
 
+import concurrent.futures
 import contextlib
+import multiprocessing
+import pathlib
+import re
 import statistics
 import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -67,13 +71,21 @@ def in_turns(runs: Mapping[str, Callable[[int], float]], rounds: int) -> dict[st
 
 
 class PeakMemory(threading.Thread):
-    """Samples the resident memory of a process and its children while entered, and keeps the maximum."""
+    """Samples an amount of memory while entered, and keeps the maximum.
 
-    def __init__(self, process: psutil.Process):
+    Args:
+        now: returns the bytes in use, such as `resident` or `anonymous`.
+
+    Attributes:
+        first, bytes: when entered, and the maximum.
+    """
+
+    def __init__(self, now: Callable[[], int]):
         super().__init__(daemon=True)
-        self._process, self._over, self.bytes = process, threading.Event(), 0
+        self._now, self._over, self.first, self.bytes = now, threading.Event(), 0, 0
 
     def __enter__(self) -> "PeakMemory":
+        self.first = self.bytes = self._now()
         self.start()
         return self
 
@@ -82,10 +94,31 @@ class PeakMemory(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.02):
             with contextlib.suppress(psutil.NoSuchProcess):
-                family = [self._process, *self._process.children(recursive=True)]
-                self.bytes = max(self.bytes, sum(process.memory_info().rss for process in family))
+                self.bytes = max(self.bytes, self._now())
+
+
+def resident(process: psutil.Process) -> int:
+    """Returns the resident bytes of a process and its children."""
+    return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
+
+
+def anonymous() -> int:
+    """Returns the resident bytes of this process without pages of files; 0 where the system is not Linux."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    match = re.search(r"RssAnon:\s+(\d+) kB", status)
+    return int(match[1]) << 10 if match else 0
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function of a module in a new process; raises RuntimeError if that dies."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def repeated(measure: Callable[[], float], times: int) -> list[float]:

@@ -1,5 +1,6 @@
 """Measures the `prepare` command."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -10,7 +11,7 @@ import time
 import psutil
 
 from bert_jax import command
-from bert_jax.benchmarks.measure import PeakMemory, median_and_spread
+from bert_jax.benchmarks.measure import PeakMemory, median_and_spread, resident
 from bert_jax.config import Config
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.sources import read_text
@@ -57,7 +58,7 @@ def _run(module: str, arguments: list[str]) -> tuple[float, float]:
     start = time.perf_counter()
     command_line = [sys.executable, "-m", module, f"--config={command.config_argument()}", *arguments]
     process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with PeakMemory(psutil.Process(process.pid)) as peak:
+    with PeakMemory(functools.partial(resident, psutil.Process(process.pid))) as peak:
         _, errors = process.communicate()
     if process.returncode:
         sys.exit(f"{' '.join(command_line)} failed:\n{errors.decode()}")

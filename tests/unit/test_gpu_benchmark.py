@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from bert_jax.benchmarks import gpu
-from bert_jax.benchmarks.measure import Steps
+from bert_jax.benchmarks.measure import Steps, in_process
 
 CONFIG = gpu.config_of(gpu.ROWS["base, T=512 packed"], small=True)
 
@@ -85,7 +85,7 @@ def test_an_error_of_the_device_can_be_sent_to_another_process(monkeypatch, erro
 
 def test_a_process_that_dies_is_an_error():
     with pytest.raises(RuntimeError, match="terminated abruptly"):
-        gpu.in_process(os._exit, 1)
+        in_process(os._exit, 1)
 
 
 @pytest.mark.parametrize("name", gpu.ROWS)
