@@ -10,7 +10,8 @@ billion the batch grows from 768 rows to 4,608. 30% of the tokens are masked; he
 
 Corpus: that of bert_base; the published one is not available.
 Time: the TPU compiler estimates 102 hours on v5p:4x4x4 (with `train.remat=dots` and
-`train.gradient_accumulation_steps=3`), and 960 on v5e:4x4; not measured here.
+`train.gradient_accumulation_steps=3`), and 960 on v5e:4x4, both of the program before attention turned
+rotary positions; not measured here.
 Deviations: the rate warms up by steps, not by tokens; the published model is a mean of checkpoints.
 Published: GLUE average 88.5 after fine-tuning; not measured here.
 """
