@@ -25,9 +25,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(autouse=True)
 def log_of_commands():
-    """Takes back what a command that runs in this process has set, so that later tests read the log."""
+    """Takes back what a command that runs in this process, or in a fixture of several tests, has set of the log."""
     log = logging.getLogger("bert_jax")
-    handlers, level, propagate = log.handlers, log.level, log.propagate
+
+    def take_back():
+        log.handlers, log.propagate = [], True
+        log.setLevel(logging.NOTSET)
+
+    take_back()
     yield
-    log.handlers, log.propagate = handlers, propagate
-    log.setLevel(level)
+    take_back()

@@ -81,6 +81,7 @@ def test_it_goes_on_after_the_last_whole_shard(data, undisturbed, tmp_path, monk
         prepare(data, V, data_dir, workers=1)
     assert find(data, V, data_dir) is None
     chunks = encoded_by(monkeypatch)
+    caplog.clear()
     with caplog.at_level(logging.INFO, "bert_jax"):
         again = prepare(data, V, data_dir, workers=1)
     assert 0 < len(chunks) < 29
