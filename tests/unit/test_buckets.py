@@ -3,6 +3,7 @@
 import bz2
 import importlib
 import json
+import random
 
 import fsspec
 import pyarrow as pa
@@ -13,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources
+from bert_jax.errors import UserError
 from tests.source_files import message, read
 
 
@@ -111,6 +113,33 @@ def test_a_bucket_that_cannot_be_reached(monkeypatch):
     assert message("text:s3://b/*.txt", MissingInput) == (
         "data.source='text:s3://b/*.txt' cannot be reached (NoCredentials: Unable to locate credentials); "
         "check the name, the network and the credentials."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text", b"One.\n" * 10**6),
+        ("jsonl", b'{"text": "One."}\n' * 10**6),
+        ("text.bz2", bz2.compress(bytes(random.Random(0).choices(b"abc \n", k=10**6)))),
+    ],
+)
+def test_a_bucket_that_fails_while_it_is_read(bucket, monkeypatch, kind, content):
+    class Disconnected(Exception):
+        """As aiohttp's, which gcsfs lets through: no OSError."""
+
+    write(bucket, f"/b/a.{kind}", content)
+    with bucket.open(f"/b/a.{kind}", "rb") as file:
+        right = type(file).read
+
+    def read_some(self, size=-1):
+        if self.tell() > 100_000:
+            raise Disconnected("Server disconnected")
+        return right(self, min(size, 1 << 14))
+
+    monkeypatch.setattr(type(file), "read", read_some)
+    assert message(f"{kind.partition('.')[0]}:s3://b/a.{kind}", UserError) == (
+        f"s3://b/a.{kind} cannot be read: Server disconnected. Check the path and the file."
     )
 
 

@@ -250,7 +250,9 @@ def test_content_that_changes_while_size_and_time_do_not(tmp_path, how):
     assert Digests(cache).of([str(path)]) != first
 
 
-@pytest.mark.parametrize("entry", [[9, 10**18, "old"], [9, 10**18, 10**18, 7, "old"], [], None])
+@pytest.mark.parametrize(
+    "entry", [[9, 10**18, "old"], [9, 10**18, 10**18, 7, "old"], [], None, 5, [5], {"a": 1}]
+)
 def test_a_cache_of_digests_of_another_version_is_read_again(tmp_path, entry):
     path, cache = write(tmp_path / "a.txt", "same size"), files.epath.Path(tmp_path / "digests.json")
     os.utime(path, ns=(10**18, 10**18))

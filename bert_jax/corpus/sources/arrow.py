@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.finding import MissingInput, find_files, reaching
 from bert_jax.corpus.sources.tables import Batch, binary, check_text_column
 from bert_jax.errors import UserError, reason
@@ -72,11 +72,7 @@ def read_arrow(path: str, name: str) -> Iterator[Batch]:
     """
     import pyarrow as pa
 
-    try:
-        stream = epath.Path(path).open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
-    with stream:
+    with opened(path) as stream:
         size, place = epath.Path(path).stat().length, 0
         try:
             # A table is read as the stream that it holds: then one that ends early has batches, too.

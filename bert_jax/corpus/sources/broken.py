@@ -1,6 +1,11 @@
-"""Files that break off or are corrupt: where, and what `data.broken_files=skip` leaves out."""
+"""Files that cannot be read or break off: where, and what `data.broken_files=skip` leaves out."""
 
 import collections
+import contextlib
+from collections.abc import Iterator
+from typing import IO
+
+from etils import epath
 
 from bert_jax.errors import UserError
 
@@ -25,3 +30,21 @@ class BrokenFile(UserError):
         raise UserError(
             f"{str(self)[:-1]}, or set data.broken_files=skip to use the documents before that place."
         ) from self
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """Opens a file on a disk or in a bucket.
+
+    Raises:
+        UserError: for an OSError while it is open, and in a bucket for whatever its client raises.
+    """
+    try:
+        with epath.Path(path).open("rb") as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and "://" not in path:
+            raise
+        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error

@@ -25,9 +25,10 @@ class Digests:
     def __init__(self, cache: epath.Path):
         self._cache = cache
         try:
-            self._known = dict(json.loads(cache.read_bytes()))
+            known = dict(json.loads(cache.read_bytes()))
         except (OSError, ValueError, TypeError):
-            self._known = {}
+            known = {}
+        self._known = {path: entry for path, entry in known.items() if _is_entry(entry)}
 
     def of(self, paths: list[str]) -> list[str]:
         """Returns hex digests of the files' contents, in the order of `paths`."""
@@ -53,6 +54,10 @@ class Digests:
             raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
         self._known[path] = [*state, digest]
         return digest
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and bool(entry) and isinstance(entry[-1], str)
 
 
 def _version(path: str) -> str:

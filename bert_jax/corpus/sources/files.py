@@ -19,7 +19,7 @@ from typing import IO, Any, ClassVar
 import zstandard
 from etils import epath
 
-from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.finding import find_files
 from bert_jax.corpus.sources.formats import HEAD_BYTES, check_text
@@ -265,25 +265,22 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
         UserError: if the file cannot be read, or it is no text but an archive, a document of an office
             program and so on.
     """
-    try:
-        with epath.Path(path).open("rb") as file:
-            new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
-            plain = iter(functools.partial(file.read, CHUNK_BYTES), b"")
-            blocks = _decompressed(path, file, new) if new else ((data, file.tell()) for data in plain)
-            head, first, broken = b"", [], None
-            try:
-                while len(head) < HEAD_BYTES and (block := next(blocks, None)):
-                    first.append(block)
-                    head += block[0]
-            except BrokenFile as error:
-                broken = error
-            check_text(path, head)
-            yield from first
-            if broken:
-                raise broken
-            yield from blocks
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
+    with opened(path) as file:
+        new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
+        plain = iter(functools.partial(file.read, CHUNK_BYTES), b"")
+        blocks = _decompressed(path, file, new) if new else ((data, file.tell()) for data in plain)
+        head, first, broken = b"", [], None
+        try:
+            while len(head) < HEAD_BYTES and (block := next(blocks, None)):
+                first.append(block)
+                head += block[0]
+        except BrokenFile as error:
+            broken = error
+        check_text(path, head)
+        yield from first
+        if broken:
+            raise broken
+        yield from blocks
 
 
 def _decompressed(path: str, file: IO[bytes], new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:

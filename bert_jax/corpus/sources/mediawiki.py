@@ -7,7 +7,6 @@ pages.
 
 import bz2
 import collections
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -16,12 +15,12 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from etils import epath
 
 from bert_jax.corpus.sources import wikitext
-from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.files import CHUNK_BYTES, cut, read
 from bert_jax.corpus.sources.finding import MissingInput
@@ -173,7 +172,7 @@ def _is_multistream(path: str) -> bool:
 
     Parallel compressors write many streams as well, but with ends inside pages.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         data = file.read(2 * CHUNK_BYTES)
     try:
         head, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
@@ -214,7 +213,7 @@ def _last_stream(data: bytes) -> bytes:
 def _streams(path: str) -> Iterator[tuple[bytes, int]]:
     """Yields (runs of whole streams, of at least STREAM_BYTES except for the last; bytes read so far)."""
     rest, searched, read_bytes = b"", STREAM_BYTES, 0
-    with _opened(path) as file:
+    with opened(path) as file:
         while data := file.read(CHUNK_BYTES):
             rest += data
             while start := STREAM.search(rest, searched):
@@ -229,15 +228,6 @@ def _streams(path: str) -> Iterator[tuple[bytes, int]]:
                 )
     if rest:
         yield rest, read_bytes + len(rest)
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    try:
-        with epath.Path(path).open("rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
 
 
 def _hidden(path: str, head: bytes) -> frozenset[str]:

@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from etils import epath
-
 from bert_jax.corpus.sources import files
-from bert_jax.corpus.sources.broken import BrokenFile
+from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.tables import Batch, binary, check_text_column
-from bert_jax.errors import UserError, reason
+from bert_jax.errors import reason
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -28,11 +26,7 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
     import pyarrow.parquet as pq
 
     row, place = 0, ""
-    try:
-        stream = epath.Path(path).open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
-    with stream:
+    with opened(path) as stream:
         try:
             table = pq.ParquetFile(
                 stream, buffer_size=PAGE_BYTES, pre_buffer=False, page_checksum_verification=True
