@@ -20,6 +20,7 @@ import numpy as np
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.facts import Table, facts_of, hashes_of
+from bert_jax.corpus.progress import Progress
 from bert_jax.corpus.sources import Chunk
 
 # Shorter paragraphs are no duplicates: headings, dialogue, formulas, rows of tables. In characters.
@@ -138,6 +139,7 @@ def learn(
     chunks: Callable[[], Iterable[Chunk]],
     map_: Callable[[Callable[[Any], np.ndarray], Iterable[Any]], Iterable[np.ndarray]],
     folder: pathlib.Path,
+    size: int,
 ) -> tuple[Rule, ...]:
     """Gives rules their tables, with one pass over the corpus for each rule that needs one.
 
@@ -146,18 +148,27 @@ def learn(
         chunks: yields the chunks of the corpus anew at every call.
         map_: applies a picklable function to items, like `Workers.map`, in whatever order and place.
         folder: of the tables, which all that read the cleaned chunks must see.
+        size: bytes of the corpus on disk, for the log.
     """
     ready: tuple[Rule, ...] = ()
     for rule in rules:
         if not isinstance(rule, ShortDocuments):
             start = time.perf_counter()
             log.info("hygiene: looking for %s, which reads all text once", rule.TITLE)
-            facts = map_(functools.partial(_facts, rule), cleaned(chunks(), ready))
-            table = Table.write(folder / f"{len(ready)}", facts, rule.decide)
+            with Progress(size, what=f"hygiene, {rule.TITLE}") as progress:
+                text = cleaned(_counted(chunks(), progress), ready)
+                facts = map_(functools.partial(_facts, rule), text)
+                table = Table.write(folder / f"{len(ready)}", facts, rule.decide)
             rule = dataclasses.replace(rule, table=table)
             log.info("hygiene: looked for %s in %.1f s", rule.TITLE, time.perf_counter() - start)
         ready = (*ready, rule)
     return ready
+
+
+def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
+    for chunk in chunks:
+        yield chunk
+        progress.update(chunk.read_bytes)
 
 
 @dataclasses.dataclass(frozen=True)

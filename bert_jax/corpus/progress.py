@@ -16,14 +16,15 @@ class Progress:
     Args:
         size: all bytes.
         done: bytes that were read before this process began.
+        what: is done, as the bar and the log name it.
     """
 
-    def __init__(self, size: int, done: int = 0):
+    def __init__(self, size: int, done: int = 0, what: str = "prepare"):
         # disable=None: only on a terminal.
         self._bar = tqdm.tqdm(
-            total=size, initial=done, desc="prepare", unit="B", unit_scale=True, disable=None, leave=False
+            total=size, initial=done, desc=what, unit="B", unit_scale=True, disable=None, leave=False
         )
-        self._size, self._before, self._done, self._documents = size, done, done, 0
+        self._what, self._size, self._before, self._done, self._documents = what, size, done, done, 0
         self._start = self._logged = time.monotonic()
         if done:
             log.info("prepare: goes on at %.0f%%", 100 * done / max(1, size))
@@ -34,23 +35,24 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def update(self, read_bytes: int, documents: int) -> None:
-        """Counts what has been read and written since."""
+    def update(self, read_bytes: int, documents: int = 0) -> None:
+        """Counts what has been read, and how many documents were written, since."""
         self._done += read_bytes
         self._documents += documents
         now = time.monotonic()
         seconds = max(1e-9, now - self._start)
-        self._bar.set_postfix_str(f"{self._documents / seconds:,.0f} documents/s", refresh=False)
+        self._bar.set_postfix_str(self._rate(seconds), refresh=False)
         self._bar.update(read_bytes)
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
             with self._bar.external_write_mode():
-                log.info("prepare: %s", self._line(seconds))
+                log.info("%s: %s", self._what, self._line(seconds))
 
     def _line(self, seconds: float) -> str:
         speed = (self._done - self._before) / seconds
         left = tqdm.tqdm.format_interval(max(0, self._size - self._done) / max(1e-9, speed))
-        return (
-            f"{100 * self._done / max(1, self._size):.0f}%, {speed / 1e6:,.1f} MB/s of the files, "
-            f"{self._documents / seconds:,.0f} documents/s, {left} left"
-        )
+        parts = f"{speed / 1e6:,.1f} MB/s of the files", self._rate(seconds), f"{left} left"
+        return ", ".join([f"{100 * self._done / max(1, self._size):.0f}%", *filter(None, parts)])
+
+    def _rate(self, seconds: float) -> str:
+        return f"{self._documents / seconds:,.0f} documents/s" if self._documents else ""

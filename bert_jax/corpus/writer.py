@@ -138,13 +138,17 @@ def write_documents(
     writer = DocumentsWriter(directory, tokenizer, journal, save)
     numbers: collections.deque[int] = collections.deque()  # of the sources of the chunks in progress
     with tempfile.TemporaryDirectory(dir=directory) as tables:
-        rules = hygiene.learn(
-            hygiene.rules_of(data), lambda: chunks_of(sources), workers.map, pathlib.Path(tables)
-        )
+        asked, folder = hygiene.rules_of(data), pathlib.Path(tables)
+        size = sum(source.size for source in sources)
+        rules = hygiene.learn(asked, lambda: chunks_of(sources), workers.map, folder, size)
         chunks = hygiene.cleaned(_chunks(sources, numbers), rules)
-        with Progress(sum(source.size for source in sources), journal.read_bytes) as progress:
+        with Progress(size, journal.read_bytes) as progress:
             for _ in range(journal.chunks):
-                next(chunks)
+                if next(chunks, None) is None:
+                    raise UserError(
+                        f"data.source={data.source!r} has less text than when this build began, though its "
+                        f"fingerprint is the same; delete {directory} and run the command again."
+                    )
                 numbers.popleft()
             for chunk in workers.map(encoder, chunks):
                 writer.add(numbers.popleft(), chunk)

@@ -41,7 +41,9 @@ def clean(folder, documents, per_chunk, **settings):
     chunks = [
         Documents(documents[start : start + per_chunk]) for start in range(0, len(documents), per_chunk)
     ]
-    rules = hygiene.learn(hygiene.rules_of(DataConfig(**settings)), lambda: chunks, map, pathlib.Path(folder))
+    rules = hygiene.learn(
+        hygiene.rules_of(DataConfig(**settings)), lambda: chunks, map, pathlib.Path(folder), 1
+    )
     stays, left_out = [], collections.Counter()
     for chunk in hygiene.cleaned(chunks, rules):
         stays += chunk.documents()
