@@ -113,14 +113,15 @@ class Worker:
         self._errors.close()
 
 
-def compare(config: Config, data_dir: str, repeats: int, python: str) -> None:
-    """Measures our step and every variant of the peer's; the last line is `ratio: X` against the best one.
+def compare(config: Config, data_dir: str, repeats: int, python: str, rows: str) -> None:
+    """Measures our step and variants of the peer's; the last line is `ratio: X` against the best one.
 
     Args:
         config: whose last phase with masks is compared, on one device.
         data_dir: of prepared datasets.
         repeats: turns of each.
         python: a program with torch and transformers.
+        rows: a regular expression; variants ("float32 compiled") with such names are measured.
 
     Raises:
         UserError: if it has neither, no variant runs, or the network is none of `PEERS`.
@@ -138,7 +139,7 @@ def compare(config: Config, data_dir: str, repeats: int, python: str) -> None:
         params = program.random_params()
         write_folder(folder, phase.config, dataset.tokenizer, theirs, DEVICES[backend], params)
         ours = CompiledStep(program, program.initial_state(params), batch)
-        workers, problems = start(python, folder, stack)
+        workers, problems = start(python, folder, stack, rows)
         runs = {"ours": ours.run, **{name: worker.run for name, worker in workers.items()}}
         seconds = in_turns(runs, repeats)
     peak = peak_flops(mesh.devices.ravel().tolist())
@@ -274,9 +275,9 @@ def write_folder(
 
 
 def start(
-    python: str, folder: pathlib.Path, stack: contextlib.ExitStack
+    python: str, folder: pathlib.Path, stack: contextlib.ExitStack, rows: str
 ) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Starts all variants, and takes a step of each.
+    """Starts the variants whose names have the regular expression `rows`, and takes a step of each.
 
     Returns:
         Those that run, by name, to be closed with `stack`; and why the others do not.
@@ -285,7 +286,10 @@ def start(
         UserError: if none does.
     """
     workers, problems = {}, {}
-    for precision, mode in VARIANTS:
+    chosen = [(precision, mode) for precision, mode in VARIANTS if re.search(rows, f"{precision} {mode}")]
+    if not chosen:
+        raise UserError(f"--rows={rows}: no variant of the peer has such a name.")
+    for precision, mode in chosen:
         worker = Worker(python, folder, precision, mode)
         stack.callback(worker.close)
         try:

@@ -85,7 +85,7 @@ def test_a_comparison_ends_with_the_ratio_to_the_best_variant(tmp_path, capsys, 
     config = config_of(vocab_size=30_522)
     source = {"source": f"text:{tmp_path}/text", "tokenizer": "wordpiece:bert_uncased"}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **source))
-    peer.compare(config, str(tmp_path), 1, PYTHON)
+    peer.compare(config, str(tmp_path), 1, PYTHON, "")
     _, ours, *theirs, last = capsys.readouterr().out.splitlines()
     assert "masked, float32, plain attention  8×32 packed" in ours
     assert [line.split()[1:4] for line in theirs] == [
