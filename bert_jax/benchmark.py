@@ -28,7 +28,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("repeats", 5, "Measurements of each row of the table.", lower_bound=1)
     flags.DEFINE_enum("peer", None, ["transformers"], "Of step: compare with this library in PyTorch.")
     flags.DEFINE_string("peer_python", sys.executable, "The Python that has the peer's packages.")
-    flags.DEFINE_string("rows", "", "Of gpu: a regular expression; rows with such names are measured.")
+    flags.DEFINE_string("rows", "", "Of gpu, prepare and --peer: measure rows with this regular expression.")
+    flags.DEFINE_integer("copies", 10, "Of prepare: of the embedded corpus, the larger text.", lower_bound=2)
     flags.DEFINE_float("time_limit", 420.0, "Of gpu: seconds after which no measurement begins.")
     command.run(command.main_of("bert_jax.benchmark"))
 
@@ -61,7 +62,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()} × {jax.device_count()}")
     match values.what:
         case "prepare":
-            prepare.measure(config, repeats)
+            prepare.measure(config, repeats, values.rows, values.copies)
         case "input":
             inputs.measure(config, data_dir, repeats)
         case "start":
@@ -71,6 +72,6 @@ def main() -> None:
         case "products":
             products.measure(config, repeats)
         case "step" if values.peer:
-            peer.compare(config, data_dir, repeats, values.peer_python)
+            peer.compare(config, data_dir, repeats, values.peer_python, values.rows)
         case "step":
             step.measure(config, data_dir, repeats)

@@ -1,65 +1,154 @@
-"""Measures the `prepare` command."""
+"""Measures the `prepare` command, for text in each kind of file."""
 
+import contextlib
 import functools
 import os
 import pathlib
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import psutil
 
 from bert_jax import command
-from bert_jax.benchmarks.measure import PeakMemory, median_and_spread, resident
+from bert_jax.benchmarks import containers
+from bert_jax.benchmarks.measure import median_and_spread
 from bert_jax.config import Config
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.sources import read_text
 from bert_jax.report.text_table import text_table
 
+COLUMNS = ("source", "tokenizer", "MB/s and core", "spread", "cores fed", "MiB, small", "MiB, large")
 
-def measure(config: Config, repeats: int) -> None:
-    """Measures speed and memory of the `prepare` command on the embedded corpus and on ten copies of it.
 
-    The rate is that of the nine additional copies: it leaves out start-up and tokenizer training, which do
-    not grow with the corpus.
+class Run(NamedTuple):
+    """What one `prepare` took."""
+
+    seconds: float
+    first_seconds: float  # of processor time, of the process that reads and writes
+    peak_mib: float  # of the largest process, resident
+
+
+def measure(config: Config, repeats: int, rows: str, copies: int) -> None:
+    """Prints speed and memory of `prepare` on the embedded corpus and on `copies` of it, in each container.
+
+    The rate is that of the additional copies: it leaves out start-up and tokenizer training, which do not
+    grow with the corpus. "Cores fed" is how many cores could encode before the one process that reads and
+    writes is busy all the time.
+
+    Args:
+        config: gives SentencePiece's model and size.
+        repeats: of each row.
+        rows: a regular expression; rows ("text, wordpiece") with such names are measured.
+        copies: of the embedded corpus in the larger one.
     """
-    text = "\n\n".join("\n".join(document) for document in read_text("corpus:"))
-    megabytes = len(text.encode()) / 1e6
+    texts = ["\n".join(document) for document in read_text("corpus:")]
     with tempfile.TemporaryDirectory() as folder:
-        for copies in (1, 10):
-            # Copies of a document differ in a word: equal ones would be held out or dropped together.
-            copy = [text.replace("\n\n", f"\n\ncopy {number} ") for number in range(copies)]
-            pathlib.Path(folder, f"{copies}.txt").write_text("\n\n".join(copy), encoding="utf-8")
         trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
-        rows = []
-        sizes = {f"sentencepiece:{model}": config.model.vocab_size, "wordpiece:bert_uncased": 30522}
-        for name, vocab_size in sizes.items():
-            rates, peaks = [], {}
-            for repeat in range(repeats):
-                seconds = {}
-                for copies in (1, 10):
-                    arguments = [
-                        f"--config.data.source=text:{folder}/{copies}.txt",
-                        f"--config.data.tokenizer={name}",
-                        f"--config.model.vocab_size={vocab_size}",
-                        f"--data_dir={folder}/{vocab_size}-{copies}-{repeat}",
-                    ]
-                    seconds[copies], peaks[copies] = _run("bert_jax.prepare", arguments)
-                rates.append(9 * megabytes / (seconds[10] - seconds[1]) / (os.cpu_count() or 1))
-            memory = (f"{peaks[copies]:.0f}" for copies in (1, 10))
-            rows.append([name.split(":")[0], *median_and_spread(rates), *memory])
-    print(text_table(rows, ["tokenizer", "MB/s and core", "spread", "peak MiB, 1×", "10×"]))
+        tokenizers = {
+            "sentencepiece": [f"sentencepiece:{model}", config.model.vocab_size],
+            "wordpiece": ["wordpiece:bert_uncased", 30522],
+        }
+        found = []
+        for name, write in containers.WRITERS.items():
+            chosen = {key: x for key, x in tokenizers.items() if re.search(rows, f"{name}, {key}")}
+            if chosen:
+                found += _rows(name, write, texts, chosen, repeats, copies)
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    print(f"{size:.1f} MB of text, and {size * copies:,.1f} MB")
+    print(text_table(found, COLUMNS))
 
 
-def _run(module: str, arguments: list[str]) -> tuple[float, float]:
-    """Runs a bert_jax command; returns its wall seconds and the peak MiB of all its processes together."""
-    start = time.perf_counter()
-    command_line = [sys.executable, "-m", module, f"--config={command.config_argument()}", *arguments]
-    process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with PeakMemory(functools.partial(resident, psutil.Process(process.pid))) as peak:
-        _, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"{' '.join(command_line)} failed:\n{errors.decode()}")
-    return time.perf_counter() - start, peak.bytes / 2**20
+def _rows(
+    name: str,
+    write: Callable[[containers.Texts, pathlib.Path], str],
+    texts: list[str],
+    tokenizers: dict[str, list],
+    repeats: int,
+    copies: int,
+) -> list[list[str]]:
+    """Returns a row for each tokenizer."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {}
+        for count in (1, copies):
+            place = pathlib.Path(folder, str(count))
+            place.mkdir()
+            sources[count] = write(functools.partial(_copies, texts, count), place)
+        added = (copies - 1) * sum(len(text.encode()) for text in texts) / 1e6
+        for key, (tokenizer, vocab_size) in tokenizers.items():
+            pairs = []
+            for _ in range(repeats):
+                pairs.append([_prepare(sources[count], tokenizer, vocab_size) for count in (1, copies)])
+            cores = os.cpu_count() or 1
+            rates = [added / (large.seconds - small.seconds) / cores for small, large in pairs]
+            fed = [
+                cores * (large.seconds - small.seconds) / (large.first_seconds - small.first_seconds)
+                for small, large in pairs
+            ]
+            memory = [f"{max(run.peak_mib for run in size):.0f}" for size in zip(*pairs, strict=True)]
+            rows.append([name, key, *median_and_spread(rates), f"{statistics.median(fed):.0f}", *memory])
+    return rows
+
+
+def _copies(texts: list[str], count: int):
+    """Yields the documents of all copies, which differ in a word: equal ones would be held out together."""
+    for number in range(count):
+        for text in texts:
+            yield f"copy {number} {text}"
+
+
+def _prepare(source: str, tokenizer: str, vocab_size: int) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [
+            f"--config={command.config_argument()}",
+            f"--config.data.source={source}",
+            f"--config.data.tokenizer={tokenizer}",
+            f"--config.model.vocab_size={vocab_size}",
+            f"--data_dir={folder}",
+        ]
+        start = time.perf_counter()
+        command_line = [sys.executable, "-m", "bert_jax.prepare", *arguments]
+        process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with _Watch(process.pid) as watch:
+            _, errors = process.communicate()
+        if process.returncode:
+            sys.exit(f"{' '.join(command_line)} failed:\n{errors.decode()}")
+        return Run(time.perf_counter() - start, watch.seconds, watch.bytes / 2**20)
+
+
+class _Watch(threading.Thread):
+    """Watches a command's processes while entered.
+
+    Attributes:
+        bytes: resident, of the largest process at its peak.
+        seconds: processor time of the first process so far.
+    """
+
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self._process, self._over = psutil.Process(pid), threading.Event()
+        self.bytes, self.seconds = 0, 0.0
+
+    def __enter__(self) -> "_Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = self._process.cpu_times()
+                self.seconds = times.user + times.system
+                processes = [self._process, *self._process.children(recursive=True)]
+                self.bytes = max(self.bytes, *(each.memory_info().rss for each in processes))

@@ -16,6 +16,7 @@ import zstandard
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
+from bert_jax.benchmarks import containers
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import prepare
 from tests import source_files
@@ -183,3 +184,16 @@ def test_the_digest_is_that_of_the_records(prepared):
     assert json.loads((directory / "manifest.json").read_text())["dataset_sha256"] == (
         hashlib.sha256("".join(splits).encode()).hexdigest()
     )
+
+
+@pytest.mark.parametrize("name", containers.WRITERS)
+def test_the_benchmark_of_prepare_has_one_text_in_all_containers(tmp_path, name):
+    documents = [
+        [
+            f"Ada wrote {n} programs for a machine that nobody had built. It was of brass & steel.",
+            "Later, 1 < 2.",
+        ]
+        for n in range(250)
+    ]
+    source = containers.WRITERS[name](lambda: ("\n".join(document) for document in documents), tmp_path)
+    assert source_files.read(source) == documents
