@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(autouse=True)
 def log_of_commands():
-    """Takes back what a command that runs in this process, or in a fixture of several tests, has set of the log."""
+    """Takes back what commands in this process, also in fixtures of several tests, have set of the log."""
     log = logging.getLogger("bert_jax")
 
     def take_back():
