@@ -3,13 +3,17 @@
     parts of the sources ─ cut ─ (source, part, number), chunk ─ encode ─ group ─ write ranges of chunks
                                                                      └─ the caller: shards in order, one index
 
+Tokenizer and hygiene learn before, where the command runs: what they learn is small, and workers read it.
+
 Beam needs protobuf < 7, and what it needs of this package is in the extra `beam`.
 """
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import os
+import pathlib
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +29,7 @@ from bert_jax.corpus.shards import SPLITS, UNFINISHED, beside
 from bert_jax.corpus.sources import Chunk, Source, chunks_of
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import load_tokenizer
+from bert_jax.corpus.workers import Workers
 from bert_jax.corpus.writer import DocumentsWriter, SourceCounts, finish
 from bert_jax.errors import UserError, reason
 from bert_jax.files import write
@@ -41,17 +46,23 @@ except ImportError as error:
 CHUNKS_PER_RANGE = 256  # about one shard; a worker holds their token ids in memory
 ERROR, JSON = "error.txt", ".json"
 RENAMING_THREADS = 32
+TABLES = "tables"  # folder of what hygiene has learned
 Key = tuple[int, int, int]  # number of the source, of its part, of the chunk or range of chunks
 log = logging.getLogger("bert_jax")
 
 
-def check(data: DataConfig, options: list[str]) -> None:
-    """Raises UserError for what a pipeline cannot do, and for options that its runner refuses."""
-    if hygiene.rules_of(data):
-        raise UserError(
-            "--runner=beam leaves out no duplicates, boilerplate or short documents: use --runner=local, or "
-            "set data.drop_duplicates=none, data.boilerplate_documents=0 and data.min_document_chars=0."
-        )
+@dataclasses.dataclass
+class Part:
+    """A part of a source, which one worker cuts."""
+
+    source_number: int
+    number: int  # in the source
+    source: Source
+    first: int = 0  # number in the corpus of its first chunk, if hygiene asks for it
+
+
+def check(options: list[str]) -> None:
+    """Raises UserError for options that the runner of a pipeline refuses."""
     try:
         beam.Pipeline(options=PipelineOptions(options))
     except (ValueError, ImportError, AttributeError) as error:
@@ -65,6 +76,7 @@ def write_documents(
     tokenizer: Tokenizer,
     journal: Journal,
     save: Callable[[], None],
+    workers: Workers,
     directory: epath.Path,
     options: list[str],
 ) -> dict[str, Any]:
@@ -73,6 +85,7 @@ def write_documents(
     Args:
         new, sources, data, tokenizer, journal, save: as there. The documents of a bucket's dataset are not
             written into `new`, but where they stay.
+        workers: processes of this machine, which learn the rules of hygiene.
         directory: of the dataset; beside it is a folder while the pipeline runs, for all its workers.
         options: of the pipeline, as Beam's own command lines have them.
 
@@ -81,7 +94,11 @@ def write_documents(
     shared = directory.parent / f".{directory.name}.beam-{secrets.token_hex(4)}"
     try:
         tokenizer.save(shared / TOKENIZER)
-        _run(shared, sources, data, options)
+        parts = _parts(sources)
+        with tempfile.TemporaryDirectory() as local:
+            rules = _learned(parts, data, workers, pathlib.Path(local))
+            rules = hygiene.copied(rules, shared / TABLES)
+        _run(shared, parts, rules, data, options)
         target = directory if "://" in os.fspath(directory) else new
         by_source = [SourceCounts(tokenizer.unk_id) for _ in sources]
         besides = _move_shards(shared, target, journal, by_source)
@@ -118,8 +135,38 @@ def _move_shards(
     return besides
 
 
-def _run(shared: epath.Path, sources: Sequence[Source], data: DataConfig, options: list[str]) -> None:
-    parts = [(n, i, part) for n, source in enumerate(sources) for i, part in enumerate(source.parts())]
+def _parts(sources: Sequence[Source]) -> list[Part]:
+    found: list[Part] = []
+    for source_number, source in enumerate(sources):
+        parts: Sequence[Source] = source.parts()
+        found += [Part(source_number, number, part) for number, part in enumerate(parts)]
+    return found
+
+
+def _learned(
+    parts: list[Part], data: DataConfig, workers: Workers, folder: pathlib.Path
+) -> tuple[hygiene.Rule, ...]:
+    """Learns the rules of hygiene, with tables in `folder`, and numbers the first chunks of the parts."""
+
+    def chunks() -> Iterator[Chunk]:
+        number = 0
+        for part in parts:
+            part.first = number
+            for chunk in part.source.chunks():
+                yield chunk
+                number += 1
+
+    size = sum(part.source.size for part in parts)
+    return hygiene.learn(hygiene.rules_of(data), chunks, workers.map, folder, size)
+
+
+def _run(
+    shared: epath.Path,
+    parts: list[Part],
+    rules: tuple[hygiene.Rule, ...],
+    data: DataConfig,
+    options: list[str],
+) -> None:
     folder = os.fspath(shared)
     log.info("prepare: an Apache Beam pipeline encodes %d files", len(parts))
     try:
@@ -130,7 +177,7 @@ def _run(shared: epath.Path, sources: Sequence[Source], data: DataConfig, option
                 | "spread parts" >> beam.Reshuffle()
                 | "cut" >> beam.ParDo(Cut(folder))
                 | "spread chunks" >> beam.Reshuffle()
-                | "encode" >> beam.ParDo(Encode(folder, data.language, data.held_out_fraction))
+                | "encode" >> beam.ParDo(Encode(folder, rules, data.language, data.held_out_fraction))
                 | "group" >> beam.GroupByKey()
                 | "write" >> beam.ParDo(WriteRange(folder))
             )
@@ -156,27 +203,36 @@ class Cut(beam.DoFn):
     def __init__(self, folder: str):
         self._folder = folder
 
-    def process(self, element: tuple[int, int, Source]) -> Iterator[tuple[Key, Chunk]]:
-        source, number, part = element
+    def process(self, part: Part) -> Iterator[tuple[Key, tuple[int, Chunk]]]:
         with _user_errors(self._folder):
-            for chunk_number, chunk in enumerate(chunks_of([part])):
-                yield (source, number, chunk_number), chunk
+            for number, chunk in enumerate(chunks_of([part.source])):
+                yield (part.source_number, part.number, number), (part.first + number, chunk)
 
 
 class Encode(beam.DoFn):
-    """Encodes a chunk, as the processes of one machine do."""
+    """Cleans and encodes a chunk, as the processes of one machine do."""
 
-    def __init__(self, folder: str, language: str, held_out_fraction: float):
-        self._folder, self._settings = folder, (language, held_out_fraction)
+    def __init__(self, folder: str, rules: tuple[hygiene.Rule, ...], language: str, held_out_fraction: float):
+        self._folder, self._rules, self._settings = folder, rules, (language, held_out_fraction)
 
     def setup(self) -> None:
         tokenizer = load_tokenizer(epath.Path(self._folder) / TOKENIZER)
         self._encoder = DocumentEncoder(tokenizer, *self._settings)
+        self._local = tempfile.TemporaryDirectory()
+        self._here = self._rules
+        if "://" in self._folder:  # tables are memory-mapped
+            self._here = hygiene.copied(self._rules, epath.Path(self._local.name))
 
-    def process(self, element: tuple[Key, Chunk]) -> Iterator[tuple[Key, tuple[int, EncodedChunk]]]:
-        (source, part, number), chunk = element
+    def teardown(self) -> None:
+        self._local.cleanup()
+
+    def process(
+        self, element: tuple[Key, tuple[int, Chunk]]
+    ) -> Iterator[tuple[Key, tuple[int, EncodedChunk]]]:
+        (source, part, number), (in_corpus, chunk) = element
         with _user_errors(self._folder):
-            yield (source, part, number // CHUNKS_PER_RANGE), (number, self._encoder(chunk))
+            cleaned = hygiene.CleanedChunk(chunk, in_corpus, self._here)
+            yield (source, part, number // CHUNKS_PER_RANGE), (number, self._encoder(cleaned))
 
 
 class WriteRange(beam.DoFn):

@@ -220,7 +220,7 @@ def prepare(
         if not any((folder / MANIFEST).exists() for folder in (directory, new)):
             if beam_options is None or new.parent == data_dir:  # else a bucket gets the documents at once
                 check_space(new, sources, vocab_size)
-            encode = _encode(data, directory, pool, beam_options)
+            encode = _encode(directory, pool, beam_options)
             manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool, encode)
             write(new / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(new / UNFINISHED, ignore_errors=True)
@@ -282,15 +282,15 @@ def _build(
 
 
 def _encode(
-    data: DataConfig, directory: epath.Path, pool: Workers, beam_options: list[str] | None
+    directory: epath.Path, pool: Workers, beam_options: list[str] | None
 ) -> Callable[..., dict[str, Any]]:
     """Returns the function that encodes and writes the documents; raises UserError if it cannot."""
     if beam_options is None:
         return functools.partial(writer.write_documents, workers=pool)
     from bert_jax.corpus import beam  # here, for Apache Beam is in few environments
 
-    beam.check(data, beam_options)
-    return functools.partial(beam.write_documents, directory=directory, options=beam_options)
+    beam.check(beam_options)
+    return functools.partial(beam.write_documents, workers=pool, directory=directory, options=beam_options)
 
 
 def _tokenizer(data: DataConfig, vocab_size: int, sources: list[Source], pool: Workers) -> Tokenizer:

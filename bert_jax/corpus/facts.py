@@ -7,10 +7,12 @@ byte of the hash, and each file is sorted alone: memory holds BUFFERED facts or 
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from etils import epath
 
 FACT = np.dtype([("hash", "<u8"), ("value", "<u4")])
 FILES = 256  # of facts; 47 MB each for a billion facts
@@ -60,6 +62,13 @@ class Table:
 
     def __reduce__(self):
         return Table, (self.folder,)  # without the arrays
+
+    def copied(self, folder: epath.Path) -> "Table":
+        """Copies the table into a new folder; one in a bucket cannot be looked up, but copied back."""
+        folder.mkdir(parents=True)
+        for name in ("hashes", "values"):
+            (epath.Path(self.folder) / name).copy(folder / name)
+        return Table(os.fspath(folder))
 
     @property
     def size(self) -> int:

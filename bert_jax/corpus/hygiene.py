@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+from etils import epath
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.facts import Table, facts_of, hashes_of
@@ -163,6 +164,16 @@ def learn(
             log.info("hygiene: looked for %s in %.1f s", rule.TITLE, time.perf_counter() - start)
         ready = (*ready, rule)
     return ready
+
+
+def copied(rules: tuple[Rule, ...], folder: epath.Path) -> tuple[Rule, ...]:
+    """Copies the tables of rules into a new folder, on a disk or in a bucket."""
+    return tuple(
+        rule
+        if isinstance(rule, ShortDocuments) or rule.table is None
+        else dataclasses.replace(rule, table=rule.table.copied(folder / str(number)))
+        for number, rule in enumerate(rules)
+    )
 
 
 def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:

@@ -96,11 +96,29 @@ def test_what_is_wrong_with_the_text_is_one_line(data, tmp_path):
 
 
 @pytest.mark.usefixtures("beam")
-def test_what_needs_all_chunks_in_order_is_refused(data, tmp_path):
-    """Before a tokenizer is trained, which may take minutes."""
-    data = dataclasses.replace(data, drop_duplicates="documents", tokenizer=f"wordpiece:{tmp_path}/a.txt")
-    with pytest.raises(UserError, match=r"leaves out no duplicates, .* use --runner=local"):
-        prepare(data, V, tmp_path / "beam", workers=1, beam_options=[])
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ({"drop_duplicates": "documents"}, "duplicate documents"),
+        ({"drop_duplicates": "paragraphs", "min_document_chars": 10}, "duplicate paragraphs"),
+        ({"boilerplate_documents": 40}, "boilerplate lines"),
+        ({"min_document_chars": 60}, "documents shorter than 60 characters"),
+    ],
+)
+def test_hygiene_leaves_out_the_same(data, tmp_path, rules, reason):
+    """Copies in other files and sources, and in the same chunk."""
+    line = 20 * "long " + "paragraph"
+    path, lines = tmp_path / "a.txt", tmp_path / "c.jsonl"
+    path.write_text("\n\n".join([path.read_text(), "short", f"one\n{line}", f"two\n{line}", f"two\n{line}"]))
+    again = [json.dumps({"text": text}).encode() for text in (f"three\n{line}", f"one\n{line}", "short")]
+    lines.write_bytes(b"\n".join([*again, lines.read_bytes()]))
+    (tmp_path / "d.txt").write_text("\n\n".join(f"the end of each\ntext {n}" for n in range(50)))
+    data = dataclasses.replace(data, **rules)
+    local = prepare(data, V, tmp_path / "local", workers=1)
+    beam = prepare(data, V, tmp_path / "beam", workers=1, beam_options=[])
+    assert local.manifest["left_out"][reason] > 1
+    assert beam.manifest["left_out"] == local.manifest["left_out"]
+    assert beam.sha256 == local.sha256
 
 
 @pytest.mark.usefixtures("beam")

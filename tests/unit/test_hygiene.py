@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from etils import epath
 
 from bert_jax.corpus import hygiene
 from bert_jax.corpus.config import DataConfig
@@ -44,6 +45,7 @@ def clean(folder, documents, per_chunk, **settings):
     rules = hygiene.learn(
         hygiene.rules_of(DataConfig(**settings)), lambda: chunks, map, pathlib.Path(folder), 1
     )
+    rules = hygiene.copied(rules, epath.Path(folder) / "copies")  # as a pipeline's workers have them
     stays, left_out = [], collections.Counter()
     for chunk in hygiene.cleaned(chunks, rules):
         stays += chunk.documents()
