@@ -180,7 +180,11 @@ def test_question_answering(folder):
 
 
 @pytest.mark.parametrize(
-    ("base", "name"), [("modern", "ModernBert"), pytest.param("euro", "EuroBert", marks=pytest.mark.slow)]
+    ("base", "name"),
+    [
+        ("modern", "ModernBert"),
+        pytest.param("euro", "EuroBert", marks=[pytest.mark.slow, pytest.mark.variant]),
+    ],
 )
 def test_classification_of_pairs_without_pooler_and_segments(folder, base, name):
     rows = [line.split("\t") for line in (folder / "texts.tsv").read_text().splitlines()]
@@ -198,7 +202,7 @@ def test_classification_of_pairs_without_pooler_and_segments(folder, base, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["modern", "euro"])
+@pytest.mark.parametrize("base", ["modern", pytest.param("euro", marks=pytest.mark.variant)])
 def test_tags_and_answers_without_pooler_and_segments(folder, base):
     words = ("data.train=names.conll", "train.num_epochs=12.0")
     code, output = finetune(

@@ -28,7 +28,7 @@ def of_file(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["read", "trained"])
+@pytest.mark.parametrize("kind", ["read", pytest.param("trained", marks=pytest.mark.variant)])
 def test_trained_resumed_and_used(folder, kind):
     settings = (*READ, of_file(folder, "published")) if kind == "read" else TRAINED
     undisturbed = Command(folder, f"{kind}_undisturbed", *settings)

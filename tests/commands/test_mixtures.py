@@ -30,7 +30,7 @@ def overrides(folder):
         source_of(folder, 0.7, 0.3),
         *("train.num_steps=0", "phases[0].num_steps=40", "phases[1].num_steps=60"),
         f"phases[1].{source_of(folder, 1, 4)}",
-        *("train.checkpoint_every=10", "train.eval_every=50", "train.log_every=5"),
+        *("train.checkpoint_every=20", "train.eval_every=50", "train.log_every=5"),
     )
 
 

@@ -67,6 +67,7 @@ def test_killed_in_each_phase_and_at_both_edges(folder, undisturbed):
     assert command.rows_without_timings() == undisturbed.rows_without_timings()
 
 
+@pytest.mark.variant
 def test_one_device_learns_the_same_of_the_same_batches(folder, undisturbed):
     alone = Command(folder, "alone", *overrides(folder))
     alone.environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the other run has eight

@@ -175,7 +175,7 @@ def test_two_runs_in_one_folder_are_refused(folder):
 @pytest.mark.slow
 def test_killed_three_times_is_as_if_never_killed(folder):
     overrides = (
-        *("train.num_steps=600", "train.checkpoint_every=50", "train.eval_every=150"),
+        *("train.num_steps=300", "train.checkpoint_every=50", "train.eval_every=150"),
         "optimizer.schedule=linear",
     )
     undisturbed, killed = (Command(folder, name, *overrides) for name in ("undisturbed", "killed"))
@@ -183,7 +183,7 @@ def test_killed_three_times_is_as_if_never_killed(folder):
     assert code == 0, output
 
     resumed_at = 0
-    for observed, during_a_save in ((80, False), (200, True), (400, False)):
+    for observed, during_a_save in ((80, False), (160, True), (240, False)):
 
         def when(observed=observed, during_a_save=during_a_save):
             return killed.last_step_logged() > observed and (
@@ -196,7 +196,7 @@ def test_killed_three_times_is_as_if_never_killed(folder):
             assert len(killed.checkpoints(finished=False)) == 1
         assert_went_on_from(output, resumed_at)
         resumed_at = max(map(int, killed.checkpoints(finished=True)))
-        assert observed - 50 <= resumed_at < 600
+        assert observed - 50 <= resumed_at < 300
     code, output = killed.run()
     assert code == 0, output
     assert_went_on_from(output, resumed_at)
@@ -207,7 +207,7 @@ def test_killed_three_times_is_as_if_never_killed(folder):
 
 def assert_went_on_from(output, step):
     if step:
-        assert f"resumed at step {step} of 600" in output
+        assert f"resumed at step {step} of 300" in output
     else:
         assert "started at step 0" in output
     logged = [int(number) for number in re.findall(r"^step (\d+)/", output, re.MULTILINE)]

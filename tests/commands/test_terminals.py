@@ -63,7 +63,10 @@ def test_processes_started_together_go_on_when_nobody_reads_their_log(folder):
     assert "params_digest" in command.rows()[-1]
 
 
-@pytest.mark.parametrize("launcher", [(), LAUNCHER], ids=["alone", "together"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param((), id="alone"), pytest.param(LAUNCHER, id="together", marks=pytest.mark.variant)],
+)
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(folder, launcher):
     command = Command(folder, f"hang_up_{len(launcher)}", "train.num_steps=2000", launcher=launcher)
     main, terminal = pty.openpty()

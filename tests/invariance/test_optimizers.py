@@ -61,7 +61,7 @@ def assert_close(state, expected):
     [
         ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
         pytest.param({"data": 1}, 4, marks=pytest.mark.slow),
-        pytest.param({"fsdp": 8}, 2, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, 2, marks=[pytest.mark.slow, pytest.mark.variant]),
     ],
     ids=str,
 )

@@ -100,7 +100,9 @@ def test_accumulation_remat_and_mesh_change_nothing(plain, axes, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [MODERN, EURO], ids=["modern", "euro"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(MODERN, id="modern"), pytest.param(EURO, id="euro", marks=pytest.mark.variant)]
+)
 def test_other_encoders_do_not_depend_on_the_mesh_either(kind):
     expected = run(training_on({"data": 1}, **kind))
     assert expected[1][-2]["loss"] < expected[1][0]["loss"] - 0.1

@@ -83,7 +83,7 @@ def test_ratio_is_that_of_medians_against_the_best_variant():
 @pytest.mark.usefixtures("worker")
 def test_variants_that_fail_say_why_and_the_others_run(tmp_path):
     with contextlib.ExitStack() as stack:
-        workers, problems = peer.start(sys.executable, tmp_path, stack)
+        workers, problems = peer.start(sys.executable, tmp_path, stack, "")
         assert problems == {
             "bfloat16 eager": "ended by signal 9",
             "bfloat16 compiled": "torch.CompileError: no g++",
@@ -99,7 +99,19 @@ def test_no_variant_at_all_is_an_error(tmp_path, monkeypatch):
         contextlib.ExitStack() as stack,
         pytest.raises(UserError, match=r"no variant runs here .*no g\+\+"),
     ):
-        peer.start(sys.executable, tmp_path, stack)
+        peer.start(sys.executable, tmp_path, stack, "")
+
+
+@pytest.mark.usefixtures("worker")
+def test_chosen_variants_alone_are_started(tmp_path):
+    with contextlib.ExitStack() as stack:
+        workers, problems = peer.start(sys.executable, tmp_path, stack, "float32")
+        assert ([*workers], problems) == (["float32 eager", "float32 compiled"], {})
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(UserError, match=r"^--rows=fp8: no variant of the peer has such a name\.$"),
+    ):
+        peer.start(sys.executable, tmp_path, stack, "fp8")
 
 
 def test_a_worker_that_is_not_ready_in_time_is_ended(tmp_path, monkeypatch):
