@@ -35,6 +35,7 @@ if __name__ == "__main__":
 
 import os
 import platform
+import re
 
 import jax
 
@@ -47,6 +48,10 @@ from bert_jax.training.memory import keep_freed_memory
 def main() -> None:
     keep_freed_memory()  # as training does
     values = flags.FLAGS
+    try:
+        re.compile(values.rows)
+    except re.error as error:
+        raise UserError(f"--rows={values.rows} is no regular expression: {error}.") from None
     data_dir, repeats = values.data_dir, values.repeats
     if values.what == "gpu":
         gpu.measure(data_dir, repeats, values.peer_python, values.time_limit, values.rows)

@@ -1,6 +1,5 @@
 """Measures the `prepare` command, for text in each kind of file."""
 
-import contextlib
 import functools
 import os
 import pathlib
@@ -9,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,12 +16,14 @@ import psutil
 
 from bert_jax import command
 from bert_jax.benchmarks import containers
-from bert_jax.benchmarks.measure import median_and_spread
+from bert_jax.benchmarks.measure import PeakMemory, median_and_spread
 from bert_jax.config import Config
 from bert_jax.corpus import dataset as dataset_lib
 from bert_jax.corpus.sources import read_text
+from bert_jax.errors import UserError
 from bert_jax.report.text_table import text_table
 
+TOKENIZERS = ("sentencepiece", "wordpiece")
 COLUMNS = ("source", "tokenizer", "MB/s and core", "spread", "cores fed", "MiB, small", "MiB, large")
 
 
@@ -47,15 +47,19 @@ def measure(config: Config, repeats: int, rows: str, copies: int) -> None:
         repeats: of each row.
         rows: a regular expression; rows ("text, wordpiece") with such names are measured.
         copies: of the embedded corpus in the larger one.
+
+    Raises:
+        UserError: if no row has such a name.
     """
+    names = [f"{name}, {key}" for name in containers.WRITERS for key in TOKENIZERS]
+    if not any(re.search(rows, name) for name in names):
+        raise UserError(f"--rows={rows}: no row has such a name; there are: {'; '.join(names)}.")
     texts = ["\n".join(document) for document in read_text("corpus:")]
     with tempfile.TemporaryDirectory() as folder:
         trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
-        tokenizers = {
-            "sentencepiece": [f"sentencepiece:{model}", config.model.vocab_size],
-            "wordpiece": ["wordpiece:bert_uncased", 30522],
-        }
+        sizes = [f"sentencepiece:{model}", config.model.vocab_size], ["wordpiece:bert_uncased", 30522]
+        tokenizers = dict(zip(TOKENIZERS, sizes, strict=True))
         found = []
         for name, write in containers.WRITERS.items():
             chosen = {key: x for key, x in tokenizers.items() if re.search(rows, f"{name}, {key}")}
@@ -117,38 +121,26 @@ def _prepare(source: str, tokenizer: str, vocab_size: int) -> Run:
         start = time.perf_counter()
         command_line = [sys.executable, "-m", "bert_jax.prepare", *arguments]
         process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        with _Watch(process.pid) as watch:
+        processes = _Processes(process.pid)
+        with PeakMemory(processes.largest) as peak:
             _, errors = process.communicate()
         if process.returncode:
             sys.exit(f"{' '.join(command_line)} failed:\n{errors.decode()}")
-        return Run(time.perf_counter() - start, watch.seconds, watch.bytes / 2**20)
+        return Run(time.perf_counter() - start, processes.seconds, peak.bytes / 2**20)
 
 
-class _Watch(threading.Thread):
-    """Watches a command's processes while entered.
+class _Processes:
+    """The processes of a command, as `PeakMemory` looks at them.
 
     Attributes:
-        bytes: resident, of the largest process at its peak.
         seconds: processor time of the first process so far.
     """
 
     def __init__(self, pid: int):
-        super().__init__(daemon=True)
-        self._process, self._over = psutil.Process(pid), threading.Event()
-        self.bytes, self.seconds = 0, 0.0
+        self._first, self.seconds = psutil.Process(pid), 0.0
 
-    def __enter__(self) -> "_Watch":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._over.wait(0.05):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = self._process.cpu_times()
-                self.seconds = times.user + times.system
-                processes = [self._process, *self._process.children(recursive=True)]
-                self.bytes = max(self.bytes, *(each.memory_info().rss for each in processes))
+    def largest(self) -> int:
+        """Returns the resident bytes of the largest process; notes the time of the first."""
+        self.seconds = sum(self._first.cpu_times()[:2])
+        processes = [self._first, *self._first.children(recursive=True)]
+        return max(each.memory_info().rss for each in processes)

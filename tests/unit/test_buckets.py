@@ -124,7 +124,7 @@ def test_a_bucket_that_cannot_be_reached(monkeypatch):
         ("text.bz2", bz2.compress(bytes(random.Random(0).choices(b"abc \n", k=10**6)))),
     ],
 )
-def test_a_bucket_that_fails_while_it_is_read(bucket, monkeypatch, kind, content):
+def test_a_bucket_that_fails_while_it_is_read(bucket, monkeypatch, tmp_path, kind, content):
     class Disconnected(Exception):
         """As aiohttp's, which gcsfs lets through: no OSError."""
 
@@ -137,10 +137,16 @@ def test_a_bucket_that_fails_while_it_is_read(bucket, monkeypatch, kind, content
             raise Disconnected("Server disconnected")
         return right(self, min(size, 1 << 14))
 
+    def refuse(_):
+        raise Disconnected("Server disconnected")
+
     monkeypatch.setattr(type(file), "read", read_some)
-    assert message(f"{kind.partition('.')[0]}:s3://b/a.{kind}", UserError) == (
-        f"s3://b/a.{kind} cannot be read: Server disconnected. Check the path and the file."
-    )
+    line = f"s3://b/a.{kind} cannot be read: Server disconnected. Check the path and the file."
+    assert message(f"{kind.partition('.')[0]}:s3://b/a.{kind}", UserError) == line
+    monkeypatch.setattr(type(file), "getbuffer", refuse)  # with which hashlib reads a file in memory
+    with pytest.raises(UserError) as raised:
+        Digests(files.epath.Path(tmp_path / "digests.json")).of([f"s3://b/a.{kind}"])
+    assert str(raised.value) == line
 
 
 def test_another_scheme():

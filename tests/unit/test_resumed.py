@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -241,6 +242,28 @@ def test_a_folder_is_left_by_failures_only_if_it_is_worth_it(tmp_path, worth, le
     with pytest.raises(ZeroDivisionError):
         fail()
     assert [path.name for path in tmp_path.glob(".*/a")] == left
+
+
+def test_a_source_that_has_shrunk_under_its_fingerprint_is_refused(data, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 6, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, V, tmp_path / "data_dir", workers=1)
+    (path,) = (tmp_path / "data_dir").glob(".*.building/unfinished/journal.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chunks": 1000}))
+    with pytest.raises(
+        UserError, match=r"has less text than when this build began, .* delete .* run the command again"
+    ):
+        prepare(data, V, tmp_path / "data_dir", workers=1)
+
+
+def test_a_pass_of_hygiene_logs_its_progress(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    data = dataclasses.replace(data, drop_duplicates="documents")
+    with caplog.at_level(logging.INFO, "bert_jax"):
+        prepare(data, V, tmp_path / "data_dir", workers=1)
+    lines = [line for line in caplog.messages if line.startswith("hygiene, duplicates: ")]
+    assert len(lines) == 29
+    assert re.fullmatch(r"hygiene, duplicates: 100%, [\d.]+ MB/s of the files, 00:00 left", lines[-1])
 
 
 def test_progress_is_logged_without_a_terminal(data, tmp_path, monkeypatch, caplog):

@@ -34,14 +34,20 @@ class BrokenFile(UserError):
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """Opens a file on a disk or in a bucket.
+    """Opens a file on a disk or in a bucket; raises as `reading`."""
+    with reading(path), epath.Path(path).open("rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turns what fails while a file is read into one line.
 
     Raises:
-        UserError: for an OSError while it is open, and in a bucket for whatever its client raises.
+        UserError: for an OSError, and in a bucket for whatever its client raises.
     """
     try:
-        with epath.Path(path).open("rb") as file:
-            yield file
+        yield
     except UserError:
         raise
     except Exception as error:

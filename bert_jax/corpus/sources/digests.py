@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
-from bert_jax.errors import UserError
+from bert_jax.corpus.sources.broken import reading
 from bert_jax.files import write
 
 
@@ -43,15 +43,13 @@ class Digests:
 
     def _digest(self, path: str) -> str:
         path = os.path.abspath(path) if "://" not in path else path
-        try:
+        with reading(path):
             state = _state(path)
             known = self._known.get(path)
             if known and known[:-1] == state:
                 return known[-1]
             with epath.Path(path).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}. Check the path and the file.") from error
         self._known[path] = [*state, digest]
         return digest
 
