@@ -3,7 +3,7 @@
     python -m bert_jax.prepare --config=bert_tiny
     python -m bert_jax.prepare --config=bert_large --download    # English Wikipedia, 27 GB
     python -m bert_jax.prepare --config=bert_base --config.data.source='text:~/corpus/*.txt.gz'
-    python -m bert_jax.prepare --config=bert_base --data_dir=gs://BUCKET/data --runner=beam \
+    python -m bert_jax.prepare --config=bert_base --data_dir=gs://BUCKET/data --runner=beam \\
         --beam_options='--runner=DataflowRunner --project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp'
 
 The last line is a digest of the documents' contents: the same text and settings give the same digest. The
