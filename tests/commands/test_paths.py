@@ -90,6 +90,7 @@ def test_export_and_convert(folder, trained):
     assert again == run("predict", "fill-mask", f"--checkpoint={folder}/run", *words)
 
 
+@pytest.mark.variant
 def test_processes_started_together(folder, trained):
     out = run(
         "pretrain", "--processes=2", *trained, f"--workdir={folder}/together", script=("launch/local.py",)

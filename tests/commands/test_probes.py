@@ -74,6 +74,7 @@ def test_what_probes_leave(undisturbed):
     assert "Probe topics, accuracy" in (run.workdir / "report.html").read_text()
 
 
+@pytest.mark.variant
 def test_killed_and_resumed_has_the_same_rows(folder, undisturbed):
     killed = command(folder, "killed")
     for step in (100, 220):

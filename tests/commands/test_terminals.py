@@ -56,6 +56,7 @@ def test_a_run_ends_alike_without_its_standard_output(folder, undisturbed, name,
     assert (command.workdir / "report.html").exists()
 
 
+@pytest.mark.variant
 def test_processes_started_together_go_on_when_nobody_reads_their_log(folder):
     command = Command(folder, "together", launcher=LAUNCHER)
     code, err = in_shell(command, "| head -1; exit ${PIPESTATUS[0]}")

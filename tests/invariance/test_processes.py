@@ -30,7 +30,9 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("alone"), 1, 4, 1, 1)
 
 
-@pytest.mark.parametrize(("processes", "sizes"), [(2, (1, 2, 2)), (4, (4, 1, 1))], ids=str)
+@pytest.mark.parametrize(
+    ("processes", "sizes"), [(2, (1, 2, 2)), pytest.param(4, (4, 1, 1), marks=pytest.mark.variant)], ids=str
+)
 def test_processes_change_nothing(alone, tmp_path, processes, sizes):
     result = run(tmp_path, processes, *sizes)
     assert result.keys() == alone.keys()
