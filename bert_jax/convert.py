@@ -21,7 +21,7 @@ from bert_jax.model.config import ACTIVATIONS
 
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "The folder to read: config, weights and vocabulary; or a run.")
-    flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
+    flags.DEFINE_string("output", None, "The folder to write; new or empty.")
     flags.DEFINE_string("task", None, "The task whose head is imported, or none (default: as in its config).")
     flags.DEFINE_boolean(
         "pairs", None, "For classification and regression: texts come in pairs (default: no)."

@@ -14,7 +14,7 @@ from bert_jax import command
 
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "A run's folder or one of its checkpoints.")
-    flags.DEFINE_string("output", None, "The folder to write; it must not exist.")
+    flags.DEFINE_string("output", None, "The folder to write; new or empty.")
     command.run(command.main_of("bert_jax.export"))
 
 import logging

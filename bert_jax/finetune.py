@@ -4,7 +4,7 @@
         --config.data.train=questions.tsv
 
 The loop, the step and the checkpoints are those of pretraining: the same command again resumes. The best
-checkpoint by the task's metric is kept, and run_scores once by the test examples, where there are any.
+checkpoint by the task's metric is kept, and scored once on the test examples, where there are any.
 """
 
 from absl import flags

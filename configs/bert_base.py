@@ -11,7 +11,8 @@ hold up to eight sequences, since most documents are shorter; held-out text is e
 Corpus: English Wikipedia, the newest complete dump (wikipedia:en:YYYYMMDD names another): 27 GB to download,
 about 20 GB of text; plan for 50 GB of disk. Books are a second source where you have them: text:, jsonl:, or
 tfds:pg19:train:book_text once TFDS has built it.
-Time: published four days on 4 Cloud TPUs (16 chips); a single GPU takes weeks, a CPU years.
+Time: published four days on 4 Cloud TPUs (16 chips); at the rates of docs/performance.md,
+which were measured with larger batches, about a day on one H200; a CPU takes years.
 Deviations: no books, since BookCorpus is not distributed any more; dropout on attention probabilities is 0
 (published 0.1); rows of 512 tokens are packed (published: a sequence each).
 Published: GLUE average 79.6 after fine-tuning; not measured here.

@@ -6,9 +6,9 @@
     for package in *.deb; do dpkg -x "$package" unpacked; done
     cd .. && python -m tests.languages packages/unpacked languages
 
-It is the corpus of the vocabulary report in docs/data.md. A file LANGUAGE.txt holds the manuals in a language
-(a section is a document), in Thai messages of LibreOffice (ten of the longer ones are a document). What of a
-missing package is left out.
+It is the corpus of the vocabulary report in docs/languages.md. A file LANGUAGE.txt holds the manuals in a
+language (a section is a document), in Thai messages of LibreOffice (ten of the longer ones are a document).
+What of a missing package is left out.
 """
 
 import argparse

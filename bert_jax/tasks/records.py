@@ -38,7 +38,7 @@ def digest(source: str, key: str) -> str:
 
 
 def read_records(source: str, key: str, header: bool = True) -> list[Record]:
-    """Reads all records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz, .zst) or tfds:NAME[:SPLIT].
+    """Reads all records of FILE.tsv, FILE.csv, FILE.jsonl (also .gz, .xz, .zst, .bz2) or tfds:NAME[:SPLIT].
 
     Args:
         source: the file or dataset; `key` is the config key or flag that named it.
@@ -52,7 +52,7 @@ def read_records(source: str, key: str, header: bool = True) -> list[Record]:
     content, suffix = read_text(source, key)
     if suffix not in KINDS:
         raise UserError(
-            f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz, .zst) and tfds:NAME; "
+            f"{key}={source}: this task reads {', '.join(KINDS)} (also .gz, .xz, .zst, .bz2) and tfds:NAME; "
             f"{LINES_OF_TEXT}."
         )
     rows = _json_rows(content, source) if suffix == ".jsonl" else _table_rows(content, source, suffix, header)

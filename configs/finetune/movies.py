@@ -3,7 +3,7 @@
     make finetune CONFIG=finetune/movies
 
 finetune/trec shows how to get data and MiniLM. The label is the sign of the rating. Test accuracy 0.859, in
-about seven minutes on two CPU cores with other work on them.
+about eight minutes on two CPU cores with other work on them.
 """
 
 from bert_jax.tasks.config import default_config

@@ -2,7 +2,7 @@
 
     make finetune CONFIG=finetune/tweets
 
-finetune/trec shows how to get data and MiniLM. Test entity F1 0.466, in about nine minutes on two CPU cores
+finetune/trec shows how to get data and MiniLM. Test entity F1 0.466, in about ten minutes on two CPU cores
 with other work on them; with a frozen encoder 0.285.
 """
 
