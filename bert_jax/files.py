@@ -15,9 +15,11 @@ import socket
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import numpy as np
 import psutil
 from etils import epath
 
@@ -56,6 +58,14 @@ def write(path: epath.PathLike, content: Content) -> None:
             file.write(buffer.getbuffer())
     else:
         _replace(pathlib.Path(path).resolve(), content)
+
+
+def write_array(file: IO[bytes], array: np.ndarray) -> None:
+    """Writes an array as .npy; raises OSError where the disk is full.
+
+    `np.save` hands a file on disk to C, which loses what fails when it closes it: the last 4,096 bytes.
+    """
+    np.save(types.SimpleNamespace(write=file.write), array)
 
 
 def is_stream(path: epath.PathLike) -> bool:

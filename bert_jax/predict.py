@@ -49,7 +49,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -113,7 +112,7 @@ def features() -> None:
     pooling = flags.FLAGS.pooling or bert.pooling
     array = bert.features(texts, pooling, flags.FLAGS.layer)
     if kind == ".npy":
-        _write(output, lambda file: np.save(file, array))
+        _write(output, lambda file: files.write_array(file, array))
     else:
         vectors = pa.FixedSizeListArray.from_arrays(array.ravel(), array.shape[1])
         table = pa.table(({"text": texts} if with_text else {}) | {"features": vectors})

@@ -56,8 +56,8 @@ class Table:
                 order = np.argsort(found["hash"])
                 hashes, starts = np.unique(found["hash"][order], return_index=True)
                 kept, values = decide(found["value"][order], starts)
-                hashes[kept].tofile(hash_file)
-                values[kept].astype(FACT["value"]).tofile(value_file)
+                hash_file.write(hashes[kept].tobytes())
+                value_file.write(values[kept].astype(FACT["value"]).tobytes())
         return cls(str(folder))
 
     def __reduce__(self):
@@ -113,7 +113,7 @@ def _append(folder: pathlib.Path, facts: np.ndarray) -> None:
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if start < end:
             with _facts_file(folder, number).open("ab") as file:  # one open file at a time
-                facts[start:end].tofile(file)
+                file.write(facts[start:end].tobytes())  # `tofile` does not tell of a full disk
 
 
 def _facts_file(folder: pathlib.Path, number: int) -> pathlib.Path:

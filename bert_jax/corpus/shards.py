@@ -18,7 +18,7 @@ from etils import epath
 
 from bert_jax.corpus.encode import EncodedDocuments
 from bert_jax.corpus.index import IndexWriter
-from bert_jax.files import write
+from bert_jax.files import write, write_array
 
 SPLITS = ("train", "heldout")
 UNIGRAM_COUNTS = "unigram_counts.npy"
@@ -126,8 +126,7 @@ def join(directory: epath.Path, split: str, besides: Iterable[epath.Path], vocab
                 index.add(arrays["sentence_lengths"], arrays["sentence_counts"])
                 digest.update(arrays["digests"])
                 unigram_counts += arrays["unigram_counts"]
-    with (directory / split / UNIGRAM_COUNTS).open("wb") as file:
-        np.save(file, unigram_counts)
+    write(directory / split / UNIGRAM_COUNTS, lambda file: write_array(file, unigram_counts))
     counts = {what: getattr(index, what) for what in ("documents", "sentences", "tokens")}
     return counts | {"sha256": digest.hexdigest()}
 

@@ -1,5 +1,7 @@
+import os
 import pathlib
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -62,3 +64,10 @@ def test_a_table_travels_as_its_path(tmp_path):
     assert len(sent) < 300
     assert pickle.loads(sent).look_up(np.array([3], np.uint64))[0].tolist() == [True]
     assert pathlib.Path(made.folder, "hashes").stat().st_size == 8 * 4500
+
+
+def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    full = types.SimpleNamespace(open=lambda _: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
+    monkeypatch.setattr(facts, "_facts_file", lambda *_: full)
+    with pytest.raises(OSError, match="No space left"):
+        table(tmp_path / "facts", facts_of(np.array([5, 5], np.uint64), 1))

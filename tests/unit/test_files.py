@@ -36,6 +36,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_an_array_on_a_full_disk_is_an_error(tmp_path):
+    array = np.arange(5.0)
+    with (tmp_path / "a.npy").open("wb") as file:
+        files.write_array(file, array)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb") as full:
+        files.write_array(full, array)
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     output = tmp_path / "some" / "out"
 
