@@ -24,6 +24,7 @@ if __name__ == "__main__":
     command.run(command.main_of("bert_jax.plan"))
 
 import dataclasses
+import functools
 
 from bert_jax.config import Config
 from bert_jax.errors import UserError
@@ -44,7 +45,8 @@ def main() -> None:
             "--search and --compare look at one phase; choose it with --phase=1 or another number."
         )
     if flags.FLAGS.search:
-        best = search(phases[0], devices, print)
+        key_of = functools.partial(key_of_phase, config, max(flags.FLAGS.phase, 1) - 1)
+        best = search(phases[0], devices, print, key_of)
         if best is None:
             print("verdict: does not fit\nNo attempt fits: use more or larger chips.")
             return
@@ -54,7 +56,7 @@ def main() -> None:
         compiled = [compile_step(phase, devices) for phase in phases]
     print(describe(compiled, flags.FLAGS.price, flags.FLAGS.profile))
     if flags.FLAGS.compare:
-        train = dataclasses.replace(phases[0].train, attention="plain")
+        train = dataclasses.replace(compiled[0].config.train, attention="plain")
         plain = compile_step(dataclasses.replace(compiled[0].config, train=train), devices)
         print(f"\n{comparison(compiled[0], plain)}")
     if flags.FLAGS.output:
@@ -73,3 +75,10 @@ def phase_configs(config: Config, number: int) -> list[Config]:
         )
         for phase in chosen
     ]
+
+
+def key_of_phase(config: Config, index: int, name: str) -> str:
+    """Names the key that decides a value in a phase: that of the phase, where it has one of its own."""
+    section, _, field = name.partition(".")
+    own = config.phases[index].get(section, {}) if config.phases else {}
+    return f"phases[{index}].{name}" if field in own else name

@@ -22,6 +22,7 @@ from bert_jax.training.flops import attended_tokens, peak_flops, training_flops
 from bert_jax.training.mesh import count_slices, make_mesh
 from bert_jax.training.program import Program
 
+KERNEL = 'custom_call_target="tpu_custom_call"'
 KERNEL_RATE = 0.4  # of the peak rate, assumed for the attention kernel: the compiler does not estimate it
 
 
@@ -49,6 +50,7 @@ class Compiled(NamedTuple):
     memory: Memory
     # Not known of a program that does not fit:
     collectives: Sequence[Collective] = ()
+    kernel: bool = False  # whether attention is a kernel
     squares: int = 0  # the most arrays of T × T numbers in one array: scores of rows and heads, if in memory
     costs: Sequence[Cost] = ()  # where the compiler estimates cycles
 
@@ -67,7 +69,8 @@ class Compiled(NamedTuple):
         config, mesh = self.config, self.mesh.shape
         parts = mesh["data"] * mesh["fsdp"] * config.train.gradient_accumulation_steps
         heads = config.model.num_attention_heads // mesh["tensor"]
-        return self.squares >= config.data.global_batch_size // parts * heads
+        # Where D = T, as large arrays of states end in [T, T], too.
+        return not self.kernel and self.squares >= config.data.global_batch_size // parts * heads
 
     @property
     def tokens(self) -> int:
@@ -111,9 +114,11 @@ class Compiled(NamedTuple):
         if chip is None or not self.cycles:
             return None
         peak = peak_flops(self.mesh.devices.ravel().tolist()) or 1.0
-        kernel = 0.0 if self.scores else 3.5 / 3 * (
+        # Of three: the backward pass computes the scores again, and `full` the forward pass before it.
+        passes = 4.5 if self.config.train.remat == "full" else 3.5
+        kernel = 0.0 if self.scores else passes / 3 * (
             training_flops(self.config.model, 0, self._compared(), 0) / peak / KERNEL_RATE
-        )  # the kernel's backward pass computes the scores again  # fmt: skip
+        )  # fmt: skip
         inside = [found for found in self.collectives if found.axes != SLICES]
         # An all-reduce is a reduction and a gather.
         sent = sum((2.0 if found.kind == "all-reduce" else 1.0) * found.bytes for found in inside)
@@ -156,6 +161,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> Compiled:
         seconds,
         _memory(compiled, mesh),
         collectives(text, _levels(mesh)),
+        kernel=KERNEL in text,
         squares=_squares(text, config.data.max_seq_length),
         costs=costs(text),
     )

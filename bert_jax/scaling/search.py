@@ -31,13 +31,19 @@ class SearchResult(NamedTuple):
         return self.compiled.tokens / max(seconds) if seconds else float(self.compiled.tokens)
 
 
-def search(config: Config, devices: list[jax.Device], report: Callable[[str], None]) -> SearchResult | None:
+def search(
+    config: Config,
+    devices: list[jax.Device],
+    report: Callable[[str], None],
+    key_of: Callable[[str], str] = str,
+) -> SearchResult | None:
     """Tries remat × mesh, each with the largest power of two of rows a device that fits.
 
     Memory grows linearly with the rows: two compilations predict how many fit, a third one confirms it.
 
     Args:
         report: gets a line for every attempt, and for every mesh that is refused.
+        key_of: the key that sets a value of `config`, by its name there: a phase may have its own.
 
     Returns:
         The step with the most tokens a second; None if nothing fits.
@@ -50,7 +56,9 @@ def search(config: Config, devices: list[jax.Device], report: Callable[[str], No
     meshes = _meshes(config, devices)
     for mesh in meshes:
         try:
-            largest = [_largest(config, devices, mesh, remat, report) for remat in ("none", "dots", "full")]
+            largest = [
+                _largest(config, devices, mesh, remat, report, key_of) for remat in ("none", "dots", "full")
+            ]
         except UserError as error:
             report(f"mesh.fsdp={mesh.fsdp} is refused: {error}")
             refused.append(error)
@@ -69,7 +77,12 @@ def _meshes(config: Config, devices: list[jax.Device]) -> list[MeshConfig]:
 
 
 def _largest(
-    config: Config, devices: list[jax.Device], mesh: MeshConfig, remat: str, report: Callable[[str], None]
+    config: Config,
+    devices: list[jax.Device],
+    mesh: MeshConfig,
+    remat: str,
+    report: Callable[[str], None],
+    key_of: Callable[[str], str],
 ) -> SearchResult | None:
     """Finds the most rows a device that fit with one mesh and remat."""
     best: SearchResult | None = None
@@ -84,7 +97,7 @@ def _largest(
         )
         compiled = compile_step(changed, devices)
         memory = compiled.memory
-        overrides = _overrides(config, changed)
+        overrides = _overrides(config, changed, key_of)
         verdict = "fits" if memory.fits else "does not fit"
         report(f"{rows:>4} rows a device, {overrides}: {memory.total / 2**30:.2f} GiB, {verdict}")
         if memory.fits:
@@ -97,11 +110,11 @@ def _largest(
     return best
 
 
-def _overrides(given: Config, changed: Config) -> str:
+def _overrides(given: Config, changed: Config, key_of: Callable[[str], str]) -> str:
     """Returns the flags that turn one config into the other."""
     before = given.flat()
     return " ".join(
-        f"--config.{name}={value}"
+        f"--config.{key_of(name)}={value}"
         for name, value in changed.flat().items()
         if name in SHOWN or value != before[name]
     )

@@ -15,6 +15,7 @@ from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
+from bert_jax.plan import key_of_phase
 from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
 from bert_jax.scaling.collectives import Collective, collectives
@@ -279,6 +280,7 @@ def test_scores_are_squares_of_tokens_for_every_row_and_head():
     needed = 2 * CONFIG.model.num_attention_heads
     assert compiled_of(squares=needed).scores
     assert not compiled_of(squares=needed - 1).scores
+    assert not compiled_of(squares=needed, kernel=True).scores
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(40, (64, "none")), (11, (64, "dots")), (3, (16, "dots"))])
@@ -344,6 +346,14 @@ def test_the_search_names_all_flags_that_it_changed(monkeypatch):
         "--config.mesh.fsdp=1",
         "--config.mesh.tensor=1",
     ]
+
+
+def test_a_value_of_a_phase_has_the_key_of_the_phase():
+    config = types.SimpleNamespace(phases=({"num_steps": 1}, {"data": {"global_batch_size": 32}}))
+    keys = [key_of_phase(config, index, "data.global_batch_size") for index in (0, 1)]
+    assert keys == ["data.global_batch_size", "phases[1].data.global_batch_size"]
+    assert key_of_phase(config, 1, "train.remat") == "train.remat"
+    assert key_of_phase(CONFIG, 0, "data.global_batch_size") == "data.global_batch_size"
 
 
 def test_the_search_goes_on_after_a_refused_mesh(monkeypatch):
