@@ -158,20 +158,26 @@ def open_builder(where: str, name: str):
     """Opens TFDS's builder of a prepared dataset; errors begin with `where`, the setting that names it.
 
     Raises:
-        MissingInput: if it is not on this machine; gives the command that builds it.
+        MissingInput: if it is not on this machine, with the command that builds it, or cannot be opened.
     """
     import tensorflow_datasets as tfds
 
-    if (epath.Path(os.path.expanduser(name)) / "dataset_info.json").exists():
-        return tfds.builder_from_directory(os.path.expanduser(name))
-    hint = ""
+    hint, unknown = "", (tfds.core.registered.DatasetNotFoundError, ImportError)
     try:
+        if (epath.Path(os.path.expanduser(name)) / "dataset_info.json").exists():
+            return tfds.builder_from_directory(os.path.expanduser(name))
         builder = tfds.builder(name)
         if builder.is_prepared():
             return builder
         if builder.info.download_size or builder.info.dataset_size:
             hint = f", {builder.info.download_size} to download and {builder.info.dataset_size} on disk"
-    except (tfds.core.registered.DatasetNotFoundError, ImportError):
+    except Exception as error:  # of many kinds: of the name, the version, the folder's files, the bucket
+        if "://" in name or not isinstance(error, unknown):
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise MissingInput(
+                f"{where} cannot be opened ({why.rstrip('.: ')}); use NAME[/CONFIG][:VERSION], or a folder "
+                "where dataset_info.json and features.json are whole."
+            ) from error
         # TFDS lists only datasets whose requirements are installed, so this one may exist.
         known = tfds.list_builders(with_community_datasets=False)
         if near := difflib.get_close_matches(name.split("/")[0], known):
