@@ -197,9 +197,14 @@ def whole_folder(path: epath.Path, last: str = "") -> Iterator[epath.Path]:
         if remote:
             _copy(building, path, last)
             return
-        if last:
-            shutil.rmtree(path, ignore_errors=True)
-        os.replace(building, path)  # epath would refuse an empty folder at `path`
+        try:
+            os.replace(building, path)  # epath would refuse an empty folder at `path`
+        except OSError:
+            if not last:
+                raise
+            if not (path / last).exists():  # else another process has just put it there
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(building, path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -153,6 +153,22 @@ def test_a_folder_without_its_last_file_is_replaced_and_one_with_it_stays(tmp_pa
     assert names(tmp_path) == ["data/manifest"]
 
 
+def test_a_complete_folder_that_comes_at_the_last_moment_stays(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "data")
+    move = os.replace
+
+    def late(source, target):
+        path.mkdir(exist_ok=True)
+        (path / "manifest").write_text("theirs")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    with whole_folder(path, last="manifest") as folder:
+        (folder / "manifest").write_text("ours")
+    assert (path / "manifest").read_text() == "theirs"
+    assert names(tmp_path) == ["data/manifest"]
+
+
 def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
