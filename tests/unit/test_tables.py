@@ -11,6 +11,7 @@ import pytest
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources, parquet
+from bert_jax.corpus.sources.tables import binary, texts_of
 from bert_jax.corpus.specs import names, parse
 from tests.source_files import message, read
 
@@ -120,6 +121,16 @@ def test_chunks_are_small_and_cover_the_file(source_of, monkeypatch):
     assert all(0 < chunk.size <= 100 for chunk in found)
     assert 50 < len(found) < 100
     assert 0.9 * opened.size < sum(chunk.read_bytes for chunk in found) <= opened.size
+
+
+def test_each_chunk_has_its_share_of_the_bytes_that_were_read(monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", 10)
+    texts, empty = pa.array(["a" * 5, "b" * 5, "", "c" * 5, "d" * 8]), pa.array(["", None])
+    shares = [
+        [chunk.read_bytes for chunk in texts_of(binary(column), "row", 0, 100, "error").cut()]
+        for column in (texts, empty)
+    ]
+    assert shares == [[43, 22, 35], [100]]
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,15 @@ class Texts:
         """Cuts the texts into chunks, which hold bytes.
 
         A chunk has CHUNK_BYTES at most, except for a text that is longer and alone; one beyond
-        MAX_DOCUMENT_BYTES comes in parts, each a document, as that of a text file does.
+        MAX_DOCUMENT_BYTES comes in parts, each a document, as that of a text file does. Each has its share of
+        `read_bytes`.
         """
-        read_bytes, dropped = self.read_bytes, self.dropped
+        start, end = map(int, self.bounds[[0, -1]])
+        counted, dropped = 0, self.dropped
         for number, bounds in self._runs():
             data = bytes(self.data[bounds[0] : bounds[-1]])
+            share = (int(bounds[-1]) - start, end - start) if start < end else (1, 1)
+            read_bytes = self.read_bytes * share[0] // share[1] - counted
             yield dataclasses.replace(
                 self,
                 first=self.first + number,
@@ -74,7 +78,7 @@ class Texts:
                 read_bytes=read_bytes,
                 dropped=dropped,
             )
-            read_bytes, dropped = 0, collections.Counter()
+            counted, dropped = counted + read_bytes, collections.Counter()
 
     def _runs(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the number of the first text of a chunk, and the bounds of its texts."""
