@@ -219,7 +219,7 @@ def prepare(
     with building(directory, MANIFEST, resumed=beam_options is None) as new, Workers(count) as pool:
         if not any((folder / MANIFEST).exists() for folder in (directory, new)):
             if beam_options is None or new.parent == data_dir:  # else a bucket gets the documents at once
-                check_space(new, sources, vocab_size)
+                check_space(new, sources, data, vocab_size)
             encode = _encode(directory, pool, beam_options)
             manifest = _build(new, data, vocab_size, data_dir, sources, fingerprints, pool, encode)
             write(new / MANIFEST, json.dumps(manifest, indent=1))

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import logging
 import os
 import re
@@ -46,17 +47,24 @@ def test_what_cannot_fit_is_not_begun(data, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "data_dir") == ["digests.json"]
 
 
+def test_what_cleaning_may_make_fit_is_begun_with_a_warning(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10_000_000))
+    cleaned = dataclasses.replace(data, drop_duplicates="documents")
+    disk.check_space(tmp_path / "new", open_sources(cleaned), cleaned, 200)
+    assert "large enough only if cleaning leaves out much of the text" in caplog.text
+
+
 def test_what_is_done_is_not_needed_again(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(12_000_000))
     sources = open_sources(data)
     needed = disk.dataset_bytes(sources[0], 200)
     assert 18e6 < needed < 24e6
     with pytest.raises(UserError):
-        disk.check_space(tmp_path / "new", sources, 200)
+        disk.check_space(tmp_path / "new", sources, data, 200)
     (tmp_path / "new" / "unfinished").mkdir(parents=True)
     (tmp_path / "new" / "unfinished" / "shard").write_bytes(bytes(10_000_000))
     with caplog.at_level(logging.INFO, "bert_jax"):
-        disk.check_space(tmp_path / "new", sources, 200)
+        disk.check_space(tmp_path / "new", sources, data, 200)
     assert re.search(r"takes about (8|9|1\d) MB of disk in .*, where 12 MB are free", caplog.text)
 
 
