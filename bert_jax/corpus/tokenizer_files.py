@@ -23,19 +23,22 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     """Reads a tokenizer that `Tokenizer.save` wrote.
 
     Raises:
-        UserError: if there is no tokenizer.
+        UserError: if there is no tokenizer, or one whose files cannot be read.
     """
     directory = epath.Path(directory)
-    if (path := directory / SentencePieceTokenizer.FILE).exists():
-        return SentencePieceTokenizer(path.read_bytes(), str(path))
-    if (path := directory / WordPieceTokenizer.FILE).exists():
-        settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_bytes())
-        lowercase = settings.pop("do_lower_case")
-        pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
-        return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
-    if (path := directory / JsonTokenizer.FILE).exists():
-        settings = json.loads((directory / JsonTokenizer.SETTINGS).read_bytes())
-        return read_json_tokenizer(path, str(path), settings["vocab_size"])
+    try:
+        if (path := directory / SentencePieceTokenizer.FILE).exists():
+            return SentencePieceTokenizer(path.read_bytes(), str(path))
+        if (path := directory / WordPieceTokenizer.FILE).exists():
+            settings = json.loads((directory / WordPieceTokenizer.SETTINGS).read_bytes())
+            lowercase = settings.pop("do_lower_case")
+            pieces = path.read_bytes().decode().removesuffix("\n").split("\n")
+            return WordPieceTokenizer(pieces, lowercase, str(path), **settings)
+        if (path := directory / JsonTokenizer.FILE).exists():
+            settings = json.loads((directory / JsonTokenizer.SETTINGS).read_bytes())
+            return read_json_tokenizer(path, str(path), settings["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the tokenizer in {directory} cannot be read ({error!r}).") from error
     files = f"{SentencePieceTokenizer.FILE}, {WordPieceTokenizer.FILE} or {JsonTokenizer.FILE}"
     raise UserError(f"{directory} holds no tokenizer ({files}).")
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.json_training import train_byte_bpe
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.sources import read_text
 from bert_jax.corpus.tokenizer_files import load_tokenizer, read_tokenizer
@@ -239,6 +240,29 @@ def test_saved_wordpiece_keeps_its_case(tmp_path):
     for lowercase, expected in ((True, 5), (False, 6)):
         WordPieceTokenizer(vocabulary, lowercase).save(tmp_path)
         assert load_tokenizer(tmp_path).encode(["A"]) == [[expected]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "content"),
+    [
+        ("wordpiece", "vocab.txt", b"\xff\xfe"),
+        ("wordpiece", "tokenizer_config.json", b""),
+        ("wordpiece", "tokenizer_config.json", b"{}"),
+        ("wordpiece", "tokenizer_config.json", b'{"do_lower_case": true, "other": 1}'),
+        ("wordpiece", "tokenizer_config.json", None),
+        ("byte_bpe", "tokenizer_config.json", b'{"pad_token": "[PAD]"}'),
+        ("byte_bpe", "tokenizer_config.json", b'{"vocab_size": "many"}'),
+        ("byte_bpe", "tokenizer_config.json", b"[]"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(counts, tmp_path, kind, file, content):
+    whole = train_byte_bpe(counts, 300, True) if kind == "byte_bpe" else WordPieceTokenizer(SPECIALS, True)
+    whole.save(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
