@@ -338,10 +338,7 @@ def _of_same_settings(
 ) -> PreparedDataset:
     """Finds the newest dataset of the same settings; raises `missing` if there is none."""
     settings, defaults = (_settings(one, vocab_size, data_dir) for one in (data, type(data)()))
-    # Not with epath's glob, which takes brackets in the path of data_dir for a pattern.
-    folders = data_dir.iterdir() if data_dir.is_dir() else ()
-    manifests = [path for folder in folders if (path := folder / MANIFEST).exists()]
-    for manifest in sorted(manifests, key=lambda path: path.stat().mtime, reverse=True):
+    for manifest in newest_first(data_dir, MANIFEST):
         with contextlib.suppress(UserError):  # a damaged dataset
             dataset = PreparedDataset.open(manifest.parent)
             theirs = dataset.manifest.get("settings")
@@ -350,6 +347,14 @@ def _of_same_settings(
                 log.warning(message, missing, manifest.parent)
                 return dataset
     raise missing
+
+
+def newest_first(data_dir: epath.Path, name: str) -> list[epath.Path]:
+    """Lists the files of this name in the folders of the data directory."""
+    # Not with epath's glob, which takes brackets in the path of data_dir for a pattern.
+    folders = data_dir.iterdir() if data_dir.is_dir() else ()
+    files = [path for folder in folders if (path := folder / name).exists()]
+    return sorted(files, key=lambda path: path.stat().mtime, reverse=True)
 
 
 def _damaged(directory: epath.Path, what: str) -> UserError:

@@ -8,6 +8,7 @@ The datasets are those of each SPEC with this file as tokenizer, so that a sourc
 mixtures with this tokenizer, and once for all with a tokenizer that is given. Weights decide none of this.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -246,9 +247,8 @@ def _of_same_settings(
     data: DataConfig, vocab_size: int, data_dir: epath.Path, missing: MissingInput
 ) -> epath.Path:
     """Finds the newest tokenizer of the same SPECs and settings; raises `missing` if there is none."""
-    folders = data_dir.iterdir() if data_dir.is_dir() else ()
-    files = [file for folder in folders if (file := folder / TRAINED_ON).exists()]
-    for file in sorted(files, key=lambda file: file.stat().mtime, reverse=True):
-        if json.loads(file.read_bytes()) == _trained_on(data, vocab_size):
-            return file.parent
+    for file in dataset_lib.newest_first(data_dir, TRAINED_ON):
+        with contextlib.suppress(ValueError):  # a damaged one
+            if json.loads(file.read_bytes()) == _trained_on(data, vocab_size):
+                return file.parent
     raise missing

@@ -127,6 +127,10 @@ def test_without_the_text_what_was_made_from_it_is_taken(folder, tmp_path, caplo
     assert again.sha256 == first.sha256
     assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == ["WARNING"]
     assert "whether it is up to date cannot be checked" in caplog.text
+    for damaged in ("half", "empty"):
+        (tmp_path / "there" / damaged).mkdir()
+        (tmp_path / "there" / damaged / "trained_on.json").write_text('{"format": 1' * (damaged == "half"))
+    assert find(data, V, tmp_path / "there").sha256 == first.sha256
     with pytest.raises(MissingInput, match=r"small\.txt' matches no file"):
         prepare(data, V - 1, tmp_path / "there")
 
