@@ -206,8 +206,7 @@ class Run:
             self.skip(*skip)
             return
         step, end = self.step, self.recovery.next_skip(self.step, phase.last_step)
-        if phase.index and step == phase.first_step:
-            self.recovery.start_phase()
+        self.recovery.enter_phase(phase.index)
         if len(self.phases) > 1:
             log.info(
                 "phase %d of %d: steps %d to %d", phase.index + 1, len(self.phases), step, phase.last_step

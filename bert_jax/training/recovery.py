@@ -34,16 +34,23 @@ class Recovery:
     def __init__(self, config: TrainConfig):
         self._config = config
         self._losses: collections.deque[float] = collections.deque(maxlen=HISTORY)
+        self._phase = 0  # that the losses are of
         self._bad_steps = 0  # the newest ones, in a row
         self.skips: list[list[Any]] = []  # [first, end, reason]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self._losses), "bad_steps": self._bad_steps, "skips": self.skips}
+        return {
+            "losses": list(self._losses),
+            "phase": self._phase,
+            "bad_steps": self._bad_steps,
+            "skips": self.skips,
+        }
 
     def restore(self, saved: dict[str, Any] | None) -> None:
         """Restores the state of a checkpoint; steps that were skipped since then stay skipped."""
         saved = saved or {"losses": [], "bad_steps": 0, "skips": []}
         self._losses = collections.deque(saved["losses"], HISTORY)
+        self._phase = saved.get("phase", 0)  # older versions did not save it
         self._bad_steps = saved["bad_steps"]
         self.skips = self.skips or [list(skip) for skip in saved["skips"]]
 
@@ -94,9 +101,11 @@ class Recovery:
         """Starts to count bad steps anew: those before and after skipped steps are not in a row."""
         self._bad_steps = 0
 
-    def start_phase(self) -> None:
-        """Forgets the losses so far: those of other batches are no measure for a new phase's."""
-        self._losses.clear()
+    def enter_phase(self, index: int) -> None:
+        """Forgets the losses of another phase: those of other batches are no measure for this phase's."""
+        if index != self._phase:
+            self._losses.clear()
+            self._phase = index
 
     def skip_at(self, step: int) -> list[Any] | None:
         """Returns the skipped range that `step` is in, as [first, end, reason], or None."""

@@ -51,10 +51,10 @@ class Faulty:
     def initial_params(self, random_params, _):
         return random_params()
 
-    def batches(self, _, first_step, rows):
+    def batches(self, phase, first_step, rows):
         store = MemoryStore(random_documents(200), MODEL.vocab_size)
         batches = Batches(store, DATA, FakeTokenizer(MODEL.vocab_size), seed=3)
-        for step in itertools.count(first_step):
+        for step in itertools.count(phase.first_step + first_step):
             if step == self._dies_at:
                 raise Crash
             batch = batches(step, rows)
@@ -77,9 +77,9 @@ class Faulty:
         return []
 
 
-def config(**changes):
+def config(phases=(), **changes):
     settings = TRAIN.__dict__ | changes
-    return Config(model=MODEL, data=DATA, optimizer=OPTIMIZER, train=TrainConfig(**settings))
+    return Config(model=MODEL, data=DATA, optimizer=OPTIMIZER, train=TrainConfig(**settings), phases=phases)
 
 
 class Result:
@@ -93,8 +93,8 @@ class Result:
         ]
 
 
-def run(workdir, task, **changes):
-    assert train(config(**changes), task, workdir) == 0
+def run(workdir, task, phases=(), **changes):
+    assert train(config(phases, **changes), task, workdir) == 0
     return Result(workdir)
 
 
@@ -155,6 +155,13 @@ def test_a_spike_is_left_out_with_the_steps_before_it(tmp_path):
     assert "a spike" in skip["skipped_because"]
     assert result.starts == [0, 75]
     assert max(row["loss"] for row in result.rows[10:] if "loss" in row) < 6.0
+
+
+def test_after_bad_steps_at_its_start_a_phase_of_higher_losses_has_no_spikes(tmp_path):
+    phases = {"num_steps": 70}, {"num_steps": 10}
+    task = Faulty(not_finite={70, 71, 72}, absurd=set(range(73, 80)))
+    result = run(tmp_path, task, phases, num_steps=0, checkpoint_every=35)
+    assert [(skip["skipped_from"], skip["step"]) for skip in result.skips] == [(70, 73)]
 
 
 def test_bad_steps_at_the_end_still_end_in_a_checkpoint(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import numpy as np
@@ -83,6 +84,29 @@ def test_a_resumed_run_judges_as_one_that_was_not_interrupted():
             recovery.check(152, NAN, 1.0)
         assert (raised.value.first, raised.value.last) == (150, 152)
     assert resumed.state_dict() == whole.state_dict()
+
+
+def test_losses_are_compared_with_those_of_their_own_phase():
+    recovery = after(noise(100))
+    recovery.enter_phase(1)
+    recovery.check(100, 50.0, 1.0)
+    for step, loss in enumerate(noise(100), 101):
+        recovery.enter_phase(1)  # again, after skipped steps or a restart
+        recovery.check(step, loss, 1.0)
+    resumed = Recovery(TrainConfig())
+    resumed.restore(json.loads(json.dumps(recovery.state_dict())))
+    resumed.enter_phase(1)
+    with pytest.raises(BadSteps):
+        resumed.check(201, 50.0, 1.0)
+
+
+@pytest.mark.parametrize(("index", "spikes"), [(0, True), (1, False)])
+def test_a_checkpoint_of_an_older_version_does_not_name_the_phase_of_its_losses(index, spikes):
+    recovery = Recovery(TrainConfig())
+    recovery.restore({"losses": noise(100), "bad_steps": 0, "skips": []})
+    recovery.enter_phase(index)
+    with pytest.raises(BadSteps) if spikes else contextlib.nullcontext():
+        recovery.check(100, 50.0, 1.0)
 
 
 def test_which_steps_are_left_out():
