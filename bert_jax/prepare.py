@@ -57,7 +57,7 @@ def main() -> None:
         agreed=flags.FLAGS.download,
         beam_options=beam_options,
     )
-    for obstacle in obstacles(dataset, config.data, config.train.seed):
+    for obstacle in obstacles(dataset, config.parts()):
         log.warning(obstacle.message)
     for one in dataset.datasets.values():
         if (page := one.directory / PAGE).exists():

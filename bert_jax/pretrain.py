@@ -99,7 +99,11 @@ def check(config: Config, workdir: epath.Path) -> bool:
     """
     mesh = make_mesh(config.mesh)
     check_model(mesh.shape, config.model)
-    check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
+    for name, part in config.parts().items():
+        try:
+            check_batch(mesh, part.data.global_batch_size, part.train.gradient_accumulation_steps)
+        except UserError as error:
+            raise UserError(f"{name}{error}") from None
     folder = check_workdir(workdir, config)
     resumes = bool(committed_steps(folder / "checkpoints"))
     if config.init_from and not resumes:
@@ -110,7 +114,7 @@ def check(config: Config, workdir: epath.Path) -> bool:
 
 def check_text(config: Config, dataset: PreparedSources, resumes: bool) -> None:
     """Warns of what is wrong with the text; raises UserError where a new run has nothing to learn."""
-    for obstacle in obstacles(dataset, config.data, config.train.seed):
+    for obstacle in obstacles(dataset, config.parts()):
         if obstacle.hopeless and not resumes:
             raise UserError(obstacle.message)
         log.warning(obstacle.message)

@@ -203,6 +203,14 @@ class RunConfig:
         """Returns the phases of the run in order; without `phases` in the config the run is one."""
         return (Phase(self, 0, self.train.num_steps),)
 
+    def parts(self) -> dict[str, Self]:
+        """Returns all configs that batches are made with, by the beginning of an error about them.
+
+        That of the run, with which it evaluates, is "", and that of a phase `phases[0]: `.
+        """
+        of_phases = {f"phases[{phase.index}]: ": phase.config for phase in self.phase_list()}
+        return {"": self} | {name: config for name, config in of_phases.items() if config is not self}
+
     def after(self, step: int) -> Self:
         """Returns the config of the weights after `step` steps, with the rotary bases of their phase."""
         phases = self.phase_list()

@@ -1,22 +1,27 @@
 import numpy as np
 import pytest
 
+from bert_jax.config import Config
 from bert_jax.corpus.config import DataConfig
 from bert_jax.data import obstacles as obstacles_lib
 from bert_jax.data.obstacles import not_next_share, obstacles
+from bert_jax.training.config import TrainConfig
 from tests.fakes import FakeTokenizer, MemoryStore, prepared, random_documents
 
 DATA = {"max_seq_length": 32, "global_batch_size": 4}
 
 
-def found(train, held_out=(), unknown=0, **data):
+def found(train, held_out=(), unknown=0, phases=(), **data):
     """The obstacles of two splits, given by the lengths of their sentences: (message, hopeless)."""
     splits = {"train": MemoryStore(train), "heldout": MemoryStore(held_out)}
     for store in splits.values():
         tokens = store.index.num_tokens
         store.unigram_counts = np.bincount([1] * unknown + [5] * (tokens - unknown), minlength=1000)
     sources = prepared({"": splits}, FakeTokenizer())
-    return [tuple(each) for each in obstacles(sources, DataConfig(**DATA | data), seed=0)]
+    config = Config(
+        data=DataConfig(**DATA | data), phases=phases, train=TrainConfig(num_steps=0 if phases else 1)
+    )
+    return [tuple(each) for each in obstacles(sources, config.parts())]
 
 
 def document(tokens, sentence=8):
@@ -131,3 +136,18 @@ def test_words_of_scripts_without_spaces_are_pieces(monkeypatch):
     assert found(GOOD, random_documents(20, seed=1), unknown=100) == []
     monkeypatch.setattr(FakeTokenizer, "unspaced", np.arange(1000) == 6)
     assert found(GOOD, random_documents(20, seed=1), unknown=100, masking="whole_word") == []
+
+
+def test_the_text_of_every_phase_is_looked_at_and_nothing_is_told_twice():
+    phases = (
+        {"num_steps": 1},
+        {"num_steps": 1, "data": {"second_objective": "next_sentence"}},
+        {"num_steps": 1, "data": {"second_objective": "next_sentence", "mask_rate": 0.3}},
+    )
+    assert found([[9]] * 500, phases=phases, second_objective="none") == [
+        (
+            "phases[1]: data.second_objective='next_sentence' needs documents of several sentences, but "
+            "every document has one; set data.second_objective=none.",
+            True,
+        )
+    ]
