@@ -8,6 +8,11 @@ class UserError(Exception):
     """
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Returns whether an operation failed for want of memory, of a device (by JAX's name) or of the host."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def reason(error: BaseException) -> str:
     """Returns why an operation failed, in one line: never empty, without the path that a message names."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -27,7 +27,7 @@ from bert_jax.config import Config
 from bert_jax.corpus import mixture
 from bert_jax.corpus.mixture import PreparedSources
 from bert_jax.data.mixed_batches import phase_batches
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, out_of_memory
 from bert_jax.report.text_table import text_table
 from bert_jax.scaling.compile import program_without_data
 from bert_jax.training.flops import peak_flops
@@ -36,7 +36,6 @@ from bert_jax.training.opening import first_device_mesh
 VOCABULARY = 30_522  # pieces of the embedded tokenizer; a network with more words never sees the others
 SMALL = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 SMALL_SIZES = (4, 2)
-FULL = "RESOURCE_EXHAUSTED"  # JAX's name of an error for want of memory
 
 
 class Row(NamedTuple):
@@ -245,7 +244,7 @@ def ours(
             found = attempt(sized(config, rows), data_dir, repeats, is_last=not left)
         except jax.errors.JaxRuntimeError as error:
             problem = str(error).splitlines()[0]
-            if FULL not in problem:
+            if not out_of_memory(error):
                 break
             continue
         if not isinstance(found, float):

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, out_of_memory
 
 HEARTBEAT_SECONDS = 30  # of silence of a process, after which the others stop
 RESTART = 75  # exit code (sysexits' EX_TEMPFAIL) for which launchers restart all processes
@@ -102,7 +102,7 @@ def _exit(error: Exception) -> NoReturn:
     if isinstance(error, UserError):
         code = 2
         log.error("error: %s", error)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    elif isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory(error):
         code = RESTART
         log.error(
             "process %d stops because another one was lost; all can resume from the newest checkpoint (%s)",

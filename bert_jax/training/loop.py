@@ -20,6 +20,7 @@ from bert_jax.training.evaluate import Evaluator, due
 from bert_jax.training.executables import Executables, Shapes, Step
 from bert_jax.training.fingerprints import params_digest
 from bert_jax.training.hosts import RESTART, StopRequest, fail_fast
+from bert_jax.training.memory import room_for
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.metrics import Console, MetricsFile, Recorder
 from bert_jax.training.phases import Phase
@@ -94,16 +95,17 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
         An exit code: `FINISHED`, or that of the signal that stopped the run.
 
     Raises:
-        UserError: for a config that does not fit the devices or the workdir.
+        UserError: for a config that does not fit the devices, their memory or the workdir.
     """
     mesh = make_mesh(config.mesh)
     program = Program(config, task.objective, mesh)
     workdir = open_workdir(workdir, config, task.data_digest)
     with jax.set_mesh(mesh), StopRequest() as stop, logging_redirect_tqdm([log]):
         run = Run(program, task, workdir, stop)
-        run.resume()
+        with room_for(config):
+            run.resume()
         try:
-            with fail_fast():
+            with fail_fast(), room_for(config):
                 while run.step < run.last_step and not run.ended:
                     try:
                         run.train(phase := run.phase)

@@ -1,8 +1,15 @@
-"""Sets how the C library gives memory to a training process on CPU."""
+"""The memory of a training process: how the C library gives it on CPU, and what makes room on devices."""
 
+import contextlib
 import ctypes
 import glob
 import os
+from collections.abc import Iterator
+
+import jax
+
+from bert_jax.errors import UserError, out_of_memory
+from bert_jax.training.config import RunConfig
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidiactl", "/dev/kfd")
 # Parameters of mallopt(3), from malloc.h.
@@ -26,3 +33,23 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1)):
         mallopt(parameter, value)
+
+
+@contextlib.contextmanager
+def room_for(config: RunConfig) -> Iterator[None]:
+    """Raises UserError with what makes room where the devices' memory is too small for the block's work.
+
+    The same would happen again after a restart, which launchers would otherwise try for ever.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        train = config.train
+        raise UserError(
+            f"the run does not fit into the memory of its devices ({str(error).splitlines()[0]}). To make "
+            f"room use train.remat=full (now {train.remat}), more train.gradient_accumulation_steps (now "
+            f"{train.gradient_accumulation_steps}), a larger mesh.fsdp (now {config.mesh.fsdp}) or a smaller "
+            "data.global_batch_size."
+        ) from error

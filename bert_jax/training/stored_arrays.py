@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bert_jax.errors import out_of_memory
 from bert_jax.files import without_patterns
 from bert_jax.training.fingerprints import digests, host_digest
 from bert_jax.training.mesh import path_name
@@ -92,7 +93,7 @@ def _read(checkpointer: ocp.Checkpointer, folder: epath.Path, target: Any, resto
         steps = without_patterns(folder.parents[1])
         return checkpointer.restore(steps / folder.parent.name / folder.name, args=wanted)
     except Exception as error:  # Orbax and TensorStore raise many kinds for unreadable data
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if out_of_memory(error):
             raise
         raise DamagedCheckpoint(f"{folder} cannot be read: {first_line(error)}") from error
 

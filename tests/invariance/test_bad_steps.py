@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -182,3 +183,12 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(tmp_path):
     assert result.starts == [0, 0]
     assert result.skips[0]["step"] == 3
     assert "params_digest" in result.rows[-1]
+
+
+def test_a_step_that_does_not_fit_into_memory_is_an_error_of_the_config(tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("bert_jax.training.executables._compile", full)
+    with pytest.raises(UserError, match=r"Out of memory\). To make room use train\.remat=full"):
+        train(config(), Faulty(), tmp_path)
