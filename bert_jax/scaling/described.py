@@ -156,7 +156,7 @@ def advice(compiled: Compiled) -> str:
     helps = {
         "--config.train.remat=dots (recomputes what is cheap)": train.remat == "none",
         "--config.train.remat=full (recomputes everything)": train.remat != "full",
-        f"--config.train.gradient_accumulation_steps={steps} (half the rows at a time)": rows > 1,
+        f"--config.train.gradient_accumulation_steps={steps} (half the rows at a time)": rows % 2 == 0,
         "--config.mesh.fsdp=N (a device stores an N-th of parameters and optimizer)": shape["data"] > slices,
         "--config.train.attention=auto (no scores in memory)": train.attention == "plain",
     }
@@ -178,7 +178,11 @@ def comparison(compiled: Compiled, plain: Compiled) -> str:
 
 
 def summary(compiled: Compiled) -> dict[str, Any]:
-    """Returns what should not change unnoticed: shardings, memory and collectives, but no times."""
+    """Returns what should not change unnoticed: shardings, memory, collectives, estimated time of computing.
+
+    The time is None where the compiler estimates none.
+    """
+    seconds = compiled.step_seconds()
     return {
         "mesh": dict(compiled.mesh.shape),
         "fits": compiled.memory.fits,
@@ -191,6 +195,7 @@ def summary(compiled: Compiled) -> dict[str, Any]:
             for found in compiled.collectives
             if found.bytes > 2**19
         },
+        "computing_ms": round(1000 * seconds[0], 1) if seconds else None,
         "shardings": compiled.shardings,
     }
 
