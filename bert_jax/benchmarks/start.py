@@ -43,11 +43,19 @@ def _seconds_to(line: str, arguments: list[str], compiled: pathlib.Path) -> floa
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     start = time.perf_counter()
-    with subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    lines = []
+    with subprocess.Popen(
+        command_line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # on a terminal it would be a bar instead of lines
+        text=True,
+        env=environment,
+    ) as process:
         assert process.stdout is not None
         for printed in process.stdout:
             if printed.startswith(line):
                 seconds = time.perf_counter() - start
                 process.kill()
                 return seconds
-    sys.exit(f"{' '.join(command_line)} ended before it printed {line!r}.")
+            lines.append(printed)
+    sys.exit(f"{' '.join(command_line)} ended before it printed {line!r}:\n{''.join(lines)}")
