@@ -324,6 +324,7 @@ class Run:
         """
         self._keep_batches(phase, range(max(bad.first, phase.first_step), bad.last + 1))
         self.recorder.close()
+        self.profiler.close(self.state)
         first = self.recovery.add_skip(bad)
         log.warning("%s: rolling back to a checkpoint of step %d or before", bad, first)
         self.resume(at_most=first)

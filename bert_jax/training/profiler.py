@@ -24,9 +24,10 @@ class Profiler:
     def before(self, step: int, state: Any) -> None:
         """Starts or ends the trace before this step; a run that resumes inside the window takes none."""
         if step == self._first:
+            self._first = -1  # a rollback may return here
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
-        elif step == self._last:
+        elif step >= self._last:  # steps may be skipped
             self.close(state)
 
     def close(self, state: Any) -> None:

@@ -185,6 +185,18 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(tmp_path):
     assert "params_digest" in result.rows[-1]
 
 
+def test_a_rollback_ends_the_trace_which_is_taken_once(tmp_path, monkeypatch):
+    starts, stops = [], []
+    monkeypatch.setattr("jax.profiler.start_trace", starts.append)
+    monkeypatch.setattr(
+        "jax.profiler.stop_trace", lambda: stops.append((tmp_path / "starts.jsonl").read_text().count("\n"))
+    )
+    result = run(tmp_path, Faulty(not_finite={12, 13, 14}), profile_steps="11:20")
+    assert result.starts == [0, 10]
+    assert len(starts) == 1
+    assert stops == [1]  # before the second start of the run
+
+
 def test_a_step_that_does_not_fit_into_memory_is_an_error_of_the_config(tmp_path, monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
