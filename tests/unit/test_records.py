@@ -183,7 +183,7 @@ def test_home(tmp_path, monkeypatch):
         (
             "a.txt",
             "a\n",
-            r"data.train=.*a.txt: this task reads .tsv, .csv, .jsonl \(also .gz, .xz, .zst\) and tfds:",
+            r"data.train=.*a.txt: this task reads .tsv, .csv, .jsonl \(also .gz, .xz, .zst, .bz2\) and tfds:",
         ),
         (
             "a.TXT",
