@@ -66,7 +66,7 @@ def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
     is_dataset, suffix = source.startswith("tfds:"), suffix_of(source)
     if not is_dataset and suffix not in (".json", ".jsonl"):
         raise UserError(
-            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst) and tfds:NAME; "
+            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst, .bz2) and tfds:NAME; "
             f"{LINES_OF_TEXT}: question, tab, paragraph."
         )
     from_json = suffix == ".json" and not is_dataset
