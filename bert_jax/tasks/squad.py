@@ -66,8 +66,8 @@ def read_squad(source: str, key: str, labelled: bool) -> list[Question]:
     is_dataset, suffix = source.startswith("tfds:"), suffix_of(source)
     if not is_dataset and suffix not in (".json", ".jsonl"):
         raise UserError(
-            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst, .bz2) and tfds:NAME; "
-            f"{LINES_OF_TEXT}: question, tab, paragraph."
+            f"{key}={source}: this task reads SQuAD's .json, .jsonl (also .gz, .xz, .zst, .bz2) and "
+            f"tfds:NAME; {LINES_OF_TEXT}: question, tab, paragraph."
         )
     from_json = suffix == ".json" and not is_dataset
     records = _file_records(source, key) if from_json else read_records(source, key)
