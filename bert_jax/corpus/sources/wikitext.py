@@ -13,11 +13,11 @@ HIDDEN_TAGS = (
     "ref|references|math|chem|ce|gallery|timeline|syntaxhighlight|source|pre|score|hiero|imagemap|graph|mapframe|"
     "maplink|templatestyles|templatedata|inputbox|indicator|categorytree|section|includeonly"
 )
-COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-# Content of 50,000 characters at most, and none is looked for after the last end: else a page of tags that
+# Content with 2,000 other tags at most, and none is looked for after the last end: else a page of tags that
 # are never closed would take hours.
 HIDDEN = re.compile(
-    rf"<({HIDDEN_TAGS})(?=[\s/>])[^<>]*?(?:/>|>.{{0,50000}}?</\1\s*>)", re.DOTALL | re.IGNORECASE
+    rf"<(?=[cghimprst])({HIDDEN_TAGS})(?=[\s/>])[^<>]*?(?:/>|>[^<]*+(?:<(?!/\1\s*>)[^<]*+){{0,2000}}+</\1\s*>)",
+    re.IGNORECASE,
 )
 HIDDEN_EMPTY = re.compile(rf"<(?:{HIDDEN_TAGS})(?=[\s/])[^<>]*/>", re.IGNORECASE)
 LAST_END = re.compile(rf".*</(?:{HIDDEN_TAGS})\s*>", re.DOTALL | re.IGNORECASE)
@@ -54,6 +54,7 @@ BLOCK_TAG = re.compile(
 BREAK = re.compile(r"<br\s*[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*|/)?>")
 QUOTES = re.compile(r"''+")
+BOLD_OR_ITALIC = re.compile(r"'''''|'''|''")
 ELISION = re.compile(r"(?<= \w)'''(?!')|(?<=^\w)'''(?!')")
 APOSTROPHE = re.compile(r"(?<=[^ ])'''(?!')")
 MAGIC_WORD = re.compile(r"__[^\W\d_]+__")
@@ -83,8 +84,9 @@ def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
     if "<" in text:
         text = TAG.sub("", BREAK.sub(" ", BLOCK_TAG.sub("\n\n", text)))
     text = _without_quotes(text)
-    text = VARIANT.sub(_variant, MAGIC_WORD.sub("", text))
-    text = STRAY.sub("", text)
+    text = MAGIC_WORD.sub("", text) if "__" in text else text
+    text = VARIANT.sub(_variant, text) if "-{" in text else text
+    text = STRAY.sub("", text) if any(mark in text for mark in "[]{}|<>") else text
     lead, *rest = HEADING.split(text)
     sections = [("", "", lead), *zip(rest[::3], rest[1::3], rest[2::3], strict=True)]
     found: list[str] = []
@@ -100,7 +102,7 @@ def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
 def _without_blocks(text: str) -> str:
     if "</nowiki" in text:
         text = LITERAL.sub(lambda match: MARKUP_CHARACTERS.sub(lambda c: f"&#{ord(c[0])};", match[1]), text)
-    text = COMMENT.sub("", text)
+    text = _without_comments(text)
     end = last.end() if (last := LAST_END.match(text)) else 0
     text = HIDDEN.sub("", text[:end]) + HIDDEN_EMPTY.sub("", text[end:])
     text = "".join(WORD_TEMPLATE.split(text))
@@ -112,6 +114,15 @@ def _without_blocks(text: str) -> str:
     return _without_tables(text) if "{|" in text else text
 
 
+def _without_comments(text: str) -> str:
+    kept, end = [], 0
+    while (start := text.find("<!--", end)) >= 0:
+        kept.append(text[end:start])
+        if (end := text.find("-->", start + 4) + 3) < 3:  # never closed
+            return "".join(kept)
+    return "".join(kept) + text[end:]
+
+
 def _quantity(match: re.Match) -> str:
     low, to, high, unit = match.groups()
     return f"{low} {to} {high} {unit}" if to else f"{low} {unit}"
@@ -120,7 +131,7 @@ def _quantity(match: re.Match) -> str:
 def _without_tables(text: str) -> str:
     kept, depth = [], 0
     for line in text.split("\n"):
-        start = line.lstrip(" \t:*#;")
+        start = line.lstrip(" \t:*#;") if depth or "{|" in line else line
         if start.startswith("{|"):
             depth += 1
         elif depth and start.startswith("|}"):
@@ -139,9 +150,10 @@ def _without_link_lists(text: str) -> str:
     """Takes out list items that lead out of the wiki, and the lists of sections of links only."""
     parts = HEADING.split(OUTWARD_ITEM.sub("", text))
     for place in range(3, len(parts), 3):
-        lines = [line for line in parts[place].split("\n") if line.strip()]
-        if lines and all(map(LINK_ITEM.match, lines)):
-            parts[place] = ""
+        if parts[place].lstrip()[:1] in "*#:;":
+            lines = [line for line in parts[place].split("\n") if line.strip()]
+            if lines and all(map(LINK_ITEM.match, lines)):
+                parts[place] = ""
     sections = zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
     return parts[0] + "".join(f"\n{marks} {title} {marks}{body}" for marks, title, body in sections)
 
@@ -170,9 +182,13 @@ def _words(hidden: frozenset[str], link: re.Match) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    if "'''" in text:
-        text = "\n".join([_balanced(line) if "'''" in line else line for line in text.split("\n")])
-    return text.replace("'''''", "").replace("'''", "").replace("''", "")
+    kept, end = [], 0
+    while (bold := text.find("'''", end)) >= 0:
+        start = text.rfind("\n", end, bold) + 1 or end
+        kept.append(text[end:start])
+        end = len(text) if (end := text.find("\n", bold)) < 0 else end
+        kept.append(_balanced(text[start:end]))
+    return BOLD_OR_ITALIC.sub("", "".join(kept) + text[end:])
 
 
 def _balanced(line: str) -> str:
@@ -215,10 +231,17 @@ def _tidy(text: str) -> list[str]:
     """Resolves entities, and mends the spaces and brackets that templates and marks have left, in lines."""
     if "&" in text:
         text = html.unescape(text)
-    for character in INVISIBLE:
-        text = text.replace(character, "")
-    text = "".join([" ".join(line.split()) + "\n" for line in text.split("\n")])
+    text = "\n".join(map(_with_plain_spaces, text.split("\n"))) + "\n"
     text = PARENTHESIS.sub("(", EMPTY_PARENTHESES.sub("", text))
     text = COMMAS.sub(",", text.replace(" ,", ",")).replace(", ;", ";").replace(" )", ")")
     text = text.replace(" . ", ". ").replace(" .\n", ".\n")
     return [line.lstrip(",;: ") for line in text.split("\n") if A_WORD.search(line)]
+
+
+def _with_plain_spaces(line: str) -> str:
+    if not line.isascii():
+        for character in INVISIBLE:
+            line = line.replace(character, "")
+    elif "  " not in line and "\t" not in line:
+        return line.strip()
+    return " ".join(line.split())
