@@ -12,6 +12,8 @@ from bert_jax.scaling import hlo
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 SLICES = "slices"
+RING = re.compile(r"windowed_dot_general_body_(ag|rs)")  # beside matrix products
+STARTS = re.compile(rf" (?:(?:{KINDS})-start|send)\(")
 
 
 class Collective(NamedTuple):
@@ -27,6 +29,7 @@ class Collective(NamedTuple):
     dtype: str
     bytes: int  # a step, including repetitions in loops
     times: int  # a step
+    alone: int = 0  # bytes of those beside which nothing is computed
 
 
 def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
@@ -37,6 +40,11 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         mesh_shape: {axis: devices} in the order of the mesh's dimensions; `slices` first, if several.
     """
     computations = hlo.computations(text)
+    started = {
+        name
+        for name, instructions in computations.items()
+        if any('"AsyncCollectiveStart"' in line for line in instructions.values())
+    }
     # An asynchronous collective is repeated in every fusion that it overlaps; only the first counts.
     repeated = {
         name
@@ -44,12 +52,14 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
         if name.startswith("async_collective_fusion")
         or any('"AsyncCollectiveDone"' in line for line in instructions.values())
     }
-    sizes, counts = (collections.Counter[tuple[str, str, str]]() for _ in range(2))
+    sizes, counts, alone = (collections.Counter[tuple[str, str, str]]() for _ in range(3))
     for times, where, line in hlo.executed(computations):
+        overlaps = where in started or RING.search(where) or STARTS.search(line)
         for kind, axes, dtype, size in () if where in repeated else _sent(line, where, mesh_shape):
             sizes[kind, axes, dtype] += times * size
             counts[kind, axes, dtype] += times
-    found = [Collective(*key, size, counts[key]) for key, size in sizes.items()]
+            alone[kind, axes, dtype] += 0 if overlaps else times * size
+    found = [Collective(*key, size, counts[key], alone[key]) for key, size in sizes.items()]
     return sorted(found, key=lambda c: (-c.bytes, c))
 
 
@@ -72,9 +82,7 @@ def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[t
 def _kind(opcode: str, computation: str) -> str:
     if opcode == "all-reduce" and "all-reduce-scatter" in computation:
         return "reduce-scatter"
-    if opcode == "collective-permute" and (
-        match := re.search(r"windowed_dot_general_body_(ag|rs)", computation)
-    ):
+    if opcode == "collective-permute" and (match := RING.search(computation)):
         return {"ag": "all-gather", "rs": "reduce-scatter"}[match[1]]
     return opcode
 

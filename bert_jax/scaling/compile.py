@@ -39,6 +39,21 @@ class Memory(NamedTuple):
         return self.total <= self.capacity
 
 
+class Estimate(NamedTuple):
+    """Seconds of a step.
+
+    Sending is that inside a slice, at the full rate of the links: the network between slices is slower.
+    """
+
+    computing: float
+    sending: float
+    alone: float  # of sending, while nothing is computed
+
+    @property
+    def step(self) -> float:
+        return max(self.computing + self.alone, self.sending)
+
+
 class Compiled(NamedTuple):
     """The compiler's figures of a training step."""
 
@@ -105,11 +120,8 @@ class Compiled(NamedTuple):
         everywhere, nearby = (visited_tokens(T, causal, window) for window in (0, model.local_attention))
         return self.tokens * ((1 - local) * everywhere + local * nearby)
 
-    def step_seconds(self) -> tuple[float, float] | None:
-        """Estimates a step's seconds of computing, and of sending inside a slice; None without a TPU.
-
-        Sending between slices takes longer: the rate of that network is not the chip's.
-        """
+    def estimate(self) -> Estimate | None:
+        """Estimates a step's time; None without a TPU."""
         chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
         if chip is None or not self.cycles:
             return None
@@ -119,10 +131,12 @@ class Compiled(NamedTuple):
         kernel = 0.0 if self.scores else passes / 3 * (
             training_flops(self.config.model, 0, self._compared(), 0) / peak / KERNEL_RATE
         )  # fmt: skip
-        inside = [found for found in self.collectives if found.axes != SLICES]
-        # An all-reduce is a reduction and a gather.
-        sent = sum((2.0 if found.kind == "all-reduce" else 1.0) * found.bytes for found in inside)
-        return self.cycles / chip.clock + kernel, sent / chip.link
+        sent = alone = 0.0
+        for found in self.collectives:
+            if found.axes != SLICES:
+                passes = 2.0 if found.kind == "all-reduce" else 1.0  # a reduction and a gather
+                sent, alone = sent + passes * found.bytes, alone + passes * found.alone
+        return Estimate(self.cycles / chip.clock + kernel, sent / chip.link, alone / chip.link)
 
 
 def program_without_data(config: Config, mesh: Mesh) -> Program:

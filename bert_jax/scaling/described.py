@@ -84,9 +84,9 @@ def _sum(phases: Sequence[Compiled], price: float | None) -> list[str]:
     """Adds up the estimated times of all phases; returns none where the compiler estimates no cycles."""
     rows, total = [], 0.0
     for number, compiled in enumerate(phases, 1):
-        if (seconds := compiled.step_seconds()) is None:
+        if (estimate := compiled.estimate()) is None:
             return []
-        hours = compiled.config.train.num_steps * max(seconds) / 3600
+        hours = compiled.config.train.num_steps * estimate.step / 3600
         data, steps = compiled.config.data, compiled.config.train.num_steps
         rows.append(
             (f"phase {number}", f"{steps:,} steps of {data.global_batch_size:,} × {data.max_seq_length}",
@@ -117,28 +117,33 @@ def _sent(collectives: Sequence[Collective]) -> str:
     """Lists each kind of collective; leaves out those below a thousandth of all bytes."""
     total = sum(found.bytes for found in collectives)
     rows = [
-        (found.kind, found.axes, found.dtype, f"{found.bytes / 2**20:.1f}")
+        (found.kind, found.axes, found.dtype, f"{found.bytes / 2**20:.1f}", _beside(found))
         for found in collectives
         if found.bytes * 1000 >= total
     ]
     return textwrap.indent(text_table(rows, left=3) or "nothing", INDENT)
 
 
+def _beside(found: Collective) -> str:
+    beside = 1 - found.alone / found.bytes
+    return f"{beside:.0%} beside computing" if beside else ""
+
+
 def _times(compiled: Compiled, price: float | None) -> list[str]:
     """Estimates time and cost in one paragraph; returns none where the compiler estimates no cycles."""
-    if (seconds := compiled.step_seconds()) is None:
+    if (estimate := compiled.estimate()) is None:
         return []
-    computing, sending = seconds
-    step, peak = max(seconds), peak_flops(compiled.mesh.devices.ravel().tolist())
+    computing, sending, alone = (f"{1000 * seconds:.0f}" for seconds in estimate)
+    step, peak = estimate.step, peak_flops(compiled.mesh.devices.ravel().tolist())
     speed, steps = compiled.tokens / step, compiled.config.train.num_steps
     hours = _hours(steps * step / 3600, compiled.devices, price)
     rows = [
-        ("step", f"{1000 * step:.0f} ms (computing {1000 * computing:.0f}, sending {1000 * sending:.0f})"),
+        ("step", f"{1000 * step:.0f} ms (computing {computing}, sending {sending}, {alone} of it alone)"),
         ("tokens/s", f"{speed:,.0f}, {speed / compiled.devices:,.0f} a device"),
         *([("MFU", f"{compiled.flops / step / peak:.0%}")] if peak else []),
         (f"{steps:,} steps", hours),
     ]
-    title = "estimates, not measurements: the compiler's cycles, links at their full rate, perfect overlap"
+    title = "estimates, not measurements: the compiler's cycles, links at their full rate"
     if any(found.axes == SLICES for found in compiled.collectives):
         title += "\nwhat is sent between slices is not included"
     return [f"{title}\n{textwrap.indent(text_table(rows, left=2), INDENT)}"]
@@ -178,11 +183,11 @@ def comparison(compiled: Compiled, plain: Compiled) -> str:
 
 
 def summary(compiled: Compiled) -> dict[str, Any]:
-    """Returns what should not change unnoticed: shardings, memory, collectives, estimated time of computing.
+    """Returns what should not change unnoticed: shardings, memory, collectives, estimated times.
 
-    The time is None where the compiler estimates none.
+    Times are None where the compiler estimates none.
     """
-    seconds = compiled.step_seconds()
+    estimate = compiled.estimate()
     return {
         "mesh": dict(compiled.mesh.shape),
         "fits": compiled.memory.fits,
@@ -195,7 +200,8 @@ def summary(compiled: Compiled) -> dict[str, Any]:
             for found in compiled.collectives
             if found.bytes > 2**19
         },
-        "computing_ms": round(1000 * seconds[0], 1) if seconds else None,
+        "computing_ms": round(1000 * estimate.computing, 1) if estimate else None,
+        "sending_alone_ms": round(1000 * estimate.alone, 1) if estimate else None,
         "shardings": compiled.shardings,
     }
 

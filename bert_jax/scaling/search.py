@@ -27,8 +27,8 @@ class SearchResult(NamedTuple):
     @property
     def tokens_per_second(self) -> float:
         """By the compiler's estimate; tokens a step where it makes none."""
-        seconds = self.compiled.step_seconds()
-        return self.compiled.tokens / max(seconds) if seconds else float(self.compiled.tokens)
+        estimate = self.compiled.estimate()
+        return self.compiled.tokens / estimate.step if estimate else float(self.compiled.tokens)
 
 
 def search(

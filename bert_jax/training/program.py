@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.objectives import Objective
 from bert_jax.training import step as step_lib
+from bert_jax.training.compiler import compiler_options
 from bert_jax.training.config import RunConfig
 from bert_jax.training.flops import peak_flops, training_flops
 from bert_jax.training.mesh import BATCH, check_batch, check_model, process_rows
@@ -64,6 +65,7 @@ class Program:
             self.schedule,
             self.abstract,
             config.train.gradient_accumulation_steps,
+            compiler_options(mesh),
         )
         self.evaluation_step = step_lib.make_evaluation_step(self.structure, objective)
         self._after: dict[ModelConfig, Program] = {}

@@ -130,6 +130,7 @@ def make_train_step(
     schedule: Callable[[jax.Array], Any],
     abstract: TrainState,
     accumulation_steps: int = 1,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Any:
     """Builds the jitted update (state, batch, key) -> (state, metrics), which donates `state`.
 
@@ -153,7 +154,9 @@ def make_train_step(
     sharded = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     # The new state has the shardings of the old one, so that one executable serves all steps.
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(sharded, None))
+    @functools.partial(
+        jax.jit, donate_argnums=0, out_shardings=(sharded, None), compiler_options=compiler_options
+    )
     def train_step(state, batch, key):
         rows = jax.tree.leaves(batch)[0].shape[0]
         step_key = jax.random.fold_in(key, state.step)

@@ -19,7 +19,7 @@ from bert_jax.plan import key_of_phase
 from bert_jax.scaling import described, topology
 from bert_jax.scaling import search as search_lib
 from bert_jax.scaling.collectives import Collective, collectives
-from bert_jax.scaling.compile import Compiled, Memory, _exceeded, _squares, compile_step
+from bert_jax.scaling.compile import Compiled, Estimate, Memory, _exceeded, _squares, compile_step
 from bert_jax.scaling.profile import Cost, costs
 from bert_jax.training.config import MeshConfig
 from bert_jax.training.flops import peak_flops, training_flops
@@ -116,11 +116,11 @@ ENTRY %main (z: f32[64]) -> f32[] {
 def test_collectives_of_a_program():
     """On a mesh of fsdp × tensor = 2 × 2: device 1 is the neighbour along tensor, device 2 along fsdp."""
     assert collectives(HLO, {"data": 1, "fsdp": 2, "tensor": 2}) == [
-        Collective("all-reduce", "fsdp", "f32", 12 * (8 * 16 + 16) * 4, 24),
+        Collective("all-reduce", "fsdp", "f32", 12 * (8 * 16 + 16) * 4, 24, alone=12 * (8 * 16 + 16) * 4),
         Collective("all-gather", "fsdp", "bf16", 12 * 4 * 4 * 8 * 2 + 6 * 2, 12 * 4 + 1),
-        Collective("reduce-scatter", "fsdp×tensor", "f32", 64 * 4, 1),
+        Collective("reduce-scatter", "fsdp×tensor", "f32", 64 * 4, 1, alone=64 * 4),
         Collective("all-gather", "tensor", "bf16", 12 * 8 * 2, 12),
-        Collective("all-to-all", "tensor", "f32", 32 * 4, 1),
+        Collective("all-to-all", "tensor", "f32", 32 * 4, 1, alone=32 * 4),
     ]
 
 
@@ -136,8 +136,8 @@ frontend_attributes={_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer
 }
 """
     assert collectives(program, {"slices": 2, "data": 2, "fsdp": 1, "tensor": 1}) == [
-        Collective("all-gather", "data", "f32", 16 * 4, 1),
-        Collective("all-reduce", "data", "f32", 16 * 4, 1),
+        Collective("all-gather", "data", "f32", 16 * 4, 1, alone=16 * 4),
+        Collective("all-reduce", "data", "f32", 16 * 4, 1, alone=16 * 4),
         Collective("all-reduce", "slices", "f32", 16 * 4, 1),
     ]
 
@@ -225,7 +225,7 @@ CONFIG = Config(
 def compiled_of(total=6, capacity=16, config=CONFIG, **changes):
     mesh = make_mesh(config.mesh, jax.devices())
     memory = Memory(2 << 30, (total - 2) << 30, total << 30, capacity << 30)
-    sent = [Collective("all-reduce", "data", "f32", 420 << 20, 24)]
+    sent = [Collective("all-reduce", "data", "f32", 420 << 20, 24, alone=105 << 20)]
     return Compiled(config, mesh, 1_234_567, {}, 1.0, memory, sent)._replace(**changes)
 
 
@@ -235,9 +235,14 @@ def test_description_of_a_step_that_fits():
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
     assert "parameters  1,234,567" in text
     assert "  total                          6.00\n" in text
-    assert "  all-reduce  data  f32  420.0\n" in text
+    assert "  all-reduce  data  f32  420.0  75% beside computing\n" in text
     assert "attention scores of all pairs of tokens are not in memory" in text
     assert text.endswith("verdict: fits")
+
+
+def test_a_step_waits_for_what_is_sent_alone_and_for_links_that_are_busy_longer_than_it_computes():
+    assert Estimate(computing=0.5, sending=0.25, alone=0.125).step == 0.625
+    assert Estimate(computing=0.5, sending=0.75, alone=0.125).step == 0.75
 
 
 def test_description_of_a_step_that_does_not_fit_has_the_excess_and_advice():
