@@ -13,6 +13,7 @@ from bert_jax.scaling.compile import Compiled, Memory
 from bert_jax.scaling.topology import GIB
 from bert_jax.training.flops import peak_flops
 from bert_jax.training.mesh import count_slices
+from bert_jax.training.step import compute_of
 
 INDENT = "  "
 
@@ -48,6 +49,7 @@ def _described(compiled: Compiled, price: float | None) -> list[str]:
         ("mesh", " × ".join(f"{axis} {size}" for axis, size in shape.items())),
         ("batch", f"{data.global_batch_size:,} rows of {data.max_seq_length} tokens, {rows} on a device"),
         ("remat", config.train.remat),
+        ("layers", _layers(compiled)),
         ("parameters", f"{compiled.parameters:,}"),
         ("FLOPs", f"{compiled.flops:.3g} a step, {compiled.flops / compiled.tokens:.3g} a token"),
         ("compiled", f"in {compiled.seconds:.0f} s"),
@@ -61,6 +63,14 @@ def _described(compiled: Compiled, price: float | None) -> list[str]:
         f"attention scores of all pairs of tokens {'are' if compiled.scores else 'are not'} in memory",
         *_times(compiled, price),
     ]
+
+
+def _layers(compiled: Compiled) -> str:
+    if compute_of(compiled.config.train, compiled.mesh).unroll:
+        return "unrolled"
+    on_tpu = compiled.mesh.devices.flat[0].platform == "tpu"
+    hint = "--config.train.layers=unrolled makes faster steps, and takes longer to compile"
+    return f"scanned; {hint}" if on_tpu else "scanned"
 
 
 def _profile(compiled: Compiled) -> list[str]:

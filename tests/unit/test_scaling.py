@@ -233,6 +233,7 @@ def test_description_of_a_step_that_fits():
     text = described.describe([compiled_of()])
     assert "mesh        data 8 × fsdp 1 × tensor 1" in text
     assert "batch       16 rows of 128 tokens, 2 on a device" in text
+    assert "layers      scanned\n" in text
     assert "parameters  1,234,567" in text
     assert "  total                          6.00\n" in text
     assert "  all-reduce  data  f32  420.0  75% beside computing\n" in text
