@@ -99,6 +99,18 @@ def test_a_document_that_the_break_cuts_is_left_out(tmp_path):
     assert read_with_losses(f"jsonl:{write(tmp_path / 'b.gz', lines[:-8])}")[0] == ["One.", "Two."]
 
 
+@pytest.mark.parametrize("broken_files", ["error", "skip"])
+def test_a_long_window_of_zstd_is_not_taken_for_a_break(tmp_path, broken_files):
+    path, text = tmp_path / "long.txt.zst", b"One.\n\nTwo.\n"
+    for window_log in (27, 28):
+        block = (len(text) << 3 | 1).to_bytes(3, "little") + text  # stored, and the last
+        path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, window_log - 10 << 3]) + block)
+        if window_log == 27:
+            assert read(f"text:{path}", broken_files=broken_files) == [["One."], ["Two."]]
+    expected = "a window of over 128 MB; compress it again: zstd -d --long=31 FILE -c | zstd > NEW."
+    assert expected in message(f"text:{path}", broken_files=broken_files)
+
+
 @pytest.mark.parametrize("suffix", ["bz2", "xz"])
 def test_a_few_bytes_that_become_very_many(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 16)

@@ -262,8 +262,8 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
 
     Raises:
         BrokenFile: if its compressed content is broken or ends early, after the content before.
-        UserError: if the file cannot be read, or it is no text but an archive, a document of an office
-            program and so on.
+        UserError: if the file cannot be read, takes too much memory to decompress, or is no text but an
+            archive, a document of an office program and so on.
     """
     with opened(path) as file:
         new = DECOMPRESSORS.get(os.path.splitext(path)[1].lower())
@@ -294,6 +294,11 @@ def _decompressed(path: str, file: IO[bytes], new: Callable[[], Any]) -> Iterato
                 for part in _parts(stream, data):
                     yield part, file.tell()
             except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+                if "too much memory" in str(error):  # of zstd: the file is whole
+                    raise UserError(
+                        f"{path} is compressed with a window of over 128 MB; compress it again: "
+                        "zstd -d --long=31 FILE -c | zstd > NEW."
+                    ) from error
                 raise BrokenFile(path, _place(path, place), error) from error
             data = stream.unused_data if stream.eof else b""
     if file.tell() and not stream.eof:
