@@ -137,6 +137,11 @@ def test_jsonl(tmp_path):
     records = [{"text": "a\n\n b "}, {"text": ""}, {"text": "\ud83d\ude00 \ud83d"}, {"text": "c", "x": [1]}]
     path = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, records)))
     assert read_jsonl(path) == [["a", "b"], [], ["😀 \ufffd"], ["c"]]
+    many_digits = '{"n": ' + 5000 * "7" + ', "text": "a"}'
+    path = write(tmp_path / "c.jsonl", many_digits + '\n{"text": null}\n{"text": "b"}\n')
+    (block,) = chunks(f"jsonl:{path}")
+    assert list(block.documents()) == [["a"], [], ["b"]]
+    assert block.left_out == {"records whose text is null": 1}
     path = write(tmp_path / "b.jsonl", '{"body": "b"}')
     assert read_jsonl(path, text_field="body") == [["b"]]
 
@@ -146,7 +151,14 @@ def test_jsonl(tmp_path):
     [
         ('{"body": "b"}', r"line 4: no text in the field 'text' \(found: body\)"),
         ('{"text": 3}', "line 4: no text in the field 'text'"),
-        ("[1]", "line 4: no text in the field"),
+        (
+            '[{"text": "c"}]',
+            r"""line 4: '\[{"text": "c"}\]' is no object {…}; make an array one object per line: jq""",
+        ),
+        (
+            json.dumps({f"a\n{n}": 1 for n in range(12)}),
+            r"line 4: no text in the field 'text' \(found: a\\n0, .*, a\\n9 and 2 more\)",
+        ),
         ('{"text": ', "line 4: not valid JSON"),
         ("[" * 100_000, "line 4: not valid JSON"),
     ],

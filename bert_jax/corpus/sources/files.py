@@ -28,6 +28,8 @@ from bert_jax.errors import UserError
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
 NOT_UTF8 = "lines or records that are not UTF-8 (data.invalid_utf8=skip)"
+NULL = "records whose text is null"
+MOST_NAMES = 10  # in a message
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
 READ_BYTES = 1 << 14  # of compressed files: zstd may make ten thousand times as much of it at once
@@ -107,29 +109,48 @@ class JsonlBlock(Block):
     KIND: ClassVar[str] = "jsonl"
     END: ClassVar[re.Pattern] = re.compile(rb"\n")
 
-    def documents(self) -> Iterator[list[str]]:
-        for number, line in enumerate(self.lines, self.line):
-            if line and line.strip():
-                yield paragraphs_of(self._document(line, number))
+    @property
+    def left_out(self) -> collections.Counter[str]:
+        return super().left_out + collections.Counter({NULL: self._texts.count(None)})
 
-    def _document(self, line: str, number: int) -> str:
-        field = self.options["text_field"]
+    def documents(self) -> Iterator[list[str]]:
+        return (paragraphs_of(text or "") for text in self._texts)
+
+    @functools.cached_property
+    def _texts(self) -> list[str | None]:
+        lines = enumerate(self.lines, self.line)
+        return [self._text(line, number) for number, line in lines if line and line.strip()]
+
+    def _text(self, line: str, number: int) -> str | None:
+        """The text of a record; None for null."""
+        field, where = self.options["text_field"], f"{self.path}, line {number}"
         try:
-            record = json.loads(line)
+            # Of a long number the beginning will do: int() takes no more than 4,300 digits.
+            record = json.loads(line, parse_int=lambda digits: int(digits[:40]))
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.path}, line {number}: not valid JSON ({error}); plain text is read with text:GLOB."
+                f"{where}: not valid JSON ({error}); plain text is read with text:GLOB."
             ) from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            if isinstance(record, dict) and field in record:
-                found = f"{json.dumps(record[field])[:40]} there"
+        if not isinstance(record, dict):
             raise UserError(
-                f"{self.path}, line {number}: no text in the field {field!r} (found: {found or 'no field'}); "
+                f"{where}: {line.strip()[:20]!r} is no object {{…}}; make an array one object per line: "
+                "jq -c '.[]' FILE > NEW."
+            )
+        text = record.get(field, record)
+        if text is not None and not isinstance(text, str):
+            there = f"{json.dumps(text)[:40]} there" if field in record else few(list(record))
+            raise UserError(
+                f"{where}: no text in the field {field!r} (found: {there or 'no field'}); "
                 "set data.text_field, or repair the record."
             )
         # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
-        return record[field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def few(names: list[str], between: str = ", ") -> str:
+    """Joins names of fields for a message: the first MOST_NAMES, each in one line."""
+    shown = [json.dumps(name, ensure_ascii=False)[1:-1][:100] for name in names[:MOST_NAMES]]
+    return between.join(shown) + (f" and {len(names) - MOST_NAMES:,} more" if names[MOST_NAMES:] else "")
 
 
 def _decode(data: bytes) -> str:

@@ -10,7 +10,8 @@ from etils import epath
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.broken import BrokenFile
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.texts import NULL, Texts
+from bert_jax.corpus.sources.files import NULL, few
+from bert_jax.corpus.sources.texts import Texts
 from bert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def check_text_column(schema: "pa.Schema", name: str, where: str) -> None:
     if schema.names.count(name) == 1 and _is_text(schema.field(name).type):
         return
     texts = [field.name for field in schema if _is_text(field.type)]
-    found = ", ".join(f"{field.name} ({' '.join(str(field.type).split())})" for field in schema)
-    remedy = f"set data.text_field to {' or '.join(texts)}" if texts else "none of them is text"
+    found = few([f"{field.name} ({' '.join(str(field.type).split())})" for field in schema])
+    remedy = f"set data.text_field to {few(texts, ' or ')}" if texts else "none of them is text"
     raise UserError(f"{where}: no column of text {name!r} (found: {found or 'no column'}); {remedy}.")
 
 

@@ -13,7 +13,6 @@ from bert_jax.corpus.sources import files
 from bert_jax.corpus.sources.files import NOT_UTF8, paragraphs_of
 from bert_jax.errors import UserError
 
-NULL = "records whose text is null"
 LAST_CHARACTER = re.compile(rb"[^\x80-\xbf][\x80-\xbf]{0,3}\Z")  # of UTF-8, complete or not
 
 
