@@ -17,7 +17,7 @@ import ml_collections
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
-from bert_jax.training.config import ProbeConfig, RunConfig, TrainConfig, probe_key, sections
+from bert_jax.training.config import REMOVED, ProbeConfig, RunConfig, TrainConfig, probe_key, sections
 from bert_jax.training.phases import KEY, Phase, flat_overrides, make_phases, phase_keys
 
 
@@ -123,6 +123,8 @@ Kind = TypeVar("Kind")
 def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
     """Builds a checked config from nested plain values, e.g. of a `config.json` or a ConfigDict.
 
+    It leaves out settings that older versions had and that decided nothing.
+
     Raises:
         UserError: for an unknown section or field (with the nearest known one), a value of the wrong type or
             out of range.
@@ -133,7 +135,11 @@ def from_dict(values: dict[str, Any], kind: type[Kind]) -> Kind:
         if name in known:
             _check_type(name, value, dict)
             types = {field.name: field.type for field in dataclasses.fields(known[name])}
-            fields = {field: tuple(x) if isinstance(x, list) else x for field, x in value.items()}  # of JSON
+            fields = {
+                field: tuple(x) if isinstance(x, list) else x  # of JSON
+                for field, x in value.items()
+                if f"{name}.{field}" not in REMOVED
+            }
             for field, entry in fields.items():
                 check_key(f"{name}.{field}", kind)
                 _check_type(f"{name}.{field}", entry, types[field])
@@ -156,7 +162,7 @@ def from_checkpoint(values: dict[str, Any], kind: type[Kind], origin: Any) -> Ki
         key
         for name, value in values.items()
         for key in ([f"{name}.{field}" for field in value] if isinstance(value, dict) else [name])
-        if key not in known_keys(kind)
+        if key not in known_keys(kind) and key not in REMOVED
     ]
     if unknown:
         raise UserError(
@@ -236,6 +242,8 @@ def _check_type(key: str, value: Any, kind: Any) -> None:
 
 def check_key(key: str, kind: Any = Config) -> None:
     """Raises UserError, naming the nearest known keys, unless `key` (e.g. `train.num_steps`) exists."""
+    if key in REMOVED:
+        raise UserError(f"config.{key} has no effect any more; leave it out.")
     known = known_keys(kind)
     if match := PROBE_KEY.fullmatch(key):
         known = [probe_key(int(match[1]), field.name) for field in dataclasses.fields(ProbeConfig)]

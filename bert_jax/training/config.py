@@ -11,6 +11,8 @@ from bert_jax.model.config import ModelConfig
 from bert_jax.settings import check, names, setting
 from bert_jax.training.phases import Phase
 
+REMOVED = ("train.prng",)  # settings that older versions had and that decided nothing
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -125,7 +127,6 @@ class TrainConfig:
     num_seeds: int = setting(1, least=1, run_time=True)  # runs with seed, seed + 1, …: their mean and spread
     seed: int = setting(0, least=0, below=2**32)
     unigram_bias: bool = False  # start the masked-LM bias at log frequencies: short runs need not learn them
-    prng: str = setting("threefry", known=("threefry", "rbg"))  # rbg: initial weights depend on the mesh
     # auto: bfloat16 on TPU and GPU, and on CPUs that have instructions for it with JAX 0.12; else float32
     activation_dtype: str = setting("auto", known=("auto", "float32", "bfloat16"))
     max_bad_steps: int = setting(3, least=1)  # in a row with a loss or gradient that is not finite: roll back

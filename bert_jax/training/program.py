@@ -22,8 +22,6 @@ from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.phases import SCHEDULE, Phase
 from bert_jax.training.schedules import Schedule, schedule_of_run
 
-PRNGS = {"threefry": "threefry2x32", "rbg": "rbg"}
-
 
 class Program:
     """Network, optimizer, schedule and steps of a run on a mesh. Construction computes nothing.
@@ -118,13 +116,13 @@ class Program:
     @functools.cached_property
     def key(self) -> jax.Array:
         """The key that dropout is drawn from, on all devices."""
-        make = functools.partial(jax.random.key, self.config.train.seed, impl=PRNGS[self.config.train.prng])
+        make = functools.partial(jax.random.key, self.config.train.seed)
         return jax.jit(make, out_shardings=NamedSharding(self.mesh, P()))()
 
     @property
     def abstract_key(self) -> jax.ShapeDtypeStruct:
         """`key` without its value."""
-        key = jax.eval_shape(lambda: jax.random.key(0, impl=PRNGS[self.config.train.prng]))
+        key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.ShapeDtypeStruct((), key.dtype, sharding=NamedSharding(self.mesh, P()))
 
     def abstract_batch(self, shapes: dict[str, tuple[tuple[int, ...], type]]) -> dict[str, Any]:

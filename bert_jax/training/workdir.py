@@ -14,7 +14,7 @@ from bert_jax import files, version
 from bert_jax.errors import UserError, reason
 from bert_jax.report import report
 from bert_jax.training.checkpoint import committed_steps
-from bert_jax.training.config import RunConfig
+from bert_jax.training.config import REMOVED, RunConfig
 from bert_jax.training.phases import unlearned
 
 log = logging.getLogger("bert_jax")
@@ -148,7 +148,8 @@ def _unwritable(workdir: epath.Path, error: OSError) -> UserError:
 
 
 def _identity(file: epath.Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_bytes())["identity"])
+    identity = dict(json.loads(file.read_bytes())["identity"])
+    return {key: value for key, value in identity.items() if key not in REMOVED}
 
 
 def _phases(identity: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bert_jax.config import (
     config_files,
     default_config,
     find_config,
+    from_checkpoint,
     from_dict,
     load_config,
     split_argument,
@@ -171,7 +172,6 @@ NAN = float("nan")
         ("train.num_steps", 0),
         ("train.seed", -1),
         ("train.seed", 2**32),
-        ("train.prng", "philox"),
         ("train.gradient_accumulation_steps", 0),
         ("train.log_every", 0),
         ("train.eval_every", 0),
@@ -362,3 +362,15 @@ def test_pairs_of_either_kind_are_cut_alike():
     phases = [{"num_steps": 5, "data": {"second_objective": objective}} for objective in objectives]
     config = from_dict({"train": {"num_steps": 20}, "phases": phases}, Config)
     assert [[same.index for same in phase.same] for phase in config.phase_list()] == [[], [], [0], [1]]
+
+
+def test_settings_that_decided_nothing_are_read_and_not_taken():
+    values = {"train": {"num_steps": 7, "prng": "rbg"}}
+    assert (
+        from_dict(values, Config)
+        == from_checkpoint(values, Config, "x")
+        == from_dict({"train": {"num_steps": 7}}, Config)
+    )
+    with pytest.raises(UserError) as error:
+        check_key("train.prng")
+    assert str(error.value) == "config.train.prng has no effect any more; leave it out."

@@ -67,6 +67,15 @@ def test_run_of_a_version_that_did_not_have_a_key(tmp_path):
         open_workdir(tmp_path, from_dict(values, Config), "d1")
 
 
+def test_run_of_a_version_with_a_setting_that_decided_nothing(tmp_path):
+    open_workdir(tmp_path, CONFIG, "d1")
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    content["identity"]["train.prng"] = content["config"]["train"]["prng"] = "rbg"
+    file.write_text(json.dumps(content))
+    open_workdir(tmp_path, CONFIG, "d1")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"identity": 3}'])
 def test_some_other_config_json_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
