@@ -327,6 +327,8 @@ class Run:
         self.profiler.close(self.state)
         first = self.recovery.add_skip(bad)
         log.warning("%s: rolling back to a checkpoint of step %d or before", bad, first)
+        self.checkpoints.wait()
+        self.state = self.program.abstract  # frees the devices' memory, which may not hold two states
         self.resume(at_most=first)
         self.checkpoints.remove_after(self.step)
 

@@ -13,6 +13,7 @@ from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import PretrainingObjective
+from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.config import OptimizerConfig, TrainConfig
 from bert_jax.training.loop import train
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
@@ -195,6 +196,20 @@ def test_a_rollback_ends_the_trace_which_is_taken_once(tmp_path, monkeypatch):
     assert result.starts == [0, 10]
     assert len(starts) == 1
     assert stops == [1]  # before the second start of the run
+
+
+def test_a_rollback_frees_the_state_before_it_restores_another(tmp_path, monkeypatch):
+    restore, embeddings = Checkpoints.restore_newest, []
+
+    def counted(*args):
+        shape = MODEL.vocab_size, MODEL.hidden_size
+        embeddings.append(sum(array.shape == shape for array in jax.live_arrays()))
+        return restore(*args)
+
+    monkeypatch.setattr(Checkpoints, "restore_newest", counted)
+    run(tmp_path, Faulty(not_finite={12, 13, 14}))
+    before, at_rollback = embeddings
+    assert at_rollback <= before  # neither the table nor its two moments
 
 
 def test_a_step_that_does_not_fit_into_memory_is_an_error_of_the_config(tmp_path, monkeypatch):
