@@ -44,6 +44,15 @@ from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.training.memory import keep_freed_memory
 
+PEER = "step --peer=transformers"
+TAKEN_BY = {  # flags that only some measurements take
+    "peer": ("step", "gpu"),
+    "peer_python": (PEER, "gpu"),
+    "rows": ("prepare", PEER, "gpu"),
+    "copies": ("prepare",),
+    "time_limit": ("gpu",),
+}
+
 
 def main() -> None:
     keep_freed_memory()  # as training does
@@ -52,6 +61,7 @@ def main() -> None:
         re.compile(values.rows)
     except re.error as error:
         raise UserError(f"--rows={values.rows} is no regular expression: {error}.") from None
+    _check_flags()
     data_dir, repeats = values.data_dir, values.repeats
     if values.what == "gpu":
         gpu.measure(data_dir, repeats, values.peer_python, values.time_limit, values.rows)
@@ -60,8 +70,6 @@ def main() -> None:
         index.measure(repeats)
         return
     config: Config = command.resolved_config()
-    if values.peer and values.what != "step":
-        raise UserError(f"--peer={values.peer} compares the step, not --what={values.what}; use --what=step.")
     if values.peer:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves a GPU's memory to the peer
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()} × {jax.device_count()}")
@@ -80,3 +88,15 @@ def main() -> None:
             peer.compare(config, data_dir, repeats, values.peer_python, values.rows)
         case "step":
             step.measure(config, data_dir, repeats)
+
+
+def _check_flags() -> None:
+    """Raises UserError for a flag that what is measured does not take."""
+    what, peer = flags.FLAGS.what, flags.FLAGS.peer
+    for name, takers in TAKEN_BY.items():
+        taken = what in takers or (peer and f"{what} --peer={peer}" in takers)
+        if flags.FLAGS[name].present and not taken:
+            raise UserError(
+                f"--{name}={flags.FLAGS[name].value} has no effect on --what={what}; it is for "
+                f"{' and '.join(f'--what={taker}' for taker in takers)}."
+            )

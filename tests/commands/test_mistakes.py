@@ -273,7 +273,16 @@ MISTAKES = [
     (f"predict fill-mask --checkpoint=run --text=[MASK]{'.' * 20}", "23 tokens", "data.max_seq_length=16"),
     # benchmark
     (f"benchmark {BENCHMARK} --peer_python=no/such", "--peer_python=no/such cannot be run", "give a Python"),
-    (f"benchmark {BENCHMARK} --what=input", "--peer=transformers compares the step, not --what=input; use"),
+    *(
+        (f"benchmark {flag} --what={what}", f"{flag} has no effect on --what={what}; it is for {takers}.")
+        for flag, what, takers in (
+            ("--peer=transformers", "input", "--what=step and --what=gpu"),
+            ("--peer=transformers", "index", "--what=step and --what=gpu"),
+            ("--rows=base", "step", "--what=prepare and --what=step --peer=transformers and --what=gpu"),
+            ("--copies=3", "gpu", "--what=prepare"),
+            ("--time_limit=3.0", "step", "--what=gpu"),
+        )
+    ),
     (f"benchmark {BENCHMARK} --peer_python=./bare", "has no torch and no transformers", "bert_jax[peer]"),
     ("finetune --config=bert_tiny", "bert_tiny is a config of pretraining, and this command takes one of"),
     ("pretrain --config=finetune/trec", "is a config of fine-tuning", "takes one of pretraining: bert_base"),
