@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from bert_jax.config import Config
+
 TURN_SECONDS = 1.0
 COLUMNS = ("ms", "spread", "real tokens/s", "MFU", "peak MiB")  # of `Steps.cells`
 
@@ -68,6 +70,17 @@ def in_turns(runs: Mapping[str, Callable[[int], float]], rounds: int) -> dict[st
         for name, run in runs.items():
             seconds[name].append(run(steps[name]))
     return seconds
+
+
+def config_file(config: Config, folder: str) -> str:
+    """Writes a config file with these values, for a command that is measured; returns its path."""
+    path = pathlib.Path(folder, "config.py")
+    path.write_text(
+        "import ml_collections\n\n\ndef get_config():\n"
+        f"    return ml_collections.ConfigDict({config.to_dict()!r})\n",
+        encoding="utf-8",
+    )
+    return str(path)
 
 
 class PeakMemory(threading.Thread):

@@ -1,5 +1,6 @@
 """Measures the `prepare` command, for text in each kind of file."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -14,16 +15,17 @@ from typing import NamedTuple
 
 import psutil
 
-from bert_jax import command
 from bert_jax.benchmarks import containers
-from bert_jax.benchmarks.measure import PeakMemory, median_and_spread
+from bert_jax.benchmarks.measure import PeakMemory, config_file, median_and_spread
 from bert_jax.config import Config
 from bert_jax.corpus import dataset as dataset_lib
+from bert_jax.corpus.config import OPTIONS_OF_TRAINED, DataConfig
 from bert_jax.corpus.sources import read_text
 from bert_jax.errors import UserError
 from bert_jax.report.text_table import text_table
 
 TOKENIZERS = ("sentencepiece", "wordpiece")
+WORDPIECE, WORDPIECES = "wordpiece:bert_uncased", 30522
 COLUMNS = ("source", "tokenizer", "MB/s and core", "spread", "cores fed", "MiB, small", "MiB, large")
 
 
@@ -43,7 +45,7 @@ def measure(config: Config, repeats: int, rows: str, copies: int) -> None:
     writes is busy all the time.
 
     Args:
-        config: gives SentencePiece's model and size.
+        config: gives SentencePiece's size, and how text is cleaned; its own text and vocabulary are not read.
         repeats: of each row.
         rows: a regular expression; rows ("text, wordpiece") with such names are measured.
         copies: of the embedded corpus in the larger one.
@@ -56,15 +58,16 @@ def measure(config: Config, repeats: int, rows: str, copies: int) -> None:
         raise UserError(f"--rows={rows}: no row has such a name; there are: {'; '.join(names)}.")
     texts = ["\n".join(document) for document in read_text("corpus:")]
     with tempfile.TemporaryDirectory() as folder:
-        trained = dataset_lib.prepare(config.data, config.model.vocab_size, folder)
+        kind = "bpe" if config.data.tokenizer == "bpe" else "unigram"
+        ours = _changed(config, "corpus:", kind)
+        trained = dataset_lib.prepare(ours.data, ours.model.vocab_size, folder)
         model = trained.directory / "tokenizer" / "sentencepiece.model"
-        sizes = [f"sentencepiece:{model}", config.model.vocab_size], ["wordpiece:bert_uncased", 30522]
-        tokenizers = dict(zip(TOKENIZERS, sizes, strict=True))
+        tokenizers = dict(zip(TOKENIZERS, (f"sentencepiece:{model}", WORDPIECE), strict=True))
         found = []
         for name, write in containers.WRITERS.items():
             chosen = {key: x for key, x in tokenizers.items() if re.search(rows, f"{name}, {key}")}
             if chosen:
-                found += _rows(name, write, texts, chosen, repeats, copies)
+                found += _rows(name, write, texts, chosen, config, repeats, copies)
     size = sum(len(text.encode()) for text in texts) / 1e6
     print(f"{size:.1f} MB of text, and {size * copies:,.1f} MB")
     print(text_table(found, COLUMNS))
@@ -74,7 +77,8 @@ def _rows(
     name: str,
     write: Callable[[containers.Texts, pathlib.Path], str],
     texts: list[str],
-    tokenizers: dict[str, list],
+    tokenizers: dict[str, str],
+    config: Config,
     repeats: int,
     copies: int,
 ) -> list[list[str]]:
@@ -87,10 +91,9 @@ def _rows(
             place.mkdir()
             sources[count] = write(functools.partial(_copies, texts, count), place)
         added = (copies - 1) * sum(len(text.encode()) for text in texts) / 1e6
-        for key, (tokenizer, vocab_size) in tokenizers.items():
-            pairs = []
-            for _ in range(repeats):
-                pairs.append([_prepare(sources[count], tokenizer, vocab_size) for count in (1, copies)])
+        for key, tokenizer in tokenizers.items():
+            configs = [_changed(config, sources[count], tokenizer) for count in (1, copies)]
+            pairs = [[_prepare(each) for each in configs] for _ in range(repeats)]
             cores = os.cpu_count() or 1
             rates = [added / (large.seconds - small.seconds) / cores for small, large in pairs]
             fed = [
@@ -109,15 +112,18 @@ def _copies(texts: list[str], count: int):
             yield f"copy {number} {text}"
 
 
-def _prepare(source: str, tokenizer: str, vocab_size: int) -> Run:
+def _changed(config: Config, source: str, tokenizer: str) -> Config:
+    """Returns the config for one of our texts, without what belongs to its own text and tokenizer."""
+    options = {name: getattr(DataConfig, name) for name in ("text_field", "language", *OPTIONS_OF_TRAINED)}
+    data = dataclasses.replace(config.data, source=source, tokenizer=tokenizer, **options)
+    size = WORDPIECES if tokenizer == WORDPIECE else config.model.vocab_size
+    model = dataclasses.replace(config.model, vocab_size=size)
+    return dataclasses.replace(config, data=data, model=model, phases=())
+
+
+def _prepare(config: Config) -> Run:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [
-            f"--config={command.config_argument()}",
-            f"--config.data.source={source}",
-            f"--config.data.tokenizer={tokenizer}",
-            f"--config.model.vocab_size={vocab_size}",
-            f"--data_dir={folder}",
-        ]
+        arguments = [f"--config={config_file(config, folder)}", f"--data_dir={folder}/data"]
         start = time.perf_counter()
         command_line = [sys.executable, "-m", "bert_jax.prepare", *arguments]
         process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

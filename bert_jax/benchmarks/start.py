@@ -1,5 +1,6 @@
 """Measures how long `pretrain` takes to start: to its --help, and to the end of a new run's first step."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -7,8 +8,7 @@ import sys
 import tempfile
 import time
 
-from bert_jax import command
-from bert_jax.benchmarks.measure import median_and_spread
+from bert_jax.benchmarks.measure import config_file, median_and_spread
 from bert_jax.config import Config
 from bert_jax.corpus import mixture
 from bert_jax.report.text_table import text_table
@@ -22,9 +22,10 @@ def measure(config: Config, data_dir: str, repeats: int) -> None:
     The dataset is prepared. A run is killed after its first step.
     """
     mixture.prepare(config.data, config.model.vocab_size, data_dir)
-    run = [f"--config={command.config_argument()}", f"--data_dir={data_dir}", "--config.train.log_every=1"]
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=1))
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        run = [f"--config={config_file(config, folder)}", f"--data_dir={data_dir}"]
         for repeat in range(repeats):
             compiled = pathlib.Path(folder, f"compiled_{repeat}")
             for row in ("--help", "first step, cold", "first step, warm"):

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from bert_jax.benchmarks import start
+from bert_jax.config import Config, from_dict, load_config
+from bert_jax.training.config import TrainConfig
 
 
 @contextlib.contextmanager
@@ -39,3 +41,18 @@ def test_what_a_command_said_that_failed_is_shown(monkeypatch, tmp_path):
     command(monkeypatch, tmp_path, "echo 'error: no such file' >&2; exit 2")
     with pytest.raises(SystemExit, match="ended before it printed 'step 1/':\nerror: no such file"):
         start._seconds_to(start.FIRST_STEP, [], tmp_path)
+
+
+def test_the_runs_have_the_overrides_of_the_command_line(monkeypatch, tmp_path):
+    config, found = Config(train=TrainConfig(seed=7)), []
+
+    def seconds_to(line, arguments, _):
+        if line == start.FIRST_STEP:
+            path = arguments[0].removeprefix("--config=")
+            found.append(from_dict(load_config(path)[1].to_dict(), Config).train)
+        return 1.0
+
+    monkeypatch.setattr(start, "_seconds_to", seconds_to)
+    monkeypatch.setattr("bert_jax.corpus.mixture.prepare", lambda *_: None)
+    start.measure(config, str(tmp_path), 1)
+    assert found == [TrainConfig(seed=7, log_every=1)] * 2
