@@ -37,8 +37,10 @@ from bert_jax.report.text_table import text_table
 from bert_jax.tasks.downstream import Scores
 from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, open_init_from, provenance
 from bert_jax.tasks.registry import task_class
+from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.loop import FINISHED, train
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
+from bert_jax.training.schedules import check_schedules
 from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache, write_report, write_results
 
 FINE_TUNED = "fine-tuned"
@@ -69,7 +71,10 @@ def set_up() -> command.Training:
         log.info("examples for %s: %s; sha256 %s", folder, counts, splits.digest[:16])
         runs[folder] = experiment._replace(splits=splits)
         for seed in seeds(config):  # before anything is computed
-            check_workdir(run_folder(config, folder, seed), experiment.run(seed))
+            own, run = run_folder(config, folder, seed), experiment.run(seed)
+            if not committed_steps(own / "checkpoints"):
+                check_schedules(run)
+            check_workdir(own, run)
     for folder in runs if jax.process_index() == 0 else ():
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)

@@ -39,6 +39,7 @@ from bert_jax.training import loop
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.mesh import check_batch, check_model, make_mesh
 from bert_jax.training.opening import open_checkpoint
+from bert_jax.training.schedules import check_schedules
 from bert_jax.training.workdir import check_workdir, lock, use_compilation_cache
 
 log = logging.getLogger("bert_jax")
@@ -106,6 +107,8 @@ def check(config: Config, workdir: epath.Path) -> bool:
             raise UserError(f"{name}{error}") from None
     folder = check_workdir(workdir, config)
     resumes = bool(committed_steps(folder / "checkpoints"))
+    if not resumes:  # a run of an older version goes on as it began
+        check_schedules(config)
     if config.init_from and not resumes:
         first = config.phase_list()[0].config.model
         open_checkpoint(config.init_from, "init_from").check_network(first, config.init_growth)

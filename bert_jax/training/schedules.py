@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from bert_jax.training.config import OptimizerConfig
+from bert_jax.errors import UserError
+from bert_jax.training.config import OptimizerConfig, RunConfig
 from bert_jax.training.phases import Phase
 
 Schedule = Callable[[Any], Any]
@@ -31,6 +32,25 @@ def schedule_of_run(config: OptimizerConfig, phases: Sequence[Phase]) -> Schedul
         return jnp.select([step < phase.last_step for phase in phases[:-1]], rates[:-1], rates[-1])
 
     return rate
+
+
+def check_schedules(config: RunConfig) -> None:
+    """Raises UserError for a trapezoid of a run or phase whose rate would fall before it has warmed up."""
+    phases = config.phase_list()
+    parts = [
+        (f"phases[{phase.index}]: ", phase.config.optimizer, "", phase.num_steps)
+        for phase in phases
+        if phase.own_schedule
+    ]
+    if len(parts) < len(phases):
+        parts.append(("", config.optimizer, "train.", phases[-1].last_step))
+    for where, optimizer, section, steps in parts:
+        most = max(steps - optimizer.warmup_steps, 0)
+        if optimizer.schedule == "trapezoid" and optimizer.decay_steps > most:
+            raise UserError(
+                f"{where}optimizer.decay_steps={optimizer.decay_steps} is more than the {most} steps of "
+                f"{section}num_steps={steps} after optimizer.warmup_steps={optimizer.warmup_steps}; lower it."
+            )
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:

@@ -272,6 +272,10 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(folde
         ),
         (["data.train=names.json"], "error: data.train=names.json: this task reads .tsv, .csv, .jsonl"),
         (["data.train=texts.tsv", "data.max_seq_length=64"], "is longer than the 32 positions of base"),
+        (
+            ["data.train=texts.tsv", "optimizer.schedule=trapezoid", "optimizer.decay_steps=999"],
+            "error: optimizer.decay_steps=999 is more than the ",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -190,6 +190,10 @@ MISTAKES = [
     (f"{PRETRAIN} mesh.data=3", "mesh.data=3", "do not fit 8 devices"),
     (f"{PRETRAIN} data.mask_rate=15", "data.mask_rate=15.0 must be above 0 and below 1"),
     (f"{PRETRAIN} optimizer.name=adam", "optimizer.name='adam' is unknown", "adamw"),
+    (
+        f"{PRETRAIN}2 optimizer.schedule=trapezoid optimizer.decay_steps=2",
+        "optimizer.decay_steps=2 is more than the 1 steps of train.num_steps=2 after optimizer.warmup",
+    ),
     # text
     (f"{PREPARE} data.source=text:blank", "data.source='text:blank' has no text"),
     (f"{PREPARE} data.source=text:no/*.txt", "data.source='text:no/*.txt' matches no file"),

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from bert_jax.data.mixed_batches import phase_batches
 from bert_jax.errors import UserError
 from bert_jax.training.config import OptimizerConfig, TrainConfig
 from bert_jax.training.phases import unlearned
-from bert_jax.training.schedules import make_schedule, schedule_of_run
+from bert_jax.training.schedules import check_schedules, make_schedule, schedule_of_run
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 
 VOCAB = 64
@@ -162,6 +163,40 @@ def test_a_trapezoid_is_stable_and_then_falls(shape):
     expected = {2: 0.4, 4: 0.8, 23: 0.8, 24: 0.8, 50: 0.2}
     expected |= {step: 0.8 - 0.6 * done((step - 24) / 16) for step in range(24, 41)}
     assert {step: float(rate(step)) for step in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("phases", "problem"),
+    [
+        (
+            (),
+            "optimizer.decay_steps=16 is more than the 14 steps of train.num_steps=18 after "
+            "optimizer.warmup_steps=4; lower it.",
+        ),
+        (
+            ({"num_steps": 8}, {"num_steps": 10}),
+            "optimizer.decay_steps=16 is more than the 14 steps of train.num_steps=18",
+        ),
+        (({"num_steps": 18, "optimizer": {"decay_steps": 18}},), None),
+        (
+            ({"num_steps": 18, "optimizer": {"decay_steps": 19}},),
+            "phases[0]: optimizer.decay_steps=19 is more than "
+            "the 18 steps of num_steps=18 after optimizer.warmup_steps=0; lower it.",
+        ),
+        (
+            ({"num_steps": 12}, {"num_steps": 6, "optimizer": {"schedule": "constant"}}),
+            "optimizer.decay_steps=16 is",
+        ),
+        (({"num_steps": 30}, {"num_steps": 6, "optimizer": {"schedule": "constant"}}), None),
+    ],
+)
+def test_a_trapezoid_that_would_fall_from_its_first_step_on(phases, problem):
+    """Its rate would jump at the end of the warm-up."""
+    optimizer = OptimizerConfig(schedule="trapezoid", warmup_steps=4, decay_steps=16)
+    config = config_of(*phases, optimizer=optimizer, train=TrainConfig(num_steps=0 if phases else 18))
+    with pytest.raises(UserError) if problem else contextlib.nullcontext() as error:
+        check_schedules(config)
+    assert problem is None or str(error.value).startswith(problem)
 
 
 @pytest.mark.parametrize(
