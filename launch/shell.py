@@ -46,6 +46,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Mistake(f"{message.rstrip('.')}; --help lists the flags.")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Takes hyphens in the names of flags for underscores, as the commands do."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_underscores(word) for word in words], namespace)
+
     def verb_and_flags(self) -> tuple[str, argparse.Namespace, list[str]]:
         """Returns the verb (without one, the first that exists), our flags, and the flags of the command."""
         words = sys.argv[1:]
@@ -53,6 +58,11 @@ class Parser(argparse.ArgumentParser):
         if verb not in self._verbs:
             raise Mistake(f"the verb {verb!r} is unknown; give one of {', '.join(self._verbs)}.")
         return verb, *self.parse_known_args(words)
+
+
+def _with_underscores(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
 class Programs:
@@ -126,7 +136,7 @@ def require_shared(module: str, rest: Sequence[str]) -> None:
     """Raises Mistake where the dataset or the run would be on a disk of one host."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "data_dir"):
-        parser.add_argument(f"--{name}", nargs="?")
+        parser.add_argument(f"--{name}", f"-{name}", nargs="?")  # the commands take both
     for name, given in vars(parser.parse_known_args(rest)[0]).items():
         if given is None and module == COMMAND:
             raise Mistake(

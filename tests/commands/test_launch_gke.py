@@ -129,6 +129,16 @@ def test_flags_may_have_a_space(cluster):
     assert cluster.launch("gke", "print", *FLAGS[:-2], *apart).returncode == 0
 
 
+def test_names_of_flags_may_have_hyphens(cluster):
+    """As the commands take them; a --dry-run that went on to the command would start the run."""
+    hyphens = ["--chips-per-host=2", STORED[0], STORED[1].replace("_", "-")]
+    result = cluster.launch("gke", "apply", *FLAGS[:-2], *hyphens, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert cluster.calls() == []
+    assert STORED[1] in result.stdout
+    assert "google.com/tpu: 2" in result.stdout
+
+
 @pytest.mark.parametrize("verb", ["apply", "status", "logs", "delete"])
 def test_dry_run_calls_nothing(cluster, verb):
     result = cluster.launch("gke", verb, *FLAGS, "--dry_run")
@@ -149,6 +159,8 @@ def test_dry_run_calls_nothing(cluster, verb):
         (["print", *FLAGS, "--name=A_b"], "--name=A_b is not valid"),
         (["print", *FLAGS, "--workdir=runs/x"], "--workdir=runs/x is on the disk of one host"),
         (["print", *FLAGS, "--workdir", "runs/x"], "--workdir=runs/x is on the disk of one host"),
+        (["print", *FLAGS, "-workdir=runs/x"], "--workdir=runs/x is on the disk of one host"),
+        (["print", *FLAGS, "--data-dir=x"], "--data_dir=x is on the disk of one host"),
         (["print", *FLAGS[:-2], "--workdir", STORED[1]], "--workdir missing"),
         (
             ["start", *FLAGS],
