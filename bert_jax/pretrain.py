@@ -86,7 +86,7 @@ def set_up() -> command.Training:
         evaluators = [Probe(examples, dataset.tokenizer, every, length) for examples in probes]
         code = loop.train(config, Pretraining(config, dataset, evaluators), workdir)
         if code == loop.FINISHED and jax.process_index() == 0:
-            print(summary(workdir))
+            print(summary(workdir, config.data.pairs))
         return code
 
     return command.Training(config, must_match, work)
@@ -123,15 +123,15 @@ def check_text(config: Config, dataset: PreparedSources, resumes: bool) -> None:
         log.warning(obstacle.message)
 
 
-def summary(workdir: epath.Path) -> str:
-    """Formats the scores of a finished run, and commands to run next."""
+def summary(workdir: epath.Path, pairs: bool = True) -> str:
+    """Formats the scores of a finished run, whose held-out text has `pairs` or none, and what to run next."""
     rows = read_rows(workdir / "metrics.jsonl")
     evaluated = (row for row in reversed(rows) if any(name.startswith(("eval_", "probe_")) for name in row))
     scores: dict = next(evaluated, {})
     unigram = scores.get("eval_unigram_loss")
     table = []
     for name, title in SCORES.items():
-        if name in scores:
+        if name in scores and (pairs or "nsp" not in name):  # zeros
             gain = f"{scores[name] - unigram:+.3f} nat" if name.endswith("mask_token_loss") else ""
             table.append([title, f"{scores[name]:.4f}", gain])
     for name in scores:

@@ -27,6 +27,7 @@ TILES = (
     ("Spearman", "eval_spearman", "held-out"),
     ("Tokens per second", "tokens_per_second", "padding not counted"),
 )
+OF_PAIRS = re.compile(r"(eval_|)(?:\w+_)?nsp_(?:loss|accuracy)$")  # also of a source
 # Names of second objectives: long, short, and for a B that does not follow A.
 SECOND = {
     "next_sentence": ("Next-sentence", "NSP", "B is from elsewhere"),
@@ -48,10 +49,10 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         for name in ("examples", "results")
     )
     config = run["config"]
-    second = config["data"].get("second_objective")
-    if second == "none":  # its metrics are zeros
-        rows = [{key: value for key, value in row.items() if "nsp" not in key} for row in rows]
-    long, short, elsewhere = SECOND.get(second, SECOND["next_sentence"])
+    held_out, *of_phases = _second_objectives(config)
+    rows = [_without_zeros(row, held_out, of_phases) for row in rows]
+    second = next((name for name in (held_out, *reversed(of_phases)) if name in SECOND), "next_sentence")
+    long, short, elsewhere = SECOND[second]
     newest = {"step": 0} | {key: value for row in rows for key, value in row.items()}  # of every metric
     total = config["train"]["num_steps"]
     resumed = sorted({start["step"] for start in starts if 0 < start["step"] < total})
@@ -73,6 +74,23 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         "masks": _masks(examples or []),
         "tables": _sources(newest) + (_tables(results) if results else []),
         "settings": _settings(run, newest.get("params_digest", "(when finished)")),
+    }
+
+
+def _second_objectives(config: dict[str, Any]) -> list[str]:
+    """Returns the second objective of held-out text, and those of all phases."""
+    held_out = config["data"].get("second_objective", "")
+    phases = config.get("phases") or [{}]
+    return [held_out, *(phase.get("data", {}).get("second_objective", held_out) for phase in phases)]
+
+
+def _without_zeros(row: dict[str, Any], held_out: str, of_phases: list[str]) -> dict[str, Any]:
+    """Returns a row without the scores of pairs where there are none."""
+    objectives = {"": of_phases[row.get("phase", 1) - 1], "eval_": held_out}
+    return {
+        key: value
+        for key, value in row.items()
+        if not ((match := OF_PAIRS.match(key)) and objectives[match[1]] == "none")
     }
 
 

@@ -339,3 +339,12 @@ def test_summary_of_a_run_has_the_probes(folder):
         ["probe", "a,", "accuracy", "0.7500", "+0.125"],
         ["probe", "b_c,", "spearman", "0.3750"],
     ]
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_summary_of_a_run_without_pairs_has_no_score_of_them(folder, pairs):
+    row = {"step": 9, "eval_mlm_accuracy": 0.5, "eval_nsp_accuracy": 0.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    text = pretrain.summary(folder, pairs)
+    assert "masked-LM accuracy" in text
+    assert ("sentence pairs" in text) == pairs

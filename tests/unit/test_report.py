@@ -104,6 +104,41 @@ def test_a_finished_run(workdir):
     assert "http-equiv" not in page  # nothing more to wait for
 
 
+@pytest.mark.parametrize(
+    ("of_run", "of_phases", "training", "held_out", "name"),
+    [
+        ("none", [], [], [], None),
+        ("sentence_order", [], [50, 100], [100], "Sentence-order"),
+        ("next_sentence", ["none", None], [100], [100], "Next-sentence"),
+        ("none", ["none", "sentence_order"], [100], [], "Sentence-order"),
+    ],
+)
+def test_scores_of_pairs_are_shown_where_there_are_pairs(
+    workdir, of_run, of_phases, training, held_out, name
+):
+    """Elsewhere they are zeros in metrics.jsonl."""
+    content = json.loads((workdir / "config.json").read_text())
+    content["config"]["data"]["second_objective"] = of_run
+    changes = [{"data": {"second_objective": second}} if second else {} for second in of_phases]
+    content["config"]["phases"] = [{"num_steps": 50} | change for change in changes]
+    (workdir / "config.json").write_text(json.dumps(content))
+    transport = {"eval_transport_mask_token_loss": 5.0, "eval_transport_nsp_loss": 0.6}
+    numbered = [{"phase": 1}, {"phase": 2}] if of_phases else [{}, {}]
+    rows = TRAINING | numbered[0], TRAINING | {"step": 100} | numbered[1], HELD_OUT | transport
+    page = page_of(workdir, *rows)
+    lines = [
+        {line["name"]: [step for step, _ in line["points"]] for line in chart["lines"]}
+        for chart in curves_of(page)["charts"]
+        if name and chart["title"].startswith(f"{name} loss")
+    ]
+    assert [line.get("training", []) for line in lines] == ([training] if name else [])
+    assert [line.get("held-out", []) for line in lines] == ([held_out] if name else [])
+    assert bool(held_out) == ("64.8%" in page)
+    newest = collect(workdir)["newest"]
+    assert newest["eval_transport_mask_token_loss"] == 5.0
+    assert ("eval_transport_nsp_loss" in newest) == bool(held_out)
+
+
 def test_a_single_value_is_a_dot_and_two_are_a_line(workdir):
     def dots(*rows):
         lines = chart_of(page_of(workdir, *rows), "Masked-LM loss")["lines"]
