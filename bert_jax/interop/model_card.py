@@ -55,7 +55,7 @@ def model_card(
         untrained = ", ".join(imported["initialised"]) or "none"
         lines += [f"Imported from {imported['from']}; parts without training: {untrained}.", ""]
     else:
-        lines += [_objective(config.data), ""] if isinstance(config, Config) else []
+        lines += [_objectives(config, step), ""] if isinstance(config, Config) else []
         lines += ["## Command", "", "```bash", _command(config), "```", ""]
     if metrics := _metrics(opened.folder, step):
         lines += ["## Metrics, held-out text", "", "| name | value |", "|---|---|"]
@@ -103,12 +103,19 @@ def _prepared(cards: Iterable[dict[str, Any]]) -> list[str]:
     return [f"| source | {' | '.join(names)} |", "|---|---|---|---|", *rows, *notes]
 
 
+def _objectives(config: Config, step: int) -> str:
+    """Names what the phases up to a step have minimised, in their order."""
+    phases = [phase for phase in config.phase_list() if phase.first_step < max(step, 1)]
+    found = dict.fromkeys(_objective(phase.config.data) for phase in phases)
+    return f"Objective: {'; then '.join(found)}."
+
+
 def _objective(data: DataConfig) -> str:
-    second = "" if data.second_objective == "none" else f", with {data.second_objective.replace('_', ' ')}"
     if data.objective == "causal":
-        return "Objective: the next token from those before it."
+        return "the next token from those before it"
+    second = "" if data.second_objective == "none" else f", with {data.second_objective.replace('_', ' ')}"
     rate = data.final_mask_rate or data.mask_rate
-    return f"Objective: masked language model ({data.masking.replace('_', ' ')}, rate {rate:g}){second}."
+    return f"masked language model ({data.masking.replace('_', ' ')}, rate {rate:g}){second}"
 
 
 def _use(family: Family, head: Head) -> list[str]:

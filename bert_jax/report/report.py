@@ -62,6 +62,7 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
     return {
         "title": _title(workdir),
         "config": config,
+        "batch": _data_of_phase(config, newest["step"]),
         "finished": "params_digest" in newest,
         "refresh": REFRESH,
         "newest": newest,
@@ -75,6 +76,16 @@ def collect(workdir: epath.Path) -> dict[str, Any]:
         "tables": _sources(newest) + (_tables(results) if results else []),
         "settings": _settings(run, newest.get("params_digest", "(when finished)")),
     }
+
+
+def _data_of_phase(config: dict[str, Any], step: int) -> dict[str, Any]:
+    """Returns the settings of data that hold after so many steps; at the end, those of the last phase."""
+    data, end = config["data"], 0
+    for phase in config.get("phases", ()):
+        data, end = config["data"] | phase.get("data", {}), end + phase["num_steps"]
+        if step < end:
+            break
+    return data
 
 
 def _second_objectives(config: dict[str, Any]) -> list[str]:

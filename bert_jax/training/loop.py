@@ -155,8 +155,8 @@ class Run:
 
     @property
     def phase(self) -> Phase:
-        """The phase of the next step."""
-        return next(phase for phase in self.phases if self.step < phase.last_step)
+        """The phase of the next step; of a finished run, the last."""
+        return next((phase for phase in self.phases if self.step < phase.last_step), self.phases[-1])
 
     @property
     def ended(self) -> bool:
@@ -186,11 +186,12 @@ class Run:
             self.program.schedule, starts, meta.get("window"), self.program.ideal_seconds, self.phases,
             self.task.exposure,
         )  # fmt: skip
-        data = self.program.config.data
+        data = self.phase.config.data
         log.info(
-            "training %s parameters on %s (%s) to step %d, %s tokens a step; workdir: %s",
+            "training %s parameters on %s (%s) to step %d, %s tokens a step%s; workdir: %s",
             f"{self.program.num_parameters:,}", devices, self.program.compute, self.last_step,
-            f"{data.global_batch_size * data.max_seq_length:,}", self.workdir,
+            f"{data.global_batch_size * data.max_seq_length:,}",
+            " in this phase" if len(self.phases) > 1 else "", self.workdir,
         )  # fmt: skip
 
     def random_params(self) -> Any:

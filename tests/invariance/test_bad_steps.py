@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import jax
 import numpy as np
@@ -164,6 +165,14 @@ def test_after_bad_steps_at_its_start_a_phase_of_higher_losses_has_no_spikes(tmp
     task = Faulty(not_finite={70, 71, 72}, absurd=set(range(73, 80)))
     result = run(tmp_path, task, phases, num_steps=0, checkpoint_every=35)
     assert [(skip["skipped_from"], skip["step"]) for skip in result.skips] == [(70, 73)]
+
+
+def test_the_log_tells_the_tokens_of_the_phase_that_begins(tmp_path, caplog):
+    caplog.set_level("INFO", "bert_jax")
+    phases = {"num_steps": 1, "data": {"global_batch_size": 8}}, {"num_steps": 1}
+    with pytest.raises(Crash):
+        train(config(phases, num_steps=0), Faulty(dies_at=0), tmp_path)
+    assert re.findall(r"to step 2, (.*); workdir", caplog.text) == ["256 tokens a step in this phase"]
 
 
 def test_bad_steps_at_the_end_still_end_in_a_checkpoint(tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from bert_jax.config import Config
+from bert_jax.corpus.config import DataConfig
 from bert_jax.errors import UserError
 from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.inference.pretrained import load
@@ -18,7 +20,8 @@ from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
 from bert_jax.interop.families import family_of
 from bert_jax.interop.huggingface import exports_as
-from bert_jax.interop.model_card import model_card
+from bert_jax.interop.model_card import _objectives, model_card
+from bert_jax.training.config import TrainConfig
 from bert_jax.training.opening import open_checkpoint
 from tests.saved import LONGEST, save, save_finetuned, wordpiece
 from tests.tiny import EURO, MODEL, MODERN, NEO
@@ -302,3 +305,27 @@ def test_the_longest_text_is_that_of_the_run(tmp_path):
     save(tmp_path / "run", wordpiece(), MODERN)
     convert(exported(tmp_path, "out"), tmp_path / "in")
     assert load(tmp_path / "in").max_length == LONGEST
+
+
+@pytest.mark.parametrize(
+    ("step", "objective"),
+    [
+        (0, "the next token from those before it."),
+        (10, "the next token from those before it."),
+        (11, "the next token from those before it; then masked language model (span, rate 0.3)."),
+        (
+            40,
+            "the next token from those before it; then masked language model (span, rate 0.3); then masked "
+            "language model (token, rate 0.15), with sentence order.",
+        ),
+    ],
+)
+def test_the_model_card_names_the_objectives_of_the_phases_that_have_trained(step, objective):
+    phases = (
+        {"num_steps": 10, "data": {"objective": "causal"}},
+        {"num_steps": 10, "data": {"masking": "span", "mask_rate": 0.3}},
+        {"num_steps": 10, "data": {"masking": "span", "mask_rate": 0.3, "global_batch_size": 8}},
+        {"num_steps": 10, "data": {"second_objective": "sentence_order"}},
+    )
+    config = Config(data=DataConfig(second_objective="none"), train=TrainConfig(num_steps=0), phases=phases)
+    assert _objectives(config, step) == f"Objective: {objective}"

@@ -10,6 +10,7 @@ from bert_jax.config import Config
 from bert_jax.report import charts
 from bert_jax.report.charts import points, short, ticks
 from bert_jax.report.report import collect, render
+from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training.workdir import record_start, write_examples, write_report, write_results
 from tests.pages import Balanced, text_of
 
@@ -102,6 +103,27 @@ def test_a_finished_run(workdir):
     assert page.count('<div class="plot">') == len(titles)
     assert curves_of(page)["resumed"] == [70]
     assert "http-equiv" not in page  # nothing more to wait for
+
+
+def test_the_batch_is_that_of_the_phase(workdir):
+    content = json.loads((workdir / "config.json").read_text())
+    content["config"]["phases"] = [
+        {"num_steps": 60, "data": {"max_seq_length": 16}},
+        {"num_steps": 140, "data": {"global_batch_size": 64}},
+    ]
+    (workdir / "config.json").write_text(json.dumps(content))
+    assert "256 rows of 16 tokens a step in this phase" in page_of(workdir, TRAINING)
+    assert "64 rows of 128 tokens a step in this phase" in page_of(workdir, TRAINING, HELD_OUT)
+    assert "64 rows of 128 tokens a step in this phase" in page_of(workdir, TRAINING | {"step": 200})
+
+
+def test_fine_tuning_has_no_phases(workdir):
+    content = json.loads((workdir / "config.json").read_text())
+    content["config"] = FinetuneConfig(init_from="runs/base").to_dict()
+    (workdir / "config.json").write_text(json.dumps(content))
+    text = text_of(page_of(workdir))
+    assert "classification from runs/base ·\n32 rows of 128 tokens a step" in text
+    assert "phase" not in text
 
 
 @pytest.mark.parametrize(
