@@ -1,5 +1,6 @@
 """The contract of a batch: names, axes and dtypes of its arrays, and how sequences are laid into rows."""
 
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -16,10 +17,14 @@ def max_predictions(data: DataConfig) -> int:
     """Returns M, the slots for tokens to predict in a row, at the highest rate of masks."""
     if data.objective == "causal":
         return data.max_seq_length - 1  # all but the first token of one sequence
-    chunk = np.arange(1, max_chunk_length(data) + 1)
-    lengths = sequence_length(chunk, data.pairs)
-    rows = data.max_seq_length, data.max_sequences_per_row
-    return masking.max_predictions(lengths, chunk, *rows, max(data.mask_rate, data.final_mask_rate))
+    rows, rate = (data.max_seq_length, data.max_sequences_per_row), max(data.mask_rate, data.final_mask_rate)
+    return _max_predictions(max_chunk_length(data), data.pairs, *rows, rate)
+
+
+@functools.cache  # it takes seconds for long rows, and growing batches are many phases
+def _max_predictions(longest: int, pairs: bool, tokens: int, sequences: int, rate: float) -> int:
+    chunk = np.arange(1, longest + 1)
+    return masking.max_predictions(sequence_length(chunk, pairs), chunk, tokens, sequences, rate)
 
 
 def batch_shapes(data: DataConfig) -> dict[str, tuple[tuple[int, ...], type]]:

@@ -29,7 +29,8 @@ def max_predictions(
     """Returns M, the most predictions that a row can have, so that none is ever left out.
 
     It solves a knapsack: fill a row of T tokens with at most S sequences. (Short ones count for more than
-    their share, because every sequence has at least one prediction.) With S = 1 it is round(rate * (T - 3)).
+    their share, because every sequence has at least one prediction.) With S = 1 it is round(rate * (T - 3))
+    of pairs, and round(rate * (T - 2)) without.
 
     Args:
         lengths: ints [n], the lengths that sequences can have, specials included.

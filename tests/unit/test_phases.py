@@ -8,6 +8,7 @@ import pytest
 
 from bert_jax.config import Config, add_overrides_of_phases, check_key, default_config, from_dict
 from bert_jax.corpus.config import DataConfig
+from bert_jax.data import masking
 from bert_jax.data.batch import max_predictions
 from bert_jax.data.batches import Batches
 from bert_jax.data.mixed_batches import phase_batches
@@ -251,6 +252,19 @@ def test_the_rate_of_masks_goes_linearly_to_its_end(store):
     assert max_predictions(data) == max_predictions(reverse)
     assert max_predictions(data) == max_predictions(dataclasses.replace(data, final_mask_rate=0.0))
     assert shares(Batches(store, data, FakeTokenizer(VOCAB), seed=1), [0]) == pytest.approx([0.4], abs=0.01)
+
+
+def test_the_most_predictions_are_counted_once_for_all_phases_that_have_the_same(monkeypatch):
+    counted, count = [], masking.max_predictions
+    monkeypatch.setattr(masking, "max_predictions", lambda *args: counted.append(args) or count(*args))
+    data = DataConfig(max_seq_length=40, mask_rate=0.37, final_mask_rate=0.2)
+    assert max_predictions(data) == round(0.37 * 37)
+    for change in ({"global_batch_size": 8}, {"masking": "span"}, {"final_mask_rate": 0.0}):
+        assert max_predictions(dataclasses.replace(data, **change)) == round(0.37 * 37)
+    assert len(counted) == 1
+    assert max_predictions(dataclasses.replace(data, second_objective="none")) == round(0.37 * 38)
+    assert max_predictions(dataclasses.replace(data, max_sequences_per_row=2)) >= round(0.37 * 37)
+    assert max_predictions(dataclasses.replace(data, mask_rate=0.8)) == round(0.8 * 37)
 
 
 def test_batches_of_phases_are_those_of_one_stretch_of_rows(store):
