@@ -58,9 +58,8 @@ class DataConfig:
     # What a batch is.
     max_seq_length: int = setting(128, least=8, by_phase=True)  # T, tokens per row
     global_batch_size: int = setting(256, least=1, by_phase=True)  # B, rows per step over all devices
-    max_sequences_per_row: int = setting(
-        1, least=1, by_phase=True
-    )  # S; more than one packs several sequences into a row
+    # S; more than one packs several sequences into a row
+    max_sequences_per_row: int = setting(1, least=1, by_phase=True)
     short_sequence_rate: float = setting(0.1, least=0, most=1)  # chunks that are cut once more, as in BERT
     # masked: tokens from both sides; causal: the next token from those before it
     objective: str = setting("masked", known=("masked", "causal"), by_phase=True)

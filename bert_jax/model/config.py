@@ -36,9 +36,7 @@ class ModelConfig:
 
     # learned: an embedding of each position; rotary: queries and keys are turned by it (Su et al., 2021)
     positions: str = setting("learned", known=("learned", "rotary"))
-    rope_theta: float = setting(
-        10_000.0, above=0, by_phase=True
-    )  # base of the slowest turn, of global layers
+    rope_theta: float = setting(10_000.0, above=0, by_phase=True)  # of the slowest turn, of global layers
     local_rope_theta: float = setting(0.0, least=0, by_phase=True)  # of local layers; 0: as rope_theta
     rotary_share: float = setting(1.0, above=0, most=1)  # of each head's features, from the first
     # Of a local layer: a token sees itself and local_attention // 2 tokens to each side. Every n-th layer,

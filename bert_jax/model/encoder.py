@@ -246,10 +246,8 @@ class Encoder(nnx.Module):
             return layer(states, batch["sequence_ids"], turns[local], keys, causal, window)
 
         if (remat := self.compute.remat) != "none":
-            policy, unroll = (
-                REMAT_POLICIES[remat],
-                self.compute.unroll,
-            )  # in a loop nothing has to be prevented
+            policy = REMAT_POLICIES[remat]
+            unroll = self.compute.unroll  # in a loop nothing has to be prevented
             apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=unroll, static_argnums=0)
 
         def apply_group(states, layers):

@@ -178,10 +178,8 @@ class BertForSequences(nnx.Module):
     def _pooled(self, states: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
         if self.head is None:
             return self.encoder.pool(states, batch["cls_positions"])
-        pooling, rows = (
-            self.encoder.config.classifier_pooling,
-            (batch["sequence_ids"], batch["cls_positions"]),
-        )
+        pooling = self.encoder.config.classifier_pooling
+        rows = batch["sequence_ids"], batch["cls_positions"]
         if pooling == "late":
             return pool(self.head(states), *rows, "mean")
         return self.head(pool(states, *rows, pooling).astype(states.dtype))
