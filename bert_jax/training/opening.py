@@ -89,8 +89,15 @@ class OpenedCheckpoint:
     def check_network(self, model: ModelConfig, growth: str = "none") -> None:
         """Raises UserError when the checkpoint holds another network than `model`; dropout may differ.
 
-        With `growth` sizes may differ too, where `growing.grow` makes the parameters of `model`.
+        With `growth` sizes may differ too, where `growing.grow` makes the parameters of `model`. A
+        fine-tuned checkpoint is another one: it has no heads of pretraining.
         """
+        if self.is_finetuned:
+            base = self.meta["config"].get("init_from")
+            raise UserError(
+                f"checkpoint {self.folder} is fine-tuned and has no heads of pretraining; give one of "
+                f"pretraining{f', like {base}, from which it was made' if base else ''}."
+            )
         differing = {
             name: f"model.{name} is {getattr(self.model, name)!r} there and {value!r} here"
             for name, value in dataclasses.asdict(model).items()

@@ -51,6 +51,13 @@ def test_a_part_of_the_network_on_the_first_device(tmp_path):
     assert jax.tree.map(np.shape, random) == jax.tree.map(np.shape, params)
 
 
+def test_pretraining_does_not_go_on_from_a_fine_tuned_checkpoint(tmp_path):
+    save_finetuned(tmp_path / "tuned", wordpiece(), "classification", FACTS)
+    opened = open_checkpoint(tmp_path / "tuned")
+    with pytest.raises(UserError, match=r"tuned/checkpoints/0 is fine-tuned and has no heads of pretraining"):
+        opened.check_network(opened.model)
+
+
 def test_another_network_is_named(tmp_path):
     save(tmp_path / "run", wordpiece())
     opened = open_checkpoint(tmp_path / "run")
