@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ def connect() -> None:
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < len(names):
         raise UserError(f"{' and '.join(missing)} missing: give all of --{', --'.join(names)}, or none.")
+    if not missing:
+        _check_flags(**given)
     # Its handler of SIGTERM would replace `StopRequest`, which also works without a cluster.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -49,6 +52,17 @@ def connect() -> None:
         raise UserError(
             f"cannot reach the other processes: {str(error).splitlines()[0]}; check --coordinator_address."
         ) from None
+
+
+def _check_flags(coordinator_address: str, num_processes: int, process_id: int) -> None:
+    if not re.fullmatch(r".+:\d+", coordinator_address):
+        raise UserError(
+            f"--coordinator_address={coordinator_address} is not HOST:PORT; give it like 10.0.0.1:8476."
+        )
+    if process_id >= num_processes:
+        raise UserError(
+            f"--process_id={process_id} is not below --num_processes={num_processes}; they count from 0."
+        )
 
 
 def require_same(values: dict[str, str], problem: str | None = None) -> None:

@@ -42,3 +42,18 @@ def test_a_problem_of_one_is_told_by_all(monkeypatch):
 def test_the_digest_of_the_code_is_the_same_twice():
     assert hosts.code_digest() == hosts.code_digest()
     assert len(hosts.code_digest()) == 16
+
+
+@pytest.mark.parametrize(
+    ("address", "process", "problem"),
+    [
+        ("here", 0, "--coordinator_address=here is not HOST:PORT; give it like 10.0.0.1:8476."),
+        ("localhost:", 1, "--coordinator_address=localhost: is not HOST:PORT; give it like 10.0.0.1:8476."),
+        ("localhost:1", 2, "--process_id=2 is not below --num_processes=2; they count from 0."),
+    ],
+)
+def test_mistakes_in_the_numbering_of_processes(address, process, problem):
+    with pytest.raises(UserError) as error:
+        hosts._check_flags(address, 2, process)
+    assert str(error.value) == problem
+    hosts._check_flags("[::1]:8476", 2, 1)
