@@ -44,13 +44,14 @@ from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.training.memory import keep_freed_memory
 
-PEER = "step --peer=transformers"
+PREPARE, STEP, GPU = "--what=prepare", "--what=step", "--what=gpu"
+PEER = f"{STEP} --peer=transformers"
 TAKEN_BY = {  # flags that only some measurements take
-    "peer": ("step", "gpu"),
-    "peer_python": (PEER, "gpu"),
-    "rows": ("prepare", PEER, "gpu"),
-    "copies": ("prepare",),
-    "time_limit": ("gpu",),
+    "peer": (PEER, GPU),
+    "peer_python": (PEER, GPU),
+    "rows": (PREPARE, PEER, GPU),
+    "copies": (PREPARE,),
+    "time_limit": (GPU,),
 }
 
 
@@ -61,7 +62,8 @@ def main() -> None:
         re.compile(values.rows)
     except re.error as error:
         raise UserError(f"--rows={values.rows} is no regular expression: {error}.") from None
-    _check_flags()
+    what = f"--what={values.what}"
+    command.check_flags(PEER if values.peer and values.what == "step" else what, TAKEN_BY)
     data_dir, repeats = values.data_dir, values.repeats
     if values.what == "gpu":
         gpu.measure(data_dir, repeats, values.peer_python, values.time_limit, values.rows)
@@ -88,15 +90,3 @@ def main() -> None:
             peer.compare(config, data_dir, repeats, values.peer_python, values.rows)
         case "step":
             step.measure(config, data_dir, repeats)
-
-
-def _check_flags() -> None:
-    """Raises UserError for a flag that what is measured does not take."""
-    what, peer = flags.FLAGS.what, flags.FLAGS.peer
-    for name, takers in TAKEN_BY.items():
-        taken = what in takers or (peer and f"{what} --peer={peer}" in takers)
-        if flags.FLAGS[name].present and not taken:
-            raise UserError(
-                f"--{name}={flags.FLAGS[name].value} has no effect on --what={what}; it is for "
-                f"{' and '.join(f'--what={taker}' for taker in takers)}."
-            )

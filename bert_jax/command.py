@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -117,6 +117,21 @@ def folder_flag(name: str) -> pathlib.Path:
         raise UserError(f"--{name} is missing; give a folder (see --help).")
     _check_path(name, value)
     return pathlib.Path(value)
+
+
+def check_flags(chosen: str, taken_by: Mapping[str, Collection[str]]) -> None:
+    """Raises UserError for a flag that was given and has no effect on what was chosen.
+
+    Args:
+        chosen: a mode of the command, as it was typed.
+        taken_by: flags -> the modes that take them; other flags are not checked.
+    """
+    for name, takers in taken_by.items():
+        if flags.FLAGS[name].present and chosen not in takers:
+            raise UserError(
+                f"--{name}={flags.FLAGS[name].value} has no effect on {chosen}; it is for "
+                f"{' and '.join(takers)}."
+            )
 
 
 def main_of(module: str) -> Callable[..., int | None]:
@@ -291,6 +306,11 @@ def _parse_config(argv: list[str]) -> list[str]:
         resolved_config()  # raises: --config is missing
     rest = _set_whole_tuples(values, rest)
     keys = [OVERRIDE.sub("", word).split("=", 1)[0] for word in rest if OVERRIDE.match(word)]
+    of_model = [key for key in keys if key.startswith("model.")]
+    if of_model and typed is not None and "model" not in values and "task" in sections(_config.kind):
+        raise UserError(
+            f"config.{of_model[0]} cannot be set in fine-tuning: the network is that of init_from."
+        )
     config_lib.add_overrides_of_phases(values, keys, _config.kind)
     config_lib.add_overrides_of_probes(values, keys)
     try:

@@ -77,6 +77,7 @@ def main(mode: str) -> None:
         raise UserError(
             "--next goes with --text; a line of --input holds both texts, with a tab between them."
         )
+    command.check_flags(mode, TAKEN_BY)
     MODES[mode]()
 
 
@@ -233,4 +234,10 @@ MODES: dict[str, Callable[[], None]] = {
     "next-sentence": next_sentence,
     "features": features,
     **{verb: functools.partial(fine_tuned, *tasks) for verb, tasks in VERBS.items()},
+}
+TAKEN_BY = {  # flags that only some modes take
+    "next": ("next-sentence", *VERBS),
+    "output": ("features", *VERBS),
+    **dict.fromkeys(("with_text", "pooling", "layer"), ("features",)),
+    "top_k": ("fill-mask",),
 }

@@ -275,13 +275,23 @@ MISTAKES = [
     ("predict fill-mask --text=ba --checkpoint=run", "'ba' has no [MASK]"),
     ("predict next-sentence --input=vocab --next=ba --checkpoint=run", "--next goes with --text"),
     (f"predict fill-mask --checkpoint=run --text=[MASK]{'.' * 20}", "23 tokens", "data.max_seq_length=16"),
+    ("predict fill-mask --text=[MASK] --layer=1", "--layer=1 has no effect on fill-mask; it is for feat"),
+    (
+        "predict next-sentence --text=ba --next=ba --output=x",
+        "--output=x has no effect on next-sentence; it is for features and classify and answer and tag.",
+    ),
+    ("predict features --text=ba --next=ba --output=x", "--next=ba has no effect on features; it is for nex"),
+    (
+        "finetune --config=finetune/trec --config.model.hidden_size=8",
+        "config.model.hidden_size cannot be set in fine-tuning: the network is that of init_from.",
+    ),
     # benchmark
     (f"benchmark {BENCHMARK} --peer_python=no/such", "--peer_python=no/such cannot be run", "give a Python"),
     *(
         (f"benchmark {flag} --what={what}", f"{flag} has no effect on --what={what}; it is for {takers}.")
         for flag, what, takers in (
-            ("--peer=transformers", "input", "--what=step and --what=gpu"),
-            ("--peer=transformers", "index", "--what=step and --what=gpu"),
+            ("--peer=transformers", "input", "--what=step --peer=transformers and --what=gpu"),
+            ("--peer=transformers", "index", "--what=step --peer=transformers and --what=gpu"),
             ("--rows=base", "step", "--what=prepare and --what=step --peer=transformers and --what=gpu"),
             ("--copies=3", "gpu", "--what=prepare"),
             ("--time_limit=3.0", "step", "--what=gpu"),
