@@ -306,11 +306,7 @@ def _parse_config(argv: list[str]) -> list[str]:
         resolved_config()  # raises: --config is missing
     rest = _set_whole_tuples(values, rest)
     keys = [OVERRIDE.sub("", word).split("=", 1)[0] for word in rest if OVERRIDE.match(word)]
-    of_model = [key for key in keys if key.startswith("model.")]
-    if of_model and typed is not None and "model" not in values and "task" in sections(_config.kind):
-        raise UserError(
-            f"config.{of_model[0]} cannot be set in fine-tuning: the network is that of init_from."
-        )
+    _check_present(values, keys)
     config_lib.add_overrides_of_phases(values, keys, _config.kind)
     config_lib.add_overrides_of_probes(values, keys)
     try:
@@ -318,6 +314,23 @@ def _parse_config(argv: list[str]) -> list[str]:
     except (flags.Error, KeyError, AttributeError) as error:
         raise _bad_flag(error) from None
     return rest
+
+
+def _check_present(values: ml_collections.ConfigDict, keys: list[str]) -> None:
+    """Raises UserError for an override of what the config file leaves out, and so has no type."""
+    for key in keys:
+        section, _, name = config_lib.KEY.sub(r"\2", key).partition(".")
+        name = name.partition("[")[0]  # of a probe
+        if section != "num_steps" and (section not in values or (name and name not in values[section])):
+            finetunes = section == "model" and "task" in sections(_config.kind)
+            raise UserError(
+                f"config.{key} cannot be set: --config={_config.typed} leaves it out; "
+                + (
+                    "the network is that of init_from."
+                    if finetunes
+                    else "begin the file with default_config()."
+                )
+            )
 
 
 def _set_whole_tuples(values: ml_collections.ConfigDict, words: list[str]) -> list[str]:

@@ -66,6 +66,8 @@ FILES = {
     "fails.py": GET_CONFIG.replace("CHANGE", "config.train.steps.num = 1"),
     "imports.py": "import no_such_module\n",
     "typo.py": GET_CONFIG.replace("CHANGE", "config.train.num_step = 5"),
+    "part.py": "import ml_collections\n"
+    "def get_config(): return ml_collections.ConfigDict({'train': {'num_steps': 2}})\n",
     "type.py": GET_CONFIG.replace("CHANGE", "config.train.num_steps = 'five'"),
 }
 MINE = "--config=mine.py --data_dir=data --workdir=run"
@@ -181,6 +183,13 @@ MISTAKES = [
     ("pretrain --config=imports.py", "--config=imports.py, line 1: ModuleNotFoundError", "no_such_module"),
     ("pretrain --config=typo.py", "config.train.num_step does not exist; did you mean train.num_steps"),
     ("pretrain --config=type.py", "--config=type.py, line 16: TypeError", "num_steps", "five"),
+    *(
+        (
+            f"pretrain --config=part.py --config.{key}=2",
+            f"config.{key} cannot be set: --config=part.py leaves it out; begin the file with default_config",
+        )
+        for key in ("mesh.fsdp", "train.eval_every", "phases[0].data.mask_rate", "train.probes[0].layer")
+    ),
     # sizes that do not fit together, or the devices
     (f"{PRETRAIN} model.num_attention_heads=3", "model.hidden_size=8", "model.num_attention_heads=3"),
     (f"{PRETRAIN} data.max_seq_length=32", "data.max_seq_length=32", "max_position_embeddings=16"),
@@ -283,7 +292,7 @@ MISTAKES = [
     ("predict features --text=ba --next=ba --output=x", "--next=ba has no effect on features; it is for nex"),
     (
         "finetune --config=finetune/trec --config.model.hidden_size=8",
-        "config.model.hidden_size cannot be set in fine-tuning: the network is that of init_from.",
+        "config.model.hidden_size cannot be set: --config=finetune/trec leaves it out; the network is",
     ),
     # benchmark
     (f"benchmark {BENCHMARK} --peer_python=no/such", "--peer_python=no/such cannot be run", "give a Python"),
