@@ -66,8 +66,7 @@ FILES = {
     "fails.py": GET_CONFIG.replace("CHANGE", "config.train.steps.num = 1"),
     "imports.py": "import no_such_module\n",
     "typo.py": GET_CONFIG.replace("CHANGE", "config.train.num_step = 5"),
-    "part.py": "import ml_collections\n"
-    "def get_config(): return ml_collections.ConfigDict({'train': {'num_steps': 2}})\n",
+    "part.py": "import ml_collections as m\ndef get_config(): return m.ConfigDict({'train': {'seed': 2}})",
     "type.py": GET_CONFIG.replace("CHANGE", "config.train.num_steps = 'five'"),
 }
 MINE = "--config=mine.py --data_dir=data --workdir=run"
@@ -184,10 +183,7 @@ MISTAKES = [
     ("pretrain --config=typo.py", "config.train.num_step does not exist; did you mean train.num_steps"),
     ("pretrain --config=type.py", "--config=type.py, line 16: TypeError", "num_steps", "five"),
     *(
-        (
-            f"pretrain --config=part.py --config.{key}=2",
-            f"config.{key} cannot be set: --config=part.py leaves it out; begin the file with default_config",
-        )
+        (f"pretrain --config=part.py --config.{key}=2", f"config.{key} cannot be set: --config=part.py ")
         for key in ("mesh.fsdp", "train.eval_every", "phases[0].data.mask_rate", "train.probes[0].layer")
     ),
     # sizes that do not fit together, or the devices
@@ -199,10 +195,7 @@ MISTAKES = [
     (f"{PRETRAIN} mesh.data=3", "mesh.data=3", "do not fit 8 devices"),
     (f"{PRETRAIN} data.mask_rate=15", "data.mask_rate=15.0 must be above 0 and below 1"),
     (f"{PRETRAIN} optimizer.name=adam", "optimizer.name='adam' is unknown", "adamw"),
-    (
-        f"{PRETRAIN}2 optimizer.schedule=trapezoid optimizer.decay_steps=2",
-        "optimizer.decay_steps=2 is more than the 1 steps of train.num_steps=2 after optimizer.warmup",
-    ),
+    (f"{PRETRAIN}2 optimizer.schedule=trapezoid optimizer.decay_steps=2", "decay_steps=2 is more than the 1"),
     # text
     (f"{PREPARE} data.source=text:blank", "data.source='text:blank' has no text"),
     (f"{PREPARE} data.source=text:no/*.txt", "data.source='text:no/*.txt' matches no file"),
@@ -285,25 +278,17 @@ MISTAKES = [
     ("predict next-sentence --input=vocab --next=ba --checkpoint=run", "--next goes with --text"),
     (f"predict fill-mask --checkpoint=run --text=[MASK]{'.' * 20}", "23 tokens", "data.max_seq_length=16"),
     ("predict fill-mask --text=[MASK] --layer=1", "--layer=1 has no effect on fill-mask; it is for feat"),
-    (
-        "predict next-sentence --text=ba --next=ba --output=x",
-        "--output=x has no effect on next-sentence; it is for features and classify and answer and tag.",
-    ),
+    ("predict next-sentence --text=ba --next=ba --output=x", "--output=x has no effect", "for features and"),
     ("predict features --text=ba --next=ba --output=x", "--next=ba has no effect on features; it is for nex"),
-    (
-        "finetune --config=finetune/trec --config.model.hidden_size=8",
-        "config.model.hidden_size cannot be set: --config=finetune/trec leaves it out; the network is",
-    ),
+    ("finetune --config=finetune/trec --config.model.hidden_size=8", "the network is that of init_from"),
     # benchmark
     (f"benchmark {BENCHMARK} --peer_python=no/such", "--peer_python=no/such cannot be run", "give a Python"),
     *(
         (f"benchmark {flag} --what={what}", f"{flag} has no effect on --what={what}; it is for {takers}.")
         for flag, what, takers in (
-            ("--peer=transformers", "input", "--what=step --peer=transformers and --what=gpu"),
             ("--peer=transformers", "index", "--what=step --peer=transformers and --what=gpu"),
             ("--rows=base", "step", "--what=prepare and --what=step --peer=transformers and --what=gpu"),
             ("--copies=3", "gpu", "--what=prepare"),
-            ("--time_limit=3.0", "step", "--what=gpu"),
         )
     ),
     (f"benchmark {BENCHMARK} --peer_python=./bare", "has no torch and no transformers", "bert_jax[peer]"),
