@@ -203,8 +203,7 @@ def train(set_up: Callable[[], Training]) -> int:
     from bert_jax.training.workdir import versions
 
     keep_freed_memory()
-    streams.keep_going()
-    _set_up_log()
+    keep_going()
     hosts.connect()
     if jax.process_index():
         log.setLevel(logging.WARNING)  # the first process logs
@@ -218,6 +217,12 @@ def train(set_up: Callable[[], Training]) -> int:
     hosts.require_same(config | training.must_match | code | versions())
     with hosts.fail_fast():
         return training.work()
+
+
+def keep_going() -> None:
+    """Has a command whose result are files go on when nobody can read what it prints."""
+    streams.keep_going()
+    _set_up_log()
 
 
 def digest(content: bytes) -> str:

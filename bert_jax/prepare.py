@@ -38,6 +38,7 @@ log = logging.getLogger("bert_jax")
 
 
 def main() -> None:
+    command.keep_going()
     config = command.resolved_config()
     try:
         options = shlex.split(flags.FLAGS.beam_options)

@@ -14,6 +14,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import abandoned_folders, resumed_folder, whole_folder
 
 log = logging.getLogger("bert_jax")
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 
 
 @contextlib.contextmanager
@@ -23,13 +24,20 @@ def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterato
     With `resumed`, it is as a process that was killed has left it, and a failure leaves it to the next one.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if it cannot be written, or the machine is short of files, processes or memory.
     """
     try:
         folder = resumed_folder(directory, last, worth_keeping) if resumed else whole_folder(directory, last)
         with folder as new:
             yield new
+    except BrokenPipeError:  # of no file
+        raise
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise UserError(
+                f"this machine is short of open files, processes or memory ({error}); raise the limit (ulimit "
+                "-n and -u), or end other programs, and run the command again."
+            ) from error
         remedy = "give another"
         if resumed and error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = (

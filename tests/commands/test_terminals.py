@@ -56,6 +56,14 @@ def test_a_run_ends_alike_without_its_standard_output(folder, undisturbed, name,
     assert (command.workdir / "report.html").exists()
 
 
+def test_prepare_goes_on_when_nobody_reads_its_log(folder):
+    words = ["-m", "bert_jax.prepare", f"--config={folder}/tiny.py", f"--data_dir={folder}/unread"]
+    line = f"{shlex.join([sys.executable, *words])} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
+    assert next((folder / "unread").rglob("manifest.json"))
+
+
 @pytest.mark.variant
 def test_processes_started_together_go_on_when_nobody_reads_their_log(folder):
     command = Command(folder, "together", launcher=LAUNCHER)

@@ -1,5 +1,6 @@
 """Sources of nothing but copies, other content at the same size and time, and lines without end."""
 
+import errno
 import json
 import os
 import re
@@ -7,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
+from bert_jax.corpus.building import building
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import find, prepare
 from bert_jax.errors import UserError
@@ -87,3 +90,15 @@ def test_a_line_of_a_gigabyte(tmp_path, kind):
     said, kilobytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert re.fullmatch(r".*a\.txt: the line that begins at byte 0 is longer than 16,777,216 bytes; .*", said)
     assert int(kilobytes) < 100_000
+
+
+@pytest.mark.parametrize(("number", "expected"), [
+    (errno.ENOSPC, r"--data_dir=.* cannot be written \(.*No space left on device\); give another"),
+    (errno.EMFILE, r"short of open files, processes or memory \(.*Too many open files\); raise the limit"),
+    (errno.EAGAIN, r"short of open files, processes or memory"),
+])  # fmt: skip
+def test_only_what_the_data_dir_lacks_is_said_of_it(tmp_path, number, expected):
+    with pytest.raises(UserError, match=expected), building(epath.Path(tmp_path / "new"), "last"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(BrokenPipeError), building(epath.Path(tmp_path / "new"), "last"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
