@@ -35,8 +35,8 @@ def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterato
     except OSError as error:
         if error.errno in SHORTAGES:
             raise UserError(
-                f"this machine is short of open files, processes or memory ({error}); raise the limit (ulimit "
-                "-n and -u), or end other programs, and run the command again."
+                f"this machine is short of open files, processes or memory ({error}); raise the limit "
+                "(ulimit -n and -u), or end other programs, and run the command again."
             ) from error
         remedy = "give another"
         if resumed and error.errno in (errno.ENOSPC, errno.EDQUOT):

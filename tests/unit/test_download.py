@@ -209,3 +209,18 @@ def test_two_processes_do_not_download_into_one_folder(folder):
     with download_lib._locked(folder), pytest.raises(UserError, match="another process downloads into"):
         download([remote()], "http://127.0.0.1:9", folder)
     assert os.listdir(folder) == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://a..b/", "label empty or too long"),
+        ("http://[::1/", "Invalid IPv6 URL"),
+        ("http://127.0.0.1:9/ü", "'ascii' codec"),
+        ("http://127.0.0.1:port/", "nonnumeric port: 'port'"),
+        ("dumps.wikimedia.org", "unknown url type"),
+    ],
+)
+def test_a_mistyped_mirror(url, reason):
+    with pytest.raises(UserError, match=rf"is no address \(.*{reason}.*\); correct data\.wikipedia_mirror"):
+        get(url)

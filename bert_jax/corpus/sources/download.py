@@ -5,7 +5,6 @@ A file is NAME.part until it has the published size and digest, and then NAME.
 
 import contextlib
 import email.utils
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from bert_jax.errors import UserError, reason
+from bert_jax.files import lock
 from bert_jax.version import __version__
 
 CONNECTIONS = 2  # dumps.wikimedia.org refuses more than a few of one address
@@ -206,12 +206,19 @@ def _digest(part: pathlib.Path, algorithm: str) -> str:
 
 
 def _open(url: str, offset: int = 0) -> http.client.HTTPResponse:
-    """Opens a URL from a byte on; proxies are those of the environment (https_proxy, no_proxy)."""
+    """Opens a URL from a byte on; proxies are those of the environment (https_proxy, no_proxy).
+
+    Raises:
+        UserError: if it is no URL.
+    """
     contact = os.environ.get("BERT_JAX_CONTACT", "prepares text for BERT")
     headers = {"User-Agent": f"bert_jax/{__version__} ({contact})", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except (ValueError, http.client.InvalidURL) as error:
+        raise UserError(f"{url} is no address ({error}); correct data.wikipedia_mirror.") from None
 
 
 class _Patience:
@@ -265,18 +272,18 @@ def _retry_after(error: Exception) -> float:
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other processes of this machine from downloading into a folder; a killed one frees it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process downloads into {folder}; wait until it ends, and repeat the command."
-            ) from None
-        except OSError as error:  # a file system without locks
-            log.warning(
-                "%s cannot be locked (%s): make sure that nothing else downloads to it", folder, error
-            )
+    try:
+        descriptor = lock(folder / ".lock")
+    except BlockingIOError:
+        raise UserError(
+            f"another process downloads into {folder}; wait until it ends, and repeat the command."
+        ) from None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
