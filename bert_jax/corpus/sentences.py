@@ -1,6 +1,7 @@
 """Splits paragraphs into sentences, by the rules of their language."""
 
 import re
+from collections.abc import Iterator
 
 import sentencex
 
@@ -40,6 +41,9 @@ ENDS = {
     "km": (re.compile(r"(?<=[\u17d4\u17d5])"), "behind ។ and ៕"),
     "bo": (re.compile(r"(?<=\u0f0d)\s+"), "at spaces behind །"),
 }
+# Of a paragraph with these marks `sentencex` takes time that grows with the square of its length.
+SLOW_MARKS = re.compile("[。！？]")
+LONG = 10_000  # characters
 
 
 def split_sentences(paragraphs: list[str], language: str) -> list[str]:
@@ -55,10 +59,22 @@ def split_sentences(paragraphs: list[str], language: str) -> list[str]:
     """
     code = normalized(language)
     ends, _ = ENDS.get(code.split("-")[0], (None, ""))
-    parts = (part for paragraph in paragraphs for part in sentencex.segment(code, paragraph))
+    parts = (part for paragraph in paragraphs for part in _segments(code, paragraph))
     if ends:
         parts = (piece for part in parts for piece in ends.split(part))
     return [sentence for part in parts if (sentence := part.strip())]
+
+
+def _segments(code: str, paragraph: str) -> Iterator[str]:
+    """Splits a paragraph into sentences with the spaces behind them."""
+    if SLOW_MARKS.search(paragraph):
+        while len(paragraph) > LONG:
+            *whole, _ = sentencex.segment(code, paragraph[:LONG])
+            if not whole:
+                break
+            yield from whole
+            paragraph = paragraph[sum(map(len, whole)) :]
+    yield from sentencex.segment(code, paragraph)
 
 
 def normalized(language: str) -> str:
