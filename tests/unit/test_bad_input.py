@@ -29,6 +29,14 @@ def test_a_field_that_holds_no_text(tmp_path, value, shown):
     )
 
 
+@pytest.mark.parametrize("tokenizer", ["unigram", "bpe"])
+def test_nothing_that_a_tokenizer_could_learn(tmp_path, tokenizer):
+    path = write(tmp_path / "a.txt", "\x01 \x02\n")
+    data = DataConfig(source=f"text:{path}", tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"data\.source has no characters that a tokenizer could learn"):
+        prepare(data, 400, tmp_path / "data_dir", workers=1)
+
+
 def test_nothing_but_copies(tmp_path, caplog):
     path = write(tmp_path / "a.txt", "\n\n".join(["The same document. It has two sentences."] * 2100))
     prepare(DataConfig(source=f"text:{path}", **BERT), V, tmp_path / "data_dir", workers=1)

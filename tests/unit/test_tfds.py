@@ -11,6 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources import MissingInput, open_sources, read_text
+from bert_jax.corpus.sources import tfds as tfds_source
 from bert_jax.errors import UserError
 
 
@@ -50,6 +51,14 @@ def sorted_text(source):
 def chunks(source, **settings):
     (opened,) = open_sources(DataConfig(source=source, **settings))
     return list(opened.chunks())
+
+
+def test_a_chunk_of_records_is_bounded_in_bytes(monkeypatch):
+    """Five records of 30 bytes, then one of 200: the files hold little only on average."""
+    monkeypatch.setattr(tfds_source, "CHUNK_BYTES", 16)
+    records = [b"a" * 30] * 5 + [b"b" * 200, b"c"]
+    pieces = list(tfds_source._pieces(records))
+    assert pieces == [records[:2], records[2:4], records[4:5], records[5:6], records[6:]]
 
 
 def test_tfds_array_record(letters, monkeypatch):

@@ -133,14 +133,25 @@ class TfdsSource:
         """Yields records from the one of this number on as one chunk, but cuts up a long one."""
         for long, group in itertools.groupby(records, lambda record: len(record) > files.MAX_DOCUMENT_BYTES):
             run = list(group)
-            if not long:
-                read_bytes = record_bytes * len(run)
-                yield Records(self.spec, self._feature, self._invalid_utf8, run, read_bytes)
+            for some in () if long else _pieces(run):
+                read_bytes = record_bytes * len(some)
+                yield Records(self.spec, self._feature, self._invalid_utf8, some, read_bytes)
             for at, record in enumerate(run if long else (), number):
                 text = _text(record, self._feature)
                 bounds = np.array([0, len(text)])
                 yield from Texts(f"{path}, record", at, text, bounds, record_bytes, self._invalid_utf8).cut()
             number += len(run)
+
+
+def _pieces(records: list[bytes]) -> Iterator[list[bytes]]:
+    """Yields runs of records of 4 × CHUNK_BYTES at most: a batch holds few bytes only on average."""
+    start = size = 0
+    for place, record in enumerate(records):
+        if place > start and size + len(record) > 4 * CHUNK_BYTES:
+            yield records[start:place]
+            start, size = place, 0
+        size += len(record)
+    yield records[start:]
 
 
 def split_spec(spec: str) -> list[str]:
