@@ -40,6 +40,9 @@ def halves(data):
     ("a.xml.gz", gzip.compress(single())),
     ("a.xml.xz", lzma.compress(single())),
     ("a.xml.zst", zstandard.compress(single())),
+    ("a.xml.bz2", multistream() + b"\n"),
+    ("a.xml.bz2", bz2.compress(single()) + b"\0\r\n"),
+    ("a.xml", single().replace(b"<revision>", b"<revision><text>Alt.</text></revision><revision>")),
     ("a.xml", b"\xef\xbb\xbf<?xml version='1.0'?>\n" + single()),
 ])  # fmt: skip
 def test_articles_are_read_and_the_rest_is_counted(tmp_path, name, content):
@@ -112,8 +115,8 @@ def test_a_page_that_is_too_long_is_counted_once(tmp_path):
 
 DUMP = multistream()
 BUB = bz2.compress("".join(PAGES[4:6]).encode())  # one of its streams
-TWO = bz2.compress("".join(PAGES[2:4]).encode())  # the stream before it
 HEADLESS = DUMP.replace(BUB, b"B?" + BUB[2:])
+NEXT = "pages of other namespaces"  # the stream before it has two, and is whole
 LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
 
 
@@ -123,7 +126,7 @@ LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
     ("a.xml.bz2", DUMP[:LAST], f"cannot be read from byte {LAST:,} on (it ends before </mediawiki>): get"),
     ("a.xml.bz2", DUMP[:-5], f"the bzip2 stream at byte {LAST:,} is broken (Compressed data ended"),
     ("a.xml.bz2", DUMP[:-5] + b"12345", f"the bzip2 stream at byte {LAST:,} is broken (Invalid data"),
-    ("a.xml.bz2", HEADLESS, f"the bzip2 stream at byte {DUMP.index(TWO):,} is broken (Invalid data"),
+    ("a.xml.bz2", HEADLESS, f"the bzip2 stream at byte {DUMP.index(BUB):,} is broken (Invalid data"),
     ("a.xml.bz2", bz2.compress(single())[:-5], "(the compressed data ends early): get the file"),
     ("a.xml", "", "a.xml is no MediaWiki dump: it begins with ''"),
     ("a.xml", "<html><body>No</body></html>", "a.xml is no MediaWiki dump: it begins with '<html><body>No"),
@@ -150,6 +153,7 @@ def test_of_a_broken_dump_what_is_whole_is_used(tmp_path, name, content, documen
     assert [document for chunk in found for document in chunk.documents()] == DOCUMENTS[:documents]
     (reason,) = (reason for chunk in found for reason in chunk.left_out if "data.broken_files=skip" in reason)
     assert reason.startswith(lost)
+    assert sum(chunk.left_out[NEXT] for chunk in found) == 2
 
 
 def test_streams_that_do_not_begin_are_not_read_without_end(tmp_path, monkeypatch):
@@ -167,4 +171,4 @@ def test_the_fingerprint_is_that_of_the_contents(tmp_path):
     one, other = write(tmp_path / "one.xml", single()), write(tmp_path / "other.xml", single(PAGES[1:]))
     copy = write(tmp_path / "copy.xml", single())
     assert fingerprint(one) == fingerprint(copy) != fingerprint(other)
-    assert fingerprint(one)[:2] == ["mediawiki", 1]
+    assert fingerprint(one)[:2] == ["mediawiki", 2]

@@ -32,6 +32,7 @@ NULL = "records whose text is null"
 MOST_NAMES = 10  # in a message
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
+FILLING = b"\0 \t\r\n"  # between compressed streams and behind them
 READ_BYTES = 1 << 14  # of compressed files: zstd may make ten thousand times as much of it at once
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".bz2": bz2.BZ2Decompressor,
@@ -305,10 +306,10 @@ def read(path: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _decompressed(path: str, file: IO[bytes], new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
-    """Decompresses a file of one or more streams (parallel compressors write several), with zeros between."""
+    """Decompresses a file of one or more streams: parallel compressors write several, with zeros between."""
     stream = new()
     while data := file.read(READ_BYTES):
-        while data := data.lstrip(b"\0") if stream.eof else data:
+        while data := data.lstrip(FILLING) if stream.eof else data:
             stream = new() if stream.eof else stream
             place = file.tell() - len(data)
             try:

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import html
-import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -22,11 +21,11 @@ from etils import epath
 from bert_jax.corpus.sources import wikitext
 from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import CHUNK_BYTES, cut, read
+from bert_jax.corpus.sources.files import CHUNK_BYTES, FILLING, cut, read
 from bert_jax.corpus.sources.finding import MissingInput
 from bert_jax.errors import UserError
 
-CLEANING = 1  # rises when the same dump gives other paragraphs
+CLEANING = 2  # rises when the same dump gives other paragraphs
 STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # how a bzip2 stream and its first block begin
 STREAM_START = 10  # bytes
 STREAM_BYTES = CHUNK_BYTES // 4  # compressed, about CHUNK_BYTES of XML
@@ -98,20 +97,21 @@ class Pages:
             return BROKEN, []
         if page.findtext("ns", "0") != "0":
             return OTHERS, []
-        text = page.findtext("revision/text") or ""
+        *_, last = page, *page.findall("revision")  # a full history has the oldest first
+        text = last.findtext("text") or ""
         if page.find("redirect") is not None or REDIRECT.match(text):
             return REDIRECTS, []
-        if page.findtext("revision/model", "wikitext") != "wikitext":
+        if last.findtext("model", "wikitext") != "wikitext":
             return NOT_WIKITEXT, []
         found = wikitext.paragraphs(text, self.hidden)
         return ("", found) if found else (EMPTY, [])
 
     def _decompressed(self, left_out: collections.Counter[str]) -> Iterator[bytes]:
         """Yields the XML of each stream; with data.broken_files=skip, of those that are whole."""
-        starts = [match.start() for match in STREAM.finditer(self.data)]
-        for start, end in itertools.pairwise([*starts, len(self.data)]):
+        start = 0
+        while start < len(self.data):
             try:
-                yield _decompress(self.data[start:end])
+                xml, rest = _decompress(self.data[start:])
             except OSError as error:
                 if self.broken_files != "skip":
                     raise UserError(
@@ -119,6 +119,11 @@ class Pages:
                         "get the file again, or set data.broken_files=skip to leave out its pages."
                     ) from None
                 left_out[BROKEN_STREAMS] += 1
+                following = STREAM.search(self.data, start + 1)
+                start = following.start() if following else len(self.data)
+            else:
+                yield xml
+                start = len(self.data) - len(rest)
 
 
 class MediaWikiSource:
@@ -183,19 +188,17 @@ def _is_multistream(path: str) -> bool:
     return begin.lstrip().startswith(PAGE)
 
 
-def _decompress(data: bytes) -> bytes:
-    """Decompresses a stream and empty ones behind it; raises OSError for anything else that follows.
+def _decompress(data: bytes) -> tuple[bytes, bytes]:
+    """Decompresses the stream that data begins with; returns its content and what follows.
 
-    `bz2.decompress` drops what follows in silence, as all pages of a stream whose beginning is damaged.
+    Raises:
+        OSError: if it is no whole stream.
     """
-    parts = []
-    while data:
-        stream = bz2.BZ2Decompressor()
-        parts.append(stream.decompress(data))
-        if not stream.eof:
-            raise OSError("Compressed data ended before the end of the stream")
-        data = stream.unused_data.lstrip(b"\0")
-    return b"".join(parts)
+    stream = bz2.BZ2Decompressor()
+    content = stream.decompress(data)
+    if not stream.eof:
+        raise OSError("Compressed data ended before the end of the stream")
+    return content, stream.unused_data.lstrip(FILLING)
 
 
 def _first_stream(data: bytes) -> bytes:
@@ -205,9 +208,10 @@ def _first_stream(data: bytes) -> bytes:
 def _last_stream(data: bytes) -> bytes:
     *_, last = STREAM.finditer(data)
     try:
-        return _decompress(data[last.start() :])
-    except OSError:  # whoever decompresses all of it will say so
-        return FOOT
+        content, rest = _decompress(data[last.start() :])
+    except OSError:
+        rest = b"broken"
+    return FOOT if rest else content  # whoever decompresses all of it will say so
 
 
 def _streams(path: str) -> Iterator[tuple[bytes, int]]:

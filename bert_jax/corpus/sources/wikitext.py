@@ -21,7 +21,7 @@ HIDDEN = re.compile(
 )
 HIDDEN_EMPTY = re.compile(rf"<(?:{HIDDEN_TAGS})(?=[\s/])[^<>]*/>", re.IGNORECASE)
 LAST_END = re.compile(rf".*</(?:{HIDDEN_TAGS})\s*>", re.DOTALL | re.IGNORECASE)
-LITERAL = re.compile(r"<nowiki\s*>(.{0,50000}?)</nowiki\s*>", re.DOTALL | re.IGNORECASE)
+LITERAL = re.compile(r"<nowiki\s*>([^<]*+(?:<(?!/nowiki\s*>)[^<]*+){0,2000}+)</nowiki\s*>", re.IGNORECASE)
 MARKUP_CHARACTERS = re.compile(r"[^\w\s]")
 # Templates of which a sentence lacks a word if they are cut: {{lang|fr|mot}}, {{convert|3|to|5|km|mi}}.
 WORD_TEMPLATE = re.compile(
@@ -30,16 +30,16 @@ WORD_TEMPLATE = re.compile(
 )
 QUANTITY_TEMPLATE = re.compile(
     r"\{\{ *(?:[Cc]onvert|[Cc]vt) *\| *([\d.,/+]+) *\|"
-    r"(?: *(to|and|or|by|x|×|-|–) *\| *([\d.,/+]+) *\|)? *([^{}|=]*)(?:\|[^{}]*)?\}\}"
+    r"(?: *+(to|and|or|by|x|×|-|–) *\| *([\d.,/+]+) *\|)? *+([^{}|=]*+)(?:\|[^{}]*+)?\}\}"
 )
 TEMPLATE = re.compile(r"\{\{\{[^{}]*\}\}\}|\{\{[^{}]*(?:(?:\{(?!\{)|\}(?!\}))[^{}]*)*\}\}")
-HEADING = re.compile(r"\n(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*(?=\n|\Z)")
+HEADING = re.compile(r"\n(={1,6})(.+?)\1[ \t]*+(?=\n|\Z)")
 # A list item that leads out of the wiki, as under "External links".
 OUTWARD_ITEM = re.compile(r"\n[*#:;]+ *[\"']*\[?(?:https?:)?//[^\n]*")
 # A list item that is a link and no more, as under "See also".
 LINK_ITEM = re.compile(r"[*#:;]+\s*(?:''+)?\[\[[^\[\]]*\]\](?:''+)?[\s.,;]*$")
 EXTERNAL_LINK = re.compile(
-    r"\[(?:(?:https?|ftps?|irc|news|mailto|gopher|git):|//)[^\s\[\]<>]*\s*([^\[\]\n]*)\]"
+    r"\[(?:(?:https?|ftps?|irc|news|mailto|gopher|git):|//)[^\s\[\]<>]*+\s*+([^\[\]\n]*+)\]"
 )
 PLAIN_LINK = re.compile(r"\[\[(?:[^\[\]{}|:<>\n]+\|)?([^\[\]{}|:\n]+)\]\]")
 LINK = re.compile(r"\[\[([^\[\]]*(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*)*)\]\]")
@@ -51,7 +51,7 @@ BLOCK_TAG = re.compile(
     r"</?(?:p|div|blockquote|center|poem|li|ol|ul|dl|dt|dd|hr|table|tr|td|th|h[1-6])(?:\s[^<>]*|/)?>",
     re.IGNORECASE,
 )
-BREAK = re.compile(r"<br\s*[^<>]*>", re.IGNORECASE)
+BREAK = re.compile(r"<br[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*|/)?>")
 QUOTES = re.compile(r"''+")
 BOLD_OR_ITALIC = re.compile(r"'''''|'''|''")
