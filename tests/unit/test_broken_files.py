@@ -166,11 +166,10 @@ def test_an_arrow_file_whose_bounds_are_corrupt(tmp_path):
 
 def test_a_parquet_file_that_is_corrupt(tmp_path):
     path = tmp_path / "a.parquet"
-    pq.write_table(
-        pa.table({"text": TEXTS}), path, row_group_size=1000, use_dictionary=False, write_page_checksum=True
-    )
+    table = pa.table({"n": range(len(TEXTS)), "text": TEXTS})
+    pq.write_table(table, path, row_group_size=1000, use_dictionary=False, write_page_checksum=True)
     content = bytearray(path.read_bytes())
-    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    start = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
     content[start + 1000] ^= 255
     write(path, bytes(content))
     place = f"row 1,000 (of row group 1, at byte {start:,})"

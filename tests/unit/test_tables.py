@@ -78,6 +78,8 @@ def test_every_type_of_text(source_of, kind):
 def test_a_column_of_another_name(source_of):
     source, _ = source_of(pa.table({"text": ["no"], "body": ["yes"]}))
     assert read(source, text_field="body") == [["yes"]]
+    source, _ = source_of(pa.table({"a": [{"b": "no"}], "a.b": ["yes"]}))
+    assert read(source, text_field="a.b") == [["yes"]]
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,13 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
             )
             check_text_column(table.schema_arrow, name, path)
             metadata = table.metadata
-            rows = _batch_rows(metadata, name)
-            for group in range(metadata.num_row_groups):
-                start = metadata.row_group(group).column(0).data_page_offset
-                place = f" (of row group {group}, at byte {start:,})"
+            chunks = _column_chunks(metadata, name)
+            size = sum(chunk.total_uncompressed_size for chunk in chunks)
+            rows = max(1, min(BATCH_ROWS, files.CHUNK_BYTES * metadata.num_rows // max(1, size)))
+            for group, chunk in enumerate(chunks):
+                place = f" (of row group {group}, at byte {chunk.data_page_offset:,})"
                 for batch in table.iter_batches(rows, [group], columns=[name], use_threads=False):
-                    column = binary(batch.column(0))
+                    column = binary(batch.column(name))  # a field of a structure may have its path
                     row += len(column)
                     yield Batch(column, row / metadata.num_rows)
         except (OSError, MemoryError, OverflowError, ValueError, pa.ArrowException) as error:
@@ -46,9 +47,8 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
             raise BrokenFile(path, where, reason(error)) from error
 
 
-def _batch_rows(metadata: "pq.FileMetaData", name: str) -> int:
-    """Returns how many rows have CHUNK_BYTES of text, on average."""
+def _column_chunks(metadata: "pq.FileMetaData", name: str) -> list["pq.ColumnChunkMetaData"]:
+    """Returns where the column of each row group is."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
-    return max(1, min(BATCH_ROWS, files.CHUNK_BYTES * metadata.num_rows // max(1, size)))
+    columns = [[group.column(number) for number in range(group.num_columns)] for group in groups]
+    return [next(column for column in row if column.path_in_schema == name) for row in columns]
