@@ -171,6 +171,23 @@ def test_jsonl_errors_name_the_line(tmp_path, monkeypatch, line, message, chunk_
         read_jsonl(path)
 
 
+def test_lines_without_an_end_of_a_document_are_searched_once(monkeypatch):
+    """Compressed files come in many small blocks."""
+    monkeypatch.setattr(files, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 10_000)
+    searched = []
+
+    class Counting:
+        def finditer(self, data, start):
+            searched.append(len(data) - start)
+            return files.TextBlock.END.finditer(data, start)
+
+    text = b"a line of 20 letters\n" * 400 + b"\n"
+    blocks = ((text[place : place + 30], place + 30) for place in range(0, len(text), 30))
+    assert [data for data, _ in files.cut(blocks, Counting(), "a.txt.gz")] == [text]
+    assert sum(searched) < 3 * len(text)
+
+
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\r\n", "\n \n", "bc d", "\ufeff"]), max_size=40),

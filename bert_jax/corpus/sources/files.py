@@ -225,30 +225,33 @@ def cut(blocks: Iterator[tuple[bytes, int]], end: re.Pattern, path: str) -> Iter
     Raises:
         BrokenFile: as the blocks do, after the whole documents before.
     """
-    rest, read_bytes, done = bytearray(), 0, 0
+    rest, read_bytes, done, searched = bytearray(), 0, 0, 0
     try:
         for data, read_bytes in blocks:
             rest += data
-            while len(rest) >= CHUNK_BYTES and (cut := _cut(rest, end, path, done)):
+            while len(rest) >= CHUNK_BYTES and (cut := _cut(rest, end, path, done, searched)):
                 yield bytes(rest[:cut]), read_bytes
-                done += cut
+                done, searched = done + cut, 0
                 del rest[:cut]
+            if len(rest) >= CHUNK_BYTES:  # an end may begin with the last newline, or behind it
+                searched = max(0, rest.rfind(b"\n", searched))
     except BrokenFile:
-        if cut := _last_end(rest, end):
+        if cut := _last_end(rest, end, 0):
             yield bytes(rest[:cut]), read_bytes
         raise
     if rest:
         yield bytes(rest), read_bytes
 
 
-def _cut(data: bytearray, end: re.Pattern, path: str, offset: int) -> int:
+def _cut(data: bytearray, end: re.Pattern, path: str, offset: int, searched: int) -> int:
     """Finds where to cut data that begins with a document: after a document, 0 if none of them ends.
 
-    A longer document than MAX_DOCUMENT_BYTES is cut after its last line below, however much came at a time.
+    No end begins before `searched`. A longer document than MAX_DOCUMENT_BYTES is cut after its last line
+    below, however much came at a time.
     """
     if len(data) <= MAX_DOCUMENT_BYTES:
-        return _last_end(data, end)
-    if cut := _last_end(data[:MAX_DOCUMENT_BYTES], end):
+        return _last_end(data, end, searched)
+    if cut := _last_end(data[:MAX_DOCUMENT_BYTES], end, searched):
         return cut
     if cut := data.rfind(b"\n", 0, MAX_DOCUMENT_BYTES) + 1:
         return cut
@@ -268,13 +271,13 @@ def _check_line_ends(data: bytes | bytearray, path: str) -> None:
         )
 
 
-def _last_end(data: bytearray, end: re.Pattern) -> int:
-    """Finds the position after the last match of `end`, else 0, by a search in growing tails."""
+def _last_end(data: bytearray, end: re.Pattern, first: int) -> int:
+    """Finds the position after the last match of `end` from `first` on, else 0, in growing tails."""
     tail = 1 << 14
     while True:
-        start = max(0, len(data) - tail)
+        start = max(first, len(data) - tail)
         ends = [match.end() for match in end.finditer(data, start)]
-        if ends or not start:
+        if ends or start == first:
             return ends[-1] if ends else 0
         tail *= 8
 
