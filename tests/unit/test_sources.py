@@ -146,6 +146,15 @@ def test_jsonl(tmp_path):
     assert read_jsonl(path, text_field="body") == [["b"]]
 
 
+def test_a_long_array_is_told_from_a_long_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 64)
+    for content, remedy in ((' [ {"text": "a"},', r"jq -c '\.\[\]' FILE > NEW"), ("word", "split it")):
+        path = write(tmp_path / "a.jsonl", content * 64)
+        with pytest.raises(UserError, match=rf"byte 0 is longer than 64 bytes; .*{remedy}\."):
+            read_jsonl(path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -159,6 +168,9 @@ def test_jsonl(tmp_path):
             json.dumps({f"a\n{n}": 1 for n in range(12)}),
             r"line 4: no text in the field 'text' \(found: a\\n0, .*, a\\n9 and 2 more\)",
         ),
+        ('"b"', r"line 4: '\"b\"' is no object {…}; plain text is read with text:GLOB\."),
+        ("[", r"line 4: not valid JSON .*; make an array one object per line: jq -c '\.\[\]' FILE > NEW"),
+        ("{", "line 4: not valid JSON .*; repair it, or write each object in one line: jq -c . FILE > NEW"),
         ('{"text": ', "line 4: not valid JSON"),
         ("[" * 100_000, "line 4: not valid JSON"),
     ],

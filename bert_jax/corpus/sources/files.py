@@ -31,6 +31,12 @@ NOT_UTF8 = "lines or records that are not UTF-8 (data.invalid_utf8=skip)"
 NULL = "records whose text is null"
 MOST_NAMES = 10  # in a message
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
+# Of a long number the beginning will do: int() takes no more than 4,300 digits.
+JSON = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))
+NOT_JSONL = {  # first character of what is no object in one line -> remedy
+    "[": "make an array one object per line: jq -c '.[]' FILE > NEW",
+    "{": "repair it, or write each object in one line: jq -c . FILE > NEW",
+}
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split in two, so that memory is bounded
 FILLING = b"\0 \t\r\n"  # between compressed streams and behind them
 READ_BYTES = 1 << 14  # of compressed files: zstd may make ten thousand times as much of it at once
@@ -126,17 +132,13 @@ class JsonlBlock(Block):
         """The text of a record; None for null."""
         field, where = self.options["text_field"], f"{self.path}, line {number}"
         try:
-            # Of a long number the beginning will do: int() takes no more than 4,300 digits.
-            record = json.loads(line, parse_int=lambda digits: int(digits[:40]))
+            record = JSON.decode(line)
+            problem = f"{line.strip()[:20]!r} is no object {{…}}"
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{where}: not valid JSON ({error}); plain text is read with text:GLOB."
-            ) from None
+            record, problem = None, f"not valid JSON ({error})"
         if not isinstance(record, dict):
-            raise UserError(
-                f"{where}: {line.strip()[:20]!r} is no object {{…}}; make an array one object per line: "
-                "jq -c '.[]' FILE > NEW."
-            )
+            remedy = NOT_JSONL.get(line.lstrip()[0], "plain text is read with text:GLOB")
+            raise UserError(f"{where}: {problem}; {remedy}.")
         text = record.get(field, record)
         if text is not None and not isinstance(text, str):
             there = f"{json.dumps(text)[:40]} there" if field in record else few(list(record))
@@ -256,9 +258,10 @@ def _cut(data: bytearray, end: re.Pattern, path: str, offset: int, searched: int
     if cut := data.rfind(b"\n", 0, MAX_DOCUMENT_BYTES) + 1:
         return cut
     _check_line_ends(data, path)
+    remedy = NOT_JSONL["["] if re.match(rb"\s*\[\s*\{", data) else "split it"
     raise UserError(
         f"{path}: the line that begins at byte {offset:,} is longer than {MAX_DOCUMENT_BYTES:,} bytes; "
-        "split it."
+        f"{remedy}."
     )
 
 
