@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import pathlib
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -25,6 +26,7 @@ def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterato
 
     Raises:
         UserError: if it cannot be written, or the machine is short of files, processes or memory.
+        OSError: of a file elsewhere.
     """
     try:
         folder = resumed_folder(directory, last, worth_keeping) if resumed else whole_folder(directory, last)
@@ -38,6 +40,8 @@ def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterato
                 f"this machine is short of open files, processes or memory ({error}); raise the limit "
                 "(ulimit -n and -u), or end other programs, and run the command again."
             ) from error
+        if _is_elsewhere(error, directory.parent):
+            raise
         remedy = "give another"
         if resumed and error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = (
@@ -45,6 +49,14 @@ def building(directory: epath.Path, last: str, resumed: bool = False) -> Iterato
                 + remedy
             )
         raise UserError(f"--data_dir={directory.parent} cannot be written ({error}); {remedy}.") from error
+
+
+def _is_elsewhere(error: OSError, folder: epath.Path) -> bool:
+    """Tells whether an error names a local file that is neither in a folder nor one of those above it."""
+    if not isinstance(error.filename, str) or "://" in error.filename:
+        return False
+    file, local = pathlib.Path(error.filename).absolute(), pathlib.Path(folder).absolute()
+    return not (file.is_relative_to(local) or local.is_relative_to(file))
 
 
 def tell_of_unfinished(data_dir: epath.Path, directory: epath.Path) -> None:

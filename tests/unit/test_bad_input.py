@@ -108,5 +108,12 @@ def test_a_line_of_a_gigabyte(tmp_path, kind):
 def test_only_what_the_data_dir_lacks_is_said_of_it(tmp_path, number, expected):
     with pytest.raises(UserError, match=expected), building(epath.Path(tmp_path / "new"), "last"):
         raise OSError(number, os.strerror(number))
+    for path, expected in (
+        ("/elsewhere/a", OSError),
+        (str(tmp_path), UserError),
+        (f"{tmp_path}/a", UserError),
+    ):
+        with pytest.raises(expected), building(epath.Path(tmp_path / "new"), "last"):
+            raise OSError(errno.EACCES, "Permission denied", path)
     with pytest.raises(BrokenPipeError), building(epath.Path(tmp_path / "new"), "last"):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
