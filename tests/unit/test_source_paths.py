@@ -51,6 +51,10 @@ def test_brackets_and_stars_in_relative_paths(tmp_path, monkeypatch):
         ("dir[1]/*.md", "matches no file: check the path."),
         ("dir[1]", "it is a directory, use text:dir[1]/*"),
         ("dir*", "there are only directories, use text:dir*/*"),
+        ("dir[1]/a.txt/", "dir[1]/a.txt/ is no directory but a file; leave out the last /."),
+        ("dir[1]/a.txt,other.txt", "check the path; several sources are KIND:GLOB,KIND:GLOB."),
+        ("dir[1]/a.txt text:other.txt", "check the path; several sources are KIND:GLOB,KIND:GLOB."),
+        ("other.txt@50%", "check the path; a weight is a decimal number, as in KIND:GLOB@0.7,KIND:GLOB@0.3."),
     ],
 )
 def test_a_pattern_without_match(tmp_path, monkeypatch, pattern, hint):

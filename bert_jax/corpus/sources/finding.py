@@ -85,6 +85,10 @@ def _matches(spec: str, pattern: str) -> list[str]:
         hint = f"there are only directories, use {spec.rstrip('/')}/*"
     elif "[" in rest:
         hint += "; [ ] stands for one of the characters inside, and [[] for a bracket in a name"
+    elif "@" in rest:
+        hint += "; a weight is a decimal number, as in KIND:GLOB@0.7,KIND:GLOB@0.3"
+    elif "," in rest or " " in rest:
+        hint += "; several sources are KIND:GLOB,KIND:GLOB"
     raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
 
 
@@ -92,6 +96,8 @@ def _is_file(spec: str, path: str) -> bool:
     """Tells files from directories; raises an error for what is neither."""
     if os.path.isfile(path) or os.path.isdir(path):
         return os.path.isfile(path)
+    if path.endswith("/"):
+        raise MissingInput(f"data.source={spec!r}: {path} is no directory but a file; leave out the last /.")
     if not os.path.exists(path):
         raise MissingInput(
             f"data.source={spec!r}: {path} is a link to {os.readlink(path)}, which does not exist; restore "
