@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from bert_jax import config as config_lib
 from bert_jax import streams
 from bert_jax.errors import UserError
+from bert_jax.paths import check_path
 from bert_jax.training.config import RunConfig, sections
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that defines them through this module
@@ -115,7 +116,7 @@ def folder_flag(name: str) -> pathlib.Path:
     """Returns the path of a flag that names a folder; raises UserError if it is missing."""
     if not (value := flags.FLAGS[name].value):
         raise UserError(f"--{name} is missing; give a folder (see --help).")
-    _check_path(name, value)
+    check_path(name, value)
     return pathlib.Path(value)
 
 
@@ -251,19 +252,9 @@ def _parse_flags() -> None:
         if value := flags.FLAGS[name].value:
             flags.FLAGS[name].value = os.path.expanduser(value)
             if name != "input":  # mostly a file, which Python itself reads
-                _check_path(name, os.path.expanduser(value))
-
-
-def _check_path(name: str, value: str) -> None:
-    """Raises UserError for a path whose bytes are not UTF-8, as which libraries would write it."""
-    path = value if "://" in value else os.path.abspath(value)
-    with contextlib.suppress(UnicodeEncodeError):
-        if path.encode() == os.fsencode(path):
-            return
-    raise UserError(
-        f"--{name}={value}: the path {path!r} is not UTF-8, or this system's locale is not "
-        f"({sys.getfilesystemencoding()}); use a folder with ASCII letters, or set LC_ALL=C.UTF-8."
-    )
+                check_path(name, os.path.expanduser(value))
+        elif name == "data_dir":  # it would be the working directory
+            raise UserError("--data_dir is empty; give a folder, or leave it out.")
 
 
 def _print_help() -> None:

@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -48,6 +49,26 @@ def test_shipped_name_with_overrides(run, words):
         False,
     )
     assert config.model.hidden_size == 128
+
+
+def test_an_empty_data_dir_is_not_the_working_directory(run):
+    code, _, err, _ = run("--config=bert_tiny", "--data_dir=")
+    assert (code, err) == (2, "error: --data_dir is empty; give a folder, or leave it out.\n")
+
+
+@pytest.mark.parametrize(("scheme", "client"), [("gs", "gcsfs"), ("s3", "s3fs")])
+def test_a_bucket_needs_its_package(run, monkeypatch, scheme, client):
+    installed = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
+    words = ["--config=bert_tiny", f"--data_dir={scheme}://b/data"]
+    code, _, err, _ = run(*words)
+    assert (code, err) == (
+        2,
+        f"error: {words[1]} needs a package that is not installed: pip install {client}.\n",
+    )
+    for package in (client, "tensorflow"):
+        installed[:] = [package]
+        assert run(*words)[0] == 0
 
 
 COMMANDS = (

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "bert_jax"
 # From the ground up; a name is a module or folder of the package. Modules of one layer may import each other.
 LAYERS = (
     ("errors", "version", "settings"),
-    ("model", "files", "streams"),
+    ("model", "files", "paths", "streams"),
     ("corpus", "report"),
     ("data", "training"),
     ("config",),

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from bert_jax.errors import UserError, reason
-
-CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # of buckets, which epath imports: scheme -> package
+from bert_jax.paths import CLIENTS
 
 
 class MissingInput(UserError):
