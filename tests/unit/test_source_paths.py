@@ -63,6 +63,14 @@ def test_a_pattern_without_match(tmp_path, monkeypatch, pattern, hint):
     assert hint in message(f"text:{pattern}", MissingInput)
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, _: path != f"{tmp_path}/locked")  # root may read all
+    (tmp_path / "locked").mkdir()
+    hint = f"{tmp_path}/locked may not be read; correct its permissions (chmod u+rx)."
+    assert hint in message(f"text:{tmp_path}/locked/*.txt", MissingInput)
+    assert "check the path" in message(f"text:{tmp_path}/*.txt", MissingInput)
+
+
 def test_brackets_in_buckets(tmp_path, monkeypatch):
     """With epath's local backend in the place of a bucket's: both take all brackets for a pattern."""
     write(tmp_path / "dir[1]" / "a[2].txt", "right")

@@ -82,6 +82,8 @@ def _matches(spec: str, pattern: str) -> list[str]:
         hint = f"it is a directory, use {spec.rstrip('/')}/*"
     elif found:
         hint = f"there are only directories, use {spec.rstrip('/')}/*"
+    elif not remote and os.path.isdir(folder or ".") and not os.access(folder or ".", os.R_OK | os.X_OK):
+        hint = f"{folder or '.'} may not be read; correct its permissions (chmod u+rx)"
     elif "[" in rest:
         hint += "; [ ] stands for one of the characters inside, and [[] for a bracket in a name"
     elif "@" in rest:
