@@ -183,10 +183,21 @@ def test_a_parquet_file_that_is_corrupt(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"ARROW1\0\0", b"no table\n" * 100, bytes(1000)])
-def test_what_is_no_table(tmp_path, kind, content):
-    path = write(tmp_path / "a.bin", content)
-    assert message(f"{kind}:{path}").startswith(f"{path} cannot be read from byte 0 o")
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        *(
+            (content, "cannot be read from byte 0 o")
+            for content in (b"", b"OWN", b"OWN" + bytes(99), bytes(99))
+        ),
+        (b"no table\n" * 100, "is no NAME file: it begins with 'no table'; read plain text with text: and "),
+    ],
+)
+def test_what_is_no_table(tmp_path, kind, content, expected):
+    own = {"parquet": b"PAR1", "arrow": b"ARROW1\0\0"}[kind]
+    path = write(tmp_path / "a.bin", content.replace(b"OWN", own))
+    expected = expected.replace("NAME", kind.capitalize())
+    assert message(f"{kind}:{path}").startswith(f"{path} {expected}")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from etils import epath
 
 from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.finding import MissingInput, find_files, reaching
-from bert_jax.corpus.sources.tables import Batch, binary, check_text_column
+from bert_jax.corpus.sources.tables import Batch, binary, check_begin, check_text_column
 from bert_jax.errors import UserError, reason
 
 TABLE = b"ARROW1\0\0"  # before the stream of a file whose end lists its batches
@@ -68,15 +68,15 @@ def read_arrow(path: str, name: str) -> Iterator[Batch]:
 
     Raises:
         BrokenFile: where the file ends early or is corrupt, after the batches before.
-        UserError: if it cannot be opened, or has no such column of text.
+        UserError: if it cannot be opened, is of another format, or has no such column of text.
     """
     import pyarrow as pa
 
     with opened(path) as stream:
-        size, place = epath.Path(path).stat().length, 0
+        size, place, head = epath.Path(path).stat().length, 0, stream.read(len(TABLE))
         try:
             # A table is read as the stream that it holds: then one that ends early has batches, too.
-            start = len(TABLE) * (stream.read(len(TABLE)) == TABLE)
+            start = len(TABLE) * (head == TABLE)
             stream.seek(start)
             schema = pa.ipc.open_stream(stream).schema
             check_text_column(schema, name, path)
@@ -92,4 +92,6 @@ def read_arrow(path: str, name: str) -> Iterator[Batch]:
             if stream.read(len(END)) != END:
                 raise pa.ArrowInvalid("it ends early")
         except (OSError, MemoryError, OverflowError, ValueError, pa.ArrowException) as error:
+            if not place:
+                check_begin(path, head, (TABLE, END[:4]), "Arrow")
             raise BrokenFile(path, f"byte {place:,} of {size:,}", reason(error)) from error

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from bert_jax.corpus.sources import files
 from bert_jax.corpus.sources.broken import BrokenFile, opened
-from bert_jax.corpus.sources.tables import Batch, binary, check_text_column
+from bert_jax.corpus.sources.tables import Batch, binary, check_begin, check_text_column
 from bert_jax.errors import reason
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 PAGE_BYTES = 1 << 20  # read at a time, so that a row group of any size takes bounded memory
+MAGIC, HEAD_BYTES = b"PAR1", 8
 BATCH_ROWS = 1024  # at most: dictionaries make the text longer than what the file says
 
 
@@ -20,13 +21,14 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
 
     Raises:
         BrokenFile: where the file is corrupt, after the rows before; of a truncated file no row can be read.
-        UserError: if it cannot be opened, or has no such column of text.
+        UserError: if it cannot be opened, is of another format, or has no such column of text.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     row, place = 0, ""
     with opened(path) as stream:
+        head = stream.read(HEAD_BYTES)
         try:
             table = pq.ParquetFile(
                 stream, buffer_size=PAGE_BYTES, pre_buffer=False, page_checksum_verification=True
@@ -43,6 +45,8 @@ def read_parquet(path: str, name: str) -> Iterator[Batch]:
                     row += len(column)
                     yield Batch(column, row / metadata.num_rows)
         except (OSError, MemoryError, OverflowError, ValueError, pa.ArrowException) as error:
+            if not place:
+                check_begin(path, head, (MAGIC,), "Parquet")
             where = f"row {row:,}{place}" if place else "byte 0"
             raise BrokenFile(path, where, reason(error)) from error
 

@@ -103,6 +103,16 @@ def check_text_column(schema: "pa.Schema", name: str, where: str) -> None:
     raise UserError(f"{where}: no column of text {name!r} (found: {found or 'no column'}); {remedy}.")
 
 
+def check_begin(path: str, head: bytes, signatures: tuple[bytes, ...], name: str) -> None:
+    """Raises UserError for a file of another format; an empty one, or one of zeros, is broken instead."""
+    if head.strip(b"\0") and not head.startswith(signatures):
+        begin = head.decode(errors="replace")
+        raise UserError(
+            f"{path} is no {name} file: it begins with {begin!r}; read plain text with text: and JSON with "
+            "jsonl:."
+        )
+
+
 def _is_text(kind: "pa.DataType") -> bool:
     from pyarrow import types
 
