@@ -1,6 +1,8 @@
 """Finds what keeps a prepared text from teaching what the config asks, before a run spends days on it."""
 
+import collections
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +12,8 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import PreparedDataset
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.mixture import PreparedSources
-from bert_jax.corpus.specs import parse
+from bert_jax.corpus.sources.files import few
+from bert_jax.corpus.specs import NAMED, parse
 from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, count_rows
 from bert_jax.errors import UserError
@@ -38,6 +41,7 @@ def obstacles(prepared: PreparedSources, parts: Mapping[str, Any]) -> Iterator[O
     Args:
         parts: of the run, see `bert_jax.training.config.RunConfig.parts`.
     """
+    yield from _repeated(prepared)
     found = set()
     for part, config in parts.items():
         data = config.data
@@ -49,6 +53,22 @@ def obstacles(prepared: PreparedSources, parts: Mapping[str, Any]) -> Iterator[O
                 if (message := where + obstacle.message) not in found:
                     found.add(message)
                     yield obstacle._replace(message=part + message)
+
+
+def _repeated(prepared: PreparedSources) -> Iterator[Obstacle]:
+    """Yields whether files are named by several SPECs, e.g. by patterns that overlap."""
+    counts = collections.Counter(
+        path if "://" in path else os.path.abspath(path)
+        for dataset in prepared.datasets.values()
+        for source in dataset.manifest.get("sources", ())
+        if source["spec"].partition(":")[0] not in NAMED  # these have parts of files, too
+        for path in source["paths"]
+    )
+    if repeated := [path for path, count in counts.items() if count > 1]:
+        yield Obstacle(
+            f"data.source names files more than once, so that their text is trained on as often; name "
+            f"each once: {few(repeated)}."
+        )
 
 
 def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int) -> Iterator[Obstacle]:

@@ -1,3 +1,6 @@
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -125,6 +128,22 @@ def test_shares_of_small_and_large_splits_agree(monkeypatch, largest):
     counted = not_next_share(index, DataConfig(), seed=0)
     monkeypatch.setattr(obstacles_lib, "PLANNED_TOKENS", 0)
     assert not_next_share(index, DataConfig(), seed=0) == pytest.approx(counted, abs=0.03)
+
+
+def test_a_file_that_several_sources_name():
+    def told(*sources):
+        datasets = {
+            str(number): SimpleNamespace(manifest={"sources": [{"spec": spec, "paths": paths}]})
+            for number, (spec, paths) in enumerate(sources)
+        }
+        return [obstacle.message for obstacle in obstacles(SimpleNamespace(datasets=datasets), {})]
+
+    assert told(("text:*", ["a", "b", "c"]), ("text:./a", ["./a"]), ("jsonl:b", ["b"])) == [
+        "data.source names files more than once, so that their text is trained on as often; name each once: "
+        f"{os.path.abspath('a')}, {os.path.abspath('b')}."
+    ]
+    assert told(("text:*", ["a", "b"]), ("text:c", ["c"]), ("text:gs://a", ["gs://a"])) == []
+    assert told(("tfds:a:train[:9]", ["a"]), ("tfds:a:train[9:]", ["a"])) == []  # parts of one file
 
 
 def test_words_of_scripts_without_spaces_are_pieces(monkeypatch):
