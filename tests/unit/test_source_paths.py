@@ -63,6 +63,17 @@ def test_a_pattern_without_match(tmp_path, monkeypatch, pattern, hint):
     assert hint in message(f"text:{pattern}", MissingInput)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "A.NDJSON"])
+def test_a_json_file_that_is_read_as_text_is_told(tmp_path, caplog, name):
+    path = write(tmp_path / name, "")
+    open_sources(DataConfig(source=f"jsonl:{path},text:{write(tmp_path / 'json.txt', '')}"))
+    assert caplog.messages == []
+    open_sources(DataConfig(source=f"text:{tmp_path}/*"))
+    assert caplog.messages == [
+        f"text:{tmp_path}/*: {path} is read as plain text, with all of its braces; JSON is read with jsonl:"
+    ]
+
+
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: path != f"{tmp_path}/locked")  # root may read all
     (tmp_path / "locked").mkdir()

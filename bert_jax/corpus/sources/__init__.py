@@ -22,6 +22,8 @@ A chunk, a run of whole documents, has
 """
 
 import dataclasses
+import logging
+import re
 from collections.abc import Iterable, Iterator
 
 from etils import epath
@@ -53,6 +55,8 @@ __all__ = [
 ]
 
 
+JSON_NAME = re.compile(r"\.(json|jsonl|ndjson)(\.(gz|xz|zst|bz2))?$", re.IGNORECASE)
+log = logging.getLogger("bert_jax")
 Chunk = Block | Pages | Records | Texts
 Source = FileSource | MediaWikiSource | TableSource | HuggingFaceSource | TfdsSource
 
@@ -99,7 +103,12 @@ def _open_source(spec: str, data: DataConfig, data_dir: epath.PathLike) -> Sourc
         return FileSource(spec, rest, JsonlBlock, options, data.broken_files)
     if kind == "corpus" and rest:
         raise UserError(f"data.source={spec!r}: the embedded corpus has no parts; use corpus: alone.")
-    return FileSource(spec, rest or CORPUS_GLOB, TextBlock, options, data.broken_files)
+    text = FileSource(spec, rest or CORPUS_GLOB, TextBlock, options, data.broken_files)
+    if named := next(filter(JSON_NAME.search, text.paths), None):
+        log.warning(
+            "%s: %s is read as plain text, with all of its braces; JSON is read with jsonl:", spec, named
+        )
+    return text
 
 
 def chunks_of(sources: Iterable[Source]) -> Iterator[Chunk]:
