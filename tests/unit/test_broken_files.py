@@ -99,6 +99,14 @@ def test_a_document_that_the_break_cuts_is_left_out(tmp_path):
     assert read_with_losses(f"jsonl:{write(tmp_path / 'b.gz', lines[:-8])}")[0] == ["One.", "Two."]
 
 
+@pytest.mark.parametrize("suffix", ["bz2", "gz", "xz", "zst"])
+@pytest.mark.parametrize("broken_files", ["error", "skip"])
+def test_text_that_is_named_as_if_it_were_compressed(tmp_path, suffix, broken_files):
+    path = write(tmp_path / f"a.txt.{suffix}", ("Eins.\n\n" + "é" * (1 << 14)).encode())
+    expected = f"{path} is not compressed but text; rename it without its ending."
+    assert message(f"text:{path}", broken_files=broken_files) == expected
+
+
 @pytest.mark.parametrize("broken_files", ["error", "skip"])
 def test_a_long_window_of_zstd_is_not_taken_for_a_break(tmp_path, broken_files):
     path, text = tmp_path / "long.txt.zst", b"One.\n\nTwo.\n"

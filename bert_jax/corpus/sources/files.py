@@ -2,6 +2,7 @@
 
 import abc
 import bz2
+import codecs
 import collections
 import copy
 import dataclasses
@@ -327,10 +328,22 @@ def _decompressed(path: str, file: IO[bytes], new: Callable[[], Any]) -> Iterato
                         f"{path} is compressed with a window of over 128 MB; compress it again: "
                         "zstd -d --long=31 FILE -c | zstd > NEW."
                     ) from error
+                if not place and _is_text(data):  # as HTTP clients leave it that decompress on the way
+                    raise UserError(
+                        f"{path} is not compressed but text; rename it without its ending."
+                    ) from error
                 raise BrokenFile(path, _place(path, place), error) from error
             data = stream.unused_data if stream.eof else b""
     if file.tell() and not stream.eof:
         raise BrokenFile(path, _place(path, file.tell()), "the compressed data ends early")
+
+
+def _is_text(head: bytes) -> bool:
+    """Tells whether the beginning of a file is UTF-8 without NUL."""
+    try:
+        return b"\0" not in head and bool(codecs.getincrementaldecoder("utf-8")().decode(head))
+    except UnicodeDecodeError:
+        return False
 
 
 def _parts(stream: Any, data: bytes) -> Iterator[bytes]:
