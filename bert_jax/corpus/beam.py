@@ -45,6 +45,7 @@ except ImportError as error:
 
 CHUNKS_PER_RANGE = 256  # about one shard; a worker holds their token ids in memory
 ERROR, JSON = "error.txt", ".json"
+BEAM = ".beam-"  # in the name of the folder that the workers of a pipeline share
 RENAMING_THREADS = 32
 TABLES = "tables"  # folder of what hygiene has learned
 Key = tuple[int, int, int]  # number of the source, of its part, of the chunk or range of chunks
@@ -91,7 +92,8 @@ def write_documents(
 
     Returns, raises: as there.
     """
-    shared = directory.parent / f".{directory.name}.beam-{secrets.token_hex(4)}"
+    _tell_of_others(directory)
+    shared = directory.parent / f".{directory.name}{BEAM}{secrets.token_hex(4)}"
     try:
         tokenizer.save(shared / TOKENIZER)
         parts = _parts(sources)
@@ -106,6 +108,14 @@ def write_documents(
         return finish(new, journal, besides, data, tokenizer.vocab_size)
     finally:
         shared.rmtree(missing_ok=True)
+
+
+def _tell_of_others(directory: epath.Path) -> None:
+    """Logs the folders of other pipelines of this dataset; nobody here can tell whether they still run."""
+    siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
+    for folder in siblings:
+        if folder.name.startswith(f".{directory.name}{BEAM}"):
+            log.warning("%s is of another pipeline; delete it if that was killed", folder)
 
 
 def _move_shards(

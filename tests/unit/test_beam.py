@@ -9,6 +9,7 @@ import sys
 
 import pyarrow.parquet
 import pytest
+from etils import epath
 
 from bert_jax import corpus
 from bert_jax.corpus import writer
@@ -119,6 +120,15 @@ def test_hygiene_leaves_out_the_same(data, tmp_path, rules, reason):
     assert local.manifest["left_out"][reason] > 1
     assert beam.manifest["left_out"] == local.manifest["left_out"]
     assert beam.sha256 == local.sha256
+
+
+def test_what_a_killed_pipeline_left_is_told(beam, tmp_path, caplog):
+    left = tmp_path / ".text-bpe-200-0123.beam-89abcdef"
+    for path in (left, tmp_path / ".text-bpe-200-4567.beam-89abcdef", tmp_path / "text-bpe-200-0123"):
+        path.mkdir()
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        beam._tell_of_others(epath.Path(folder / "text-bpe-200-0123"))
+    assert caplog.messages == [f"{left} is of another pipeline; delete it if that was killed"]
 
 
 @pytest.mark.usefixtures("beam")
