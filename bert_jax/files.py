@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -17,7 +18,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import psutil
@@ -30,6 +31,7 @@ PATTERN = re.compile(r"[][\\*?]")  # characters of a path that libraries take fo
 OPEN_FILE = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/(stdout|stderr)")
 UNFINISHED = ".building"  # ends the name of a folder that another process may go on with
 LOCK = ".lock"  # in such a folder
+FolderT = TypeVar("FolderT", pathlib.Path, epath.Path)
 Content = bytes | str | Callable[[IO[bytes]], Any]
 
 
@@ -159,14 +161,10 @@ def _filled_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     `path` itself stays: it may be where a disk is mounted, or the directory that a shell is in.
     """
-    building = path / f".building-{socket.gethostname()}-{os.getpid()}"
-    building.mkdir()
-    try:
+    with _own_folder(path) as building:
         yield building
         for entry in building.iterdir():
             entry.rename(path / entry.name)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -186,11 +184,9 @@ def whole_folder(path: epath.Path, last: str = "") -> Iterator[epath.Path]:
     """
     remote = "://" in os.fspath(path)
     parent = epath.Path(tempfile.gettempdir()) if remote else path.parent
-    building = parent / f".{path.name}.building-{socket.gethostname()}-{os.getpid()}"
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
-    building.mkdir()
-    try:
+    with _own_folder(parent, f".{path.name}") as building:
         yield building
         if last and (path / last).exists():
             return
@@ -205,8 +201,20 @@ def whole_folder(path: epath.Path, last: str = "") -> Iterator[epath.Path]:
             if not (path / last).exists():  # else another process has just put it there
                 shutil.rmtree(path, ignore_errors=True)
                 os.replace(building, path)
+
+
+@contextlib.contextmanager
+def _own_folder(parent: FolderT, name: str = "") -> Iterator[FolderT]:
+    """Makes a folder of this process, which holds a lock beside it, and removes both at the end."""
+    building = parent / f"{name}.building-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    descriptor = lock(f"{building}{LOCK}")
+    try:
+        building.mkdir()
+        yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        pathlib.Path(f"{building}{LOCK}").unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -323,14 +331,23 @@ def _copy(source: epath.Path, target: epath.Path, last: str) -> None:
 
 
 def _remove_abandoned(parent: epath.Path | pathlib.Path) -> None:
-    """Removes the folders that killed processes of this machine were building."""
-    ours = re.compile(rf".*\.building-{re.escape(socket.gethostname())}-(\d+)")
+    """Removes the folders that killed processes of this machine were building.
+
+    Containers may share the name of the machine, and have numbers of processes of their own: locks tell.
+    """
+    ours = re.compile(rf".*\.building-{re.escape(socket.gethostname())}-(\d+)(-[0-9a-f]+)?")
     for path in parent.iterdir():  # no glob, which would take brackets in the path for a pattern
-        match = ours.fullmatch(path.name)
+        match = ours.fullmatch(path.name.removesuffix(LOCK))
+        if not match or not path.exists():  # removed with the other of folder and lock
+            continue
         # A build with the number of this process is of an earlier container.
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
-            log.info("removing %s, left by a process that was killed", path)
-            shutil.rmtree(path, ignore_errors=True)
+        if int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1])):
+            continue
+        folder, held = path.with_name(match[0]), path.with_name(f"{match[0]}{LOCK}")
+        if _is_free(held):
+            log.info("removing %s, left by a process that was killed", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            held.unlink(missing_ok=True)
 
 
 def write_rows(path: epath.PathLike, rows: list[dict[str, Any]]) -> None:

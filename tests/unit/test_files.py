@@ -185,6 +185,23 @@ def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path):
         assert running.exists()
 
 
+def test_a_folder_in_which_a_container_writes_is_not_removed(tmp_path, caplog):
+    """It may have the name of this machine, and the number of this process."""
+    caplog.set_level("INFO")
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "new", tmp_path / "empty"):  # built beside it, and inside
+        with new_folder(output) as folder:
+            files._remove_abandoned(folder.parent)
+            assert folder.exists()
+    killed = f".x.building-{os.uname().nodename}-{os.getpid()}-0123abcd"
+    (tmp_path / killed).mkdir()
+    (tmp_path / f"{killed}{files.LOCK}").touch()
+    with new_folder(tmp_path / "other"):
+        assert not list(tmp_path.glob(".x.*"))
+    assert caplog.messages == [f"removing {tmp_path / killed}, left by a process that was killed"]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "new", "other"]
+
+
 def test_a_copy_to_a_bucket_gets_the_last_file_last(tmp_path, monkeypatch):
     source = tmp_path / "source"
     (source / "z").mkdir(parents=True)
