@@ -4,7 +4,6 @@ import abc
 import bz2
 import codecs
 import collections
-import copy
 import dataclasses
 import functools
 import itertools
@@ -22,7 +21,7 @@ from etils import epath
 
 from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.finding import find_files
+from bert_jax.corpus.sources.finding import Files, find_files
 from bert_jax.corpus.sources.formats import HEAD_BYTES, check_text
 from bert_jax.errors import UserError
 
@@ -183,7 +182,7 @@ def paragraphs_of(document: str) -> list[str]:
     return [line for part in document.replace("\0", "").split("\n") if (line := part.strip())]
 
 
-class FileSource:
+class FileSource(Files):
     """The files of a glob pattern, sorted by name; `~` works, and outside buckets `**`.
 
     Raises:
@@ -193,19 +192,11 @@ class FileSource:
     def __init__(
         self, spec: str, pattern: str, block: type[Block], options: dict[str, str], broken_files: str
     ):
-        self.spec, self._block, self._options, self._broken_files = spec, block, options, broken_files
-        self.paths = find_files(spec, pattern)
-        self.size = sum(epath.Path(path).stat().length for path in self.paths)
+        super().__init__(spec, find_files(spec, pattern))
+        self._block, self._options, self._broken_files = block, options, broken_files
 
     def fingerprint(self, digests: Digests) -> list[Any]:
         return [self._block.KIND, self._options, digests.of(self.paths)]
-
-    def parts(self) -> list["FileSource"]:
-        """Returns the files as sources of their own, in order."""
-        parts = [copy.copy(self) for _ in self.paths]
-        for part, path in zip(parts, self.paths, strict=True):
-            part.paths, part.size = [path], epath.Path(path).stat().length
-        return parts
 
     def chunks(self) -> Iterator[Block]:
         """Yields blocks that end between documents, of at least CHUNK_BYTES except for a file's last."""

@@ -1,10 +1,12 @@
 """Finds the files of a glob pattern on a local disk or in a bucket."""
 
 import contextlib
+import copy
 import functools
 import glob
 import os
 from collections.abc import Iterator
+from typing import Self
 
 from etils import epath
 
@@ -14,6 +16,25 @@ from bert_jax.paths import CLIENTS
 
 class MissingInput(UserError):
     """Raised if a source is not on this machine, so that no dataset can be compared with it."""
+
+
+class Files:
+    """The base of a source of files that are read one after the other."""
+
+    def __init__(self, spec: str, paths: list[str]):
+        self.spec, self.paths = spec, paths
+        self._sizes = [epath.Path(path).stat().length for path in paths]
+
+    @property
+    def size(self) -> int:
+        return sum(self._sizes)
+
+    def parts(self) -> list[Self]:
+        """Returns the files as sources of their own, in order."""
+        parts = [copy.copy(self) for _ in self.paths]
+        for part, path, size in zip(parts, self.paths, self._sizes, strict=True):
+            part.paths, part._sizes = [path], [size]
+        return parts
 
 
 def find_files(spec: str, pattern: str) -> list[str]:

@@ -7,7 +7,6 @@ pages.
 
 import bz2
 import collections
-import copy
 import dataclasses
 import functools
 import html
@@ -16,13 +15,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 
-from etils import epath
-
 from bert_jax.corpus.sources import wikitext
 from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.files import CHUNK_BYTES, FILLING, cut, read
-from bert_jax.corpus.sources.finding import MissingInput
+from bert_jax.corpus.sources.finding import Files, MissingInput
 from bert_jax.errors import UserError
 
 CLEANING = 2  # rises when the same dump gives other paragraphs
@@ -126,7 +123,7 @@ class Pages:
                 start = len(self.data) - len(rest)
 
 
-class MediaWikiSource:
+class MediaWikiSource(Files):
     """The dumps `paths`, in their order; indexes of dumps among them are passed over.
 
     Raises:
@@ -134,23 +131,15 @@ class MediaWikiSource:
     """
 
     def __init__(self, spec: str, paths: list[str], broken_files: str = "error"):
-        self.spec, self._broken_files = spec, broken_files
-        self.paths = [path for path in paths if not INDEX.search(path)]
+        super().__init__(spec, [path for path in paths if not INDEX.search(path)])
+        self._broken_files = broken_files
         if not self.paths:
             raise MissingInput(
                 f"data.source={spec!r}: {paths[0]} is an index; give the dump that it belongs to."
             )
-        self.size = sum(epath.Path(path).stat().length for path in self.paths)
 
     def fingerprint(self, digests: Digests) -> list[Any]:
         return ["mediawiki", CLEANING, digests.of(self.paths)]
-
-    def parts(self) -> list["MediaWikiSource"]:
-        """Returns the dumps as sources of their own, in order."""
-        parts = [copy.copy(self) for _ in self.paths]
-        for part, path in zip(parts, self.paths, strict=True):
-            part.paths, part.size = [path], epath.Path(path).stat().length
-        return parts
 
     def chunks(self) -> Iterator[Pages]:
         """Yields runs of whole pages, or of whole streams."""

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.broken import BrokenFile
 from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.files import NULL, few
+from bert_jax.corpus.sources.finding import Files
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.errors import UserError
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     share: float  # of the file, that has been read with it
 
 
-class TableSource:
+class TableSource(Files):
     """The rows of tables, in order; their column `data.text_field` is a document."""
 
     def __init__(
@@ -36,17 +36,12 @@ class TableSource:
         data: DataConfig,
     ):
         """Takes the files, and what reads (path, column) of one of them."""
-        self.spec, self.paths, self._read, self._data = spec, paths, read, data
-        self._sizes = [epath.Path(path).stat().length for path in paths]
-        self.size = sum(self._sizes)
+        super().__init__(spec, paths)
+        self._read, self._data = read, data
 
     def fingerprint(self, digests: Digests) -> list[Any]:
         options = {"invalid_utf8": self._data.invalid_utf8, "text_field": self._data.text_field}
         return [self.spec.partition(":")[0], options, digests.of(self.paths)]
-
-    def parts(self) -> list["TableSource"]:
-        """Returns the files as sources of their own, in order."""
-        return [type(self)(self.spec, [path], self._read, self._data) for path in self.paths]
 
     def chunks(self) -> Iterator[Texts]:
         """Yields the texts of each batch, cut into chunks.
