@@ -85,7 +85,7 @@ def test_the_fingerprint_is_the_published_one_on_every_machine(data, tmp_path):
     status = json.loads((tmp_path / "served/aawiki/20261001/dumpstatus.json").read_text())
     files = status["jobs"]["articlesmultistreamdump"]["files"]
     published = [[name, files[name]["sha1"]] for name in files if "index" not in name]
-    assert prints[0] == prints[1] == ["wikipedia", 1, "aa", "20261001", published]
+    assert prints[0] == prints[1] == ["wikipedia", 2, "aa", "20261001", published]
     assert not (tmp_path / "digests.json").exists()
 
 
