@@ -42,6 +42,7 @@ def halves(data):
     ("a.xml.zst", zstandard.compress(single())),
     ("a.xml.bz2", multistream() + b"\n"),
     ("a.xml.bz2", bz2.compress(single()) + b"\0\r\n"),
+    ("a.xml", single() + b"\n<!-- 2026-11-01 -->\n"),
     ("a.xml", single().replace(b"<revision>", b"<revision><text>Alt.</text></revision><revision>")),
     ("a.xml", b"\xef\xbb\xbf<?xml version='1.0'?>\n" + single()),
 ])  # fmt: skip
@@ -123,6 +124,7 @@ LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
 @pytest.mark.parametrize(("name", "content", "expected"), [
     ("a.xml", single()[:-30], "a.xml cannot be read from byte 2,"),
     ("a.xml", single().removesuffix(FOOT.encode()), "on (it ends before </mediawiki>): get the file again"),
+    ("a.xml", single() + HEAD.encode(), "on (it ends before </mediawiki>): get the file again"),
     ("a.xml.bz2", DUMP[:LAST], f"cannot be read from byte {LAST:,} on (it ends before </mediawiki>): get"),
     ("a.xml.bz2", DUMP[:-5], f"the bzip2 stream at byte {LAST:,} is broken (Compressed data ended"),
     ("a.xml.bz2", DUMP[:-5] + b"12345", f"the bzip2 stream at byte {LAST:,} is broken (Invalid data"),

@@ -31,7 +31,7 @@ HEAD_BYTES = 1 << 16  # of XML: 40 namespaces in a script of three bytes a lette
 INDEX = re.compile(r"-index\d*\.txt[^/]*$")
 DUMP = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
 NAMESPACE = re.compile(rb'<namespace key="(?:-2|6|14)"[^<>]*>([^<>]+)<')
-PAGE, PAGE_END, FOOT = b"<page>", b"</page>", b"</mediawiki>"
+PAGE, PAGE_END, ROOT, FOOT = b"<page>", b"</page>", b"<mediawiki", b"</mediawiki>"
 REDIRECT = re.compile(r"\s*#redirect", re.IGNORECASE)
 
 REDIRECTS = "redirects"
@@ -155,7 +155,8 @@ class MediaWikiSource(Files):
                     offset, done = offset + len(data), read_bytes
                 if not hidden:
                     _hidden(path, b"")  # an empty file
-                if not (_last_stream(data) if compressed else data).rstrip().endswith(FOOT):
+                last = _last_stream(data) if compressed else data
+                if last.rfind(FOOT) <= last.rfind(ROOT):  # dumps may be joined, and text may follow them
                     raise BrokenFile(path, f"byte {done:,}", f"it ends before {FOOT.decode()}")
             except BrokenFile as broken:
                 yield pages(b"", False, offset, 0, hidden, lost=broken.left_out(self._broken_files))
