@@ -10,6 +10,7 @@ from bert_jax.errors import UserError
 # Share of the characters of a text that a trained vocabulary has; the rest becomes [UNK]. SentencePiece's own
 # default, 0.9995, leaves colons and brackets out of English.
 CHARACTER_COVERAGE = 0.9999
+NO_CHARACTERS = "data.source has no characters that a tokenizer could learn; give other text."
 BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies write a byte of a rare character
 WORD_START = "▁"  # U+2581, how SentencePiece writes a space
 Span = tuple[int, int]  # [start, end)

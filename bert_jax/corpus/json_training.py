@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bert_jax.corpus.characters import CHARACTER_COVERAGE
+from bert_jax.corpus.characters import CHARACTER_COVERAGE, NO_CHARACTERS
 from bert_jax.corpus.json_tokenizer import JsonTokenizer
 from bert_jax.corpus.tokenizer import MASK, SPECIAL_PIECES
 from bert_jax.corpus.wordpiece import WordPieceTokenizer
@@ -60,13 +60,16 @@ def train_wordpiece(
     Words with characters beyond `character_coverage`, the most frequent ones, become [UNK].
 
     Raises:
-        UserError: if `vocab_size` is too small for the characters, or more than the words can fill.
+        UserError: if `vocab_size` is too small for the characters, or more than the words can fill, or if
+            these have no characters.
     """
     rules = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
     counts: collections.Counter[str] = collections.Counter()
     for text, count in word_counts.items():
         for word, _ in rules[1].pre_tokenize_str(rules[0].normalize_str(text)):
             counts[word] += count
+    if not counts:
+        raise UserError(NO_CHARACTERS)
     covered = _covered(counts, character_coverage)
     counts = collections.Counter({word: count for word, count in counts.items() if covered.issuperset(word)})
     # Else the trainer gives these ids in the order of a hash table.

@@ -10,7 +10,13 @@ import numpy as np
 import sentencepiece
 from google.protobuf.runtime_version import VersionError
 
-from bert_jax.corpus.characters import BYTE_FALLBACK, CHARACTER_COVERAGE, WORD_START, character_spans
+from bert_jax.corpus.characters import (
+    BYTE_FALLBACK,
+    CHARACTER_COVERAGE,
+    NO_CHARACTERS,
+    WORD_START,
+    character_spans,
+)
 from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 
@@ -151,7 +157,7 @@ class SentencePieceTokenizer(Tokenizer):
 def _vocab_size_error(message: str, vocab_size: int) -> UserError | None:
     """Translates an error of SentencePiece's trainer into the terms of the config; None if unknown."""
     if "all_chars_count" in message or "sentences_.empty()" in message:
-        return UserError("data.source has no characters that a tokenizer could learn; give other text.")
+        return UserError(NO_CHARACTERS)
     for pattern, remedy in (
         (r"Vocabulary size too high .* <= (\d+)", "more than this text can fill: use at most"),
         (r"smaller than required_chars. \d+ vs (\d+)", "too small for this text's characters: use at least"),

@@ -29,7 +29,7 @@ def test_a_field_that_holds_no_text(tmp_path, value, shown):
     )
 
 
-@pytest.mark.parametrize("tokenizer", ["unigram", "bpe"])
+@pytest.mark.parametrize("tokenizer", ["unigram", "bpe", "wordpiece"])
 def test_nothing_that_a_tokenizer_could_learn(tmp_path, tokenizer):
     path = write(tmp_path / "a.txt", "\x01 \x02\n")
     data = DataConfig(source=f"text:{path}", tokenizer=tokenizer)
