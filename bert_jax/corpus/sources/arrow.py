@@ -90,7 +90,7 @@ def read_arrow(path: str, name: str) -> Iterator[Batch]:
                 yield Batch(column, place / size)
             stream.seek(max(0, stream.tell() - len(END)))
             if stream.read(len(END)) != END:
-                raise pa.ArrowInvalid("it ends early")
+                raise pa.ArrowInvalid("it is cut there, or was written without the mark of its end")
         except (OSError, MemoryError, OverflowError, ValueError, pa.ArrowException) as error:
             if not place:
                 check_begin(path, head, (TABLE, END[:4]), "Arrow")
