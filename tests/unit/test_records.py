@@ -72,9 +72,11 @@ def test_compressed(tmp_path, suffix, compress):
     assert read_text(source, "data.train") == ("text\nä\n", ".tsv")
     assert read_bytes(source, "data.train") == ("text\nä\n".encode(), ".tsv")
     whole = compress(bytes(n * n % 251 for n in range(10_000)))
-    for broken in (whole[: len(whole) // 2], b"no such format", b"\x1f\x8b\x08\x00" + b"\xff" * 40):
+    for broken in (whole[: len(whole) // 2], b"\0no such format", b"\x1f\x8b\x08\x00" + b"\xff" * 40):
         with pytest.raises(UserError, match=rf"data.train=.*a.tsv{suffix} cannot be read"):
             read_records(write(tmp_path / f"a.tsv{suffix}", broken), "data.train")
+    with pytest.raises(UserError, match=rf"a.tsv{suffix} is not compressed but text; rename it"):
+        read_records(write(tmp_path / f"a.tsv{suffix}", b"text\na\n"), "data.train")
 
 
 @pytest.mark.parametrize(
