@@ -12,11 +12,10 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import PreparedDataset
 from bert_jax.corpus.index import Index
 from bert_jax.corpus.mixture import PreparedSources
-from bert_jax.corpus.sources.files import few
 from bert_jax.corpus.specs import NAMED, parse
 from bert_jax.data.batches import Batches
 from bert_jax.data.epoch_plan import EpochPlan, count_rows
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, few
 
 NO_NOT_NEXT, FEW_NOT_NEXT = 0.01, 0.25  # shares below which there is nothing, or little, to learn
 MANY_UNSPACED = 0.01  # share of the tokens

@@ -23,13 +23,12 @@ from bert_jax.corpus.sources.broken import BrokenFile, opened
 from bert_jax.corpus.sources.digests import Digests
 from bert_jax.corpus.sources.finding import Files, find_files
 from bert_jax.corpus.sources.formats import HEAD_BYTES, check_text
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, few
 
 CORPUS_GLOB = str(pathlib.Path(__file__).parents[1] / "embedded" / "*.txt.xz")
 CHUNK_BYTES = 1 << 20  # of text: small enough for many cores, large enough that most words repeat
 NOT_UTF8 = "lines or records that are not UTF-8 (data.invalid_utf8=skip)"
 NULL = "records whose text is null"
-MOST_NAMES = 10  # in a message
 NUL = "NUL"  # the reason of the UnicodeDecodeError for this byte
 # Of a long number the beginning will do: int() takes no more than 4,300 digits.
 JSON = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))
@@ -148,12 +147,6 @@ class JsonlBlock(Block):
             )
         # JSON may hold halves of surrogate pairs, which are no characters and cannot be written as UTF-8.
         return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def few(names: list[str], between: str = ", ") -> str:
-    """Joins names of fields for a message: the first MOST_NAMES, each in one line."""
-    shown = [json.dumps(name, ensure_ascii=False)[1:-1][:100] for name in names[:MOST_NAMES]]
-    return between.join(shown) + (f" and {len(names) - MOST_NAMES:,} more" if names[MOST_NAMES:] else "")
 
 
 def _decode(data: bytes) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.sources.broken import BrokenFile
 from bert_jax.corpus.sources.digests import Digests
-from bert_jax.corpus.sources.files import NULL, few
+from bert_jax.corpus.sources.files import NULL
 from bert_jax.corpus.sources.finding import Files
 from bert_jax.corpus.sources.texts import Texts
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, few
 
 if TYPE_CHECKING:
     import pyarrow as pa  # elsewhere where it is used: workers import this module, and read no tables
