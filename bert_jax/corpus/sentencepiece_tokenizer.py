@@ -120,7 +120,7 @@ class SentencePieceTokenizer(Tokenizer):
                 pad_piece="[PAD]", unk_piece="[UNK]", control_symbols="[CLS],[SEP],[MASK]", **options,
             )  # fmt: skip
         except RuntimeError as error:
-            raise _vocab_size_error(str(error), vocab_size) or error from None
+            raise _training_error(str(error), vocab_size) or error from None
         return cls(model.getvalue())
 
     def _encode_words(self, words):
@@ -154,7 +154,7 @@ class SentencePieceTokenizer(Tokenizer):
         return {self.FILE: self._model}
 
 
-def _vocab_size_error(message: str, vocab_size: int) -> UserError | None:
+def _training_error(message: str, vocab_size: int) -> UserError | None:
     """Translates an error of SentencePiece's trainer into the terms of the config; None if unknown."""
     if "all_chars_count" in message or "sentences_.empty()" in message:
         return UserError(NO_CHARACTERS)

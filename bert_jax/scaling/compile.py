@@ -134,8 +134,8 @@ class Compiled(NamedTuple):
         sent = alone = 0.0
         for found in self.collectives:
             if found.axes != SLICES:
-                passes = 2.0 if found.kind == "all-reduce" else 1.0  # a reduction and a gather
-                sent, alone = sent + passes * found.bytes, alone + passes * found.alone
+                trips = 2.0 if found.kind == "all-reduce" else 1.0  # a reduction and a gather
+                sent, alone = sent + trips * found.bytes, alone + trips * found.alone
         return Estimate(self.cycles / chip.clock + kernel, sent / chip.link, alone / chip.link)
 
 
