@@ -116,6 +116,7 @@ def test_a_page_that_is_too_long_is_counted_once(tmp_path):
 
 DUMP = multistream()
 BUB = bz2.compress("".join(PAGES[4:6]).encode())  # one of its streams
+ADA = bz2.compress("".join(PAGES[:2]).encode())  # the first stream of pages
 HEADLESS = DUMP.replace(BUB, b"B?" + BUB[2:])
 NEXT = "pages of other namespaces"  # the stream before it has two, and is whole
 LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
@@ -138,6 +139,15 @@ LAST = DUMP.rindex(b"BZh9")  # the stream of the foot
 ])  # fmt: skip
 def test_what_is_no_whole_dump_is_refused_in_one_line(tmp_path, name, content, expected):
     assert expected in message(f"mediawiki:{write(tmp_path / name, content)}")
+
+
+@pytest.mark.parametrize("broken", [b"B?" + ADA[2:], ADA[:90] + b"?" + ADA[91:]])
+def test_the_first_pages_may_be_broken(tmp_path, broken):
+    path = write(tmp_path / "a.xml.bz2", DUMP.replace(ADA, broken))
+    (source,) = open_sources(DataConfig(source=f"mediawiki:{path}", broken_files="skip"))
+    found = list(source.chunks())
+    assert [document for chunk in found for document in chunk.documents()] == DOCUMENTS[1:]
+    assert sum(chunk.left_out[mediawiki.BROKEN_STREAMS] for chunk in found) == 1
 
 
 @pytest.mark.parametrize(("name", "content", "documents", "lost"), [

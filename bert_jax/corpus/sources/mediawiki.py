@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import html
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -169,13 +170,17 @@ def _is_multistream(path: str) -> bool:
     """
     with opened(path) as file:
         data = file.read(2 * CHUNK_BYTES)
+    streams = itertools.islice(STREAM.finditer(data), 3)  # of the pages, one may be broken
+    head, *pages = (_begin(data[stream.start() :]) for stream in streams) if STREAM.match(data) else [b""]
+    return bool(head) and b"".join(pages).lstrip().startswith(PAGE)
+
+
+def _begin(data: bytes) -> bytes:
+    """Decompresses the beginning of a stream; empty if that is broken."""
     try:
-        head, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
-        head.decompress(data, HEAD_BYTES)
-        begin = second.decompress(head.unused_data, HEAD_BYTES) if head.eof else b""
-    except OSError:  # whoever reads it will say so
-        return False
-    return begin.lstrip().startswith(PAGE)
+        return bz2.BZ2Decompressor().decompress(data, HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def _decompress(data: bytes) -> tuple[bytes, bytes]:
