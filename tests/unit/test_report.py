@@ -114,7 +114,8 @@ def test_the_batch_is_that_of_the_phase(workdir):
     (workdir / "config.json").write_text(json.dumps(content))
     assert "256 rows of 16 tokens a step in this phase" in page_of(workdir, TRAINING)
     assert "64 rows of 128 tokens a step in this phase" in page_of(workdir, TRAINING, HELD_OUT)
-    assert "64 rows of 128 tokens a step in this phase" in page_of(workdir, TRAINING | {"step": 200})
+    finished = TRAINING | {"step": 200, "params_digest": "feedbeef"}
+    assert "64 rows of 128 tokens a step in the last phase" in page_of(workdir, finished)
 
 
 def test_fine_tuning_has_no_phases(workdir):
