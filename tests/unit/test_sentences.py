@@ -1,7 +1,9 @@
+import pytest
 import sentencex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_jax.corpus import sentences as sentences_lib
 from bert_jax.corpus.sentences import RULES, newer_rules, normalized, rules_of, split_sentences
 
 
@@ -37,6 +39,15 @@ def test_no_character_but_white_space_is_lost(paragraphs):
     sentences = split_sentences(paragraphs, "en")
     assert "".join("".join(sentences).split()) == "".join("".join(paragraphs).split())
     assert all(sentence == sentence.strip() != "" for sentence in sentences)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.text(st.sampled_from('他走了。！？「」（） \t\u3000.ab"“”'), max_size=80))
+def test_no_character_of_a_long_paragraph_is_lost(paragraph):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences_lib, "LONG", 8)
+        found = split_sentences([paragraph], "zh")
+    assert "".join("".join(found).split()) == "".join(paragraph.split())
 
 
 # What some languages have of their own: abbreviations, ordinal numbers, question marks.
