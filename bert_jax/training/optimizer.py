@@ -171,7 +171,8 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
 
 
 def _scale_by_ratio(update: jax.Array, weights: jax.Array) -> jax.Array:
-    weight_norm, update_norm = jnp.linalg.norm(weights.ravel()), jnp.linalg.norm(update.ravel())
+    # Not of a flat array: that of a matrix whose inner axis is split would be gathered.
+    weight_norm, update_norm = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (weights, update))
     ratio = weight_norm / jnp.where(update_norm == 0.0, 1.0, update_norm)
     return update * jnp.where((weight_norm == 0.0) | (update_norm == 0.0), 1.0, ratio)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from bert_jax.training.config import OptimizerConfig
 from bert_jax.training.mesh import path_name
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.schedules import make_schedule
-from tests.tiny import Training, mesh_of
+from tests.tiny import Training, mesh_of, random_batch
 
 
 @pytest.mark.parametrize(
@@ -148,3 +149,15 @@ def test_layers_below_learn_more_slowly(params, name):
         else:
             scale = 0.125 if path.startswith("encoder/embeddings/") else 1.0
         np.testing.assert_allclose(decayed[path], scale * update, rtol=1e-6, err_msg=path)
+
+
+def test_lamb_gathers_no_more_than_adamw_where_weights_are_split():
+    """Its norms are a number for each layer, whatever the axis that is split."""
+    gathered = {}
+    for name in ("adamw", "lamb"):
+        training = Training(mesh_of(fsdp=8), optimizer=OptimizerConfig(name=name))
+        with jax.set_mesh(training.mesh):
+            lowered = training.train_step.lower(training.abstract, random_batch(0, 16), jax.random.key(0))
+        gathered[name] = re.findall(r"= (\S+) all-gather\(", lowered.compile().as_text())
+    assert sorted(gathered["lamb"]) == sorted(gathered["adamw"])
+    assert gathered["adamw"]
