@@ -225,8 +225,9 @@ class Encoder(nnx.Module):
         states, outputs = jax.lax.scan(apply_group, states, groups, unroll=self.compute.unroll)
         parts = [outputs.reshape(whole, *first.shape)] if all_hidden_states else []
         if whole < layers:  # the beginning of another group
-            states, rest = apply_group(states, [layer_of(place) for place in range(whole, layers)])
-            parts.append(rest)
+            rest = [layer_of(place) for place in range(whole, layers)]
+            states, streams = apply_group(states, rest, looped=False)
+            parts.append(streams)
         if not all_hidden_states:
             return states[-1]
         parts[-1] = parts[-1].at[-1].set(states[-1])
@@ -245,15 +246,15 @@ class Encoder(nnx.Module):
             layer = nnx.merge(structure, weights)
             return layer(states, batch["sequence_ids"], turns[local], keys, causal, window)
 
-        if (remat := self.compute.remat) != "none":
-            policy = REMAT_POLICIES[remat]
-            unroll = self.compute.unroll  # in a loop nothing has to be prevented
-            apply_layer = jax.checkpoint(apply_layer, policy=policy, prevent_cse=unroll, static_argnums=0)
-
-        def apply_group(states, layers):
-            streams = []
+        def apply_group(states, layers, looped=not self.compute.unroll):
+            streams, apply = [], apply_layer
+            if (remat := self.compute.remat) != "none":
+                # Outside of a loop the compiler would find what is computed again, and keep it.
+                apply = jax.checkpoint(
+                    apply_layer, policy=REMAT_POLICIES[remat], prevent_cse=not looped, static_argnums=0
+                )
             for place, (number, weights) in enumerate(layers):
-                states = apply_layer(place > 0, states, number, weights)
+                states = apply(place > 0, states, number, weights)
                 streams.append(states[0])
             return states, jnp.stack(streams) if all_hidden_states else None
 

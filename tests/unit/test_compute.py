@@ -41,6 +41,14 @@ def test_remat_dots_computes_no_product_again_and_full_all_of_a_layer():
     assert kept["full"] < kept["dots"] < kept["none"]
 
 
+def test_layers_behind_the_last_whole_group_are_computed_again_too():
+    """Outside of the loop the compiler would merge that with the forward pass, and keep what it has."""
+    behind = {"num_hidden_layers": 1, "global_attn_every_n_layers": 2, "local_attention": 16}
+    compiled = (gradient_of(Compute(remat=remat), **behind).compile() for remat in ("none", "full"))
+    kept, again = (program.as_text().count(" dot(") for program in compiled)
+    assert again > kept
+
+
 def test_unrolled_layers_have_no_loop_and_a_barrier_keeps_what_is_computed_again():
     """Without a barrier the compiler would find that it is computed twice, and keep it instead."""
     scanned, unrolled, recomputed = (
