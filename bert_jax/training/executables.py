@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from bert_jax.training.memory import room_for
 from bert_jax.training.program import Program
 
 log = logging.getLogger("bert_jax")
@@ -32,6 +33,16 @@ class Executables:
             self._started[key] = self._thread.submit(_compile, program, shapes)
         return self._started[key]
 
+    @property
+    def failed(self) -> bool:
+        """Whether a step could not be compiled; known long before its phase begins."""
+        return any(future.done() and future.exception() for future in self._started.values())
+
+    def wait(self) -> None:
+        """Waits for all steps that are being compiled; raises the error of one that could not be."""
+        for future in self._started.values():
+            future.result()
+
     def close(self) -> None:
         """Waits for what is being compiled, which cannot be interrupted."""
         self._thread.shutdown(cancel_futures=True)
@@ -39,7 +50,7 @@ class Executables:
 
 def _compile(program: Program, shapes: Shapes) -> Step:
     start = time.perf_counter()
-    with jax.set_mesh(program.mesh):  # of this thread
+    with jax.set_mesh(program.mesh), room_for(program.config):  # the mesh is that of this thread
         batch = program.abstract_batch(shapes)
         step = program.train_step.lower(program.abstract, batch, program.abstract_key).compile()
     rows, tokens = shapes["input_ids"][0]

@@ -116,6 +116,8 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
                     log.info(
                         "stopped at step %d of %d; the same command resumes here", run.step, run.last_step
                     )
+                    run.checkpoints.wait()
+                    run.executables.wait()  # of a later phase: without its step the run could not end
                     return INTERRUPTED if stop.requested == signal.SIGINT else RESTART
                 run.finish()
                 return FINISHED
@@ -233,9 +235,10 @@ class Run:
         self.check(self.recorder.flush())
 
     def next_batch(self, program: Program, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
-        """Returns the next global batch; `stop_requested` of a row is 1 if its process was asked to stop."""
+        """Returns the next global batch; `stop_requested` of a row is 1 if its process has to stop."""
         start = time.perf_counter()
-        asked = np.full(len(program.rows), self.stop.requested is not None, np.float32)
+        ends = self.stop.requested is not None or self.executables.failed
+        asked = np.full(len(program.rows), ends, np.float32)
         batch = to_global(program.mesh, {**next(batches), "stop_requested": asked})
         self.recorder.add_wait(time.perf_counter() - start)
         return batch

@@ -14,9 +14,11 @@ from bert_jax.data.batch import batch_shapes
 from bert_jax.data.batches import Batches
 from bert_jax.errors import UserError
 from bert_jax.model.objectives import PretrainingObjective
+from bert_jax.training import executables
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.config import OptimizerConfig, TrainConfig
 from bert_jax.training.loop import train
+from bert_jax.training.memory import room_for
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MASK, MODEL, mesh_of
 
@@ -228,3 +230,21 @@ def test_a_step_that_does_not_fit_into_memory_is_an_error_of_the_config(tmp_path
     monkeypatch.setattr("bert_jax.training.executables._compile", full)
     with pytest.raises(UserError, match=r"Out of memory\). To make room use train\.remat=full"):
         train(config(), Faulty(), tmp_path)
+
+
+def test_a_later_phase_that_cannot_be_compiled_ends_the_run_at_once_and_loses_nothing(tmp_path, monkeypatch):
+    """Only when that phase begins it would have been weeks."""
+    compile_step = executables._compile
+
+    def second_is_too_large(program, shapes):
+        if shapes["input_ids"][0][0] == 32:
+            with room_for(program.config):
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return compile_step(program, shapes)
+
+    monkeypatch.setattr(executables, "_compile", second_is_too_large)
+    phases = ({"num_steps": 20_000}, {"num_steps": 10, "data": {"global_batch_size": 32}})
+    with pytest.raises(UserError, match=r"Out of memory\). To make room use train\.remat=full"):
+        train(config(phases, num_steps=0), Faulty(), tmp_path)
+    (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert 5 <= saved < 100
