@@ -65,7 +65,9 @@ class Program:
             config.train.gradient_accumulation_steps,
             compiler_options(mesh),
         )
-        self.evaluation_step = step_lib.make_evaluation_step(self.structure, objective)
+        self.evaluation_step = step_lib.make_evaluation_step(
+            self.structure, objective, config.train.gradient_accumulation_steps
+        )
         self._after: dict[ModelConfig, Program] = {}
 
     def of_phase(self, phase: Phase, objective: Objective) -> "Program":

@@ -179,11 +179,22 @@ def make_train_step(
     return train_step
 
 
-def make_evaluation_step(structure: nnx.GraphDef, objective: Objective) -> Any:
-    """Builds the jitted evaluation (params, batch) -> (terms, outputs), both replicated."""
-    return jax.jit(
-        lambda params, batch: objective.evaluate(nnx.merge(structure, params), batch), out_shardings=P()
-    )
+def make_evaluation_step(structure: nnx.GraphDef, objective: Objective, parts: int = 1) -> Any:
+    """Builds the jitted evaluation (params, batch) -> (terms, outputs), both replicated.
+
+    A batch is evaluated in as many `parts` as the update takes it: all at once it may not fit.
+    """
+
+    @functools.partial(jax.jit, out_shardings=P())
+    def evaluation_step(params, batch):
+        evaluate = functools.partial(objective.evaluate, nnx.merge(structure, params))
+        if parts == 1:
+            return evaluate(batch)
+        terms, outputs = jax.lax.map(evaluate, _micro_batches(batch, parts))
+        together = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), terms), together
+
+    return evaluation_step
 
 
 def _counts(batch: Batch, model: ModelConfig, causal: bool) -> Metrics:
@@ -214,8 +225,7 @@ def _accumulated(compute: Callable, inputs: Any, steps: int) -> Any:
     """Sums `compute(*micro)` over `steps` micro-batches of the rows of `inputs`, one in memory at a time."""
     if steps == 1:
         return compute(*inputs)
-    # Row r goes to micro-batch r % steps: every device keeps rows of its own in each of them.
-    micros = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), inputs)
+    micros = _micro_batches(inputs, steps)
     first = jax.tree.map(lambda x: x[0], micros)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, *first))
 
@@ -223,3 +233,8 @@ def _accumulated(compute: Callable, inputs: Any, steps: int) -> Any:
         return jax.tree.map(jnp.add, total, compute(*micro)), None
 
     return jax.lax.scan(add, zeros, micros)[0]
+
+
+def _micro_batches(inputs: Any, steps: int) -> Any:
+    """[B, …] -> [steps, B / steps, …]; row r is in r % steps: every device keeps rows of its own in each."""
+    return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), inputs)

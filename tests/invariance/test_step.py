@@ -18,6 +18,7 @@ from bert_jax.model.dropout import dropout, fold_in_each
 from bert_jax.model.encoder import EMBEDDING_DROPOUT, LAYER_DROPOUT
 from bert_jax.model.objectives import CausalObjective, PretrainingObjective
 from bert_jax.training.mesh import to_global
+from bert_jax.training.step import make_evaluation_step
 from tests.tiny import EURO, MASK, MODEL, MODERN, Training, mesh_of, random_batch
 
 STEPS, ROWS, TOLERANCE = 20, 16, 1e-9
@@ -199,6 +200,30 @@ def test_logits_over_a_split_vocabulary_are_never_gathered():
         r"f32\[([\d,]+)\]", program
     )  # rows of a device, predictions, half the words
     assert [shape for shape in shapes if re.search(r",(65|66)$", shape)] == []
+
+
+@pytest.mark.parametrize("axes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_an_evaluation_in_parts_is_that_of_the_whole_batch(axes):
+    """Sums, and outputs in the order of the rows, with less in memory at a time."""
+
+    class Objective(PretrainingObjective):
+        def evaluate(self, model, batch):
+            return super().evaluate(model, batch)[0], {"ids": batch["input_ids"]}
+
+    training, batch = training_on(axes), random_batch(0, ROWS)
+    params = training.initial_state().params
+    with jax.set_mesh(training.mesh):
+        steps = [
+            make_evaluation_step(training.structure, Objective(MASK, np.arange(65.0)), parts).lower(
+                params, to_global(training.mesh, batch)
+            ).compile()
+            for parts in (1, 4)
+        ]  # fmt: skip
+        (whole, _), (parts, outputs) = (step(params, to_global(training.mesh, batch)) for step in steps)
+    jax.tree.map(close, parts, whole)
+    np.testing.assert_array_equal(outputs["ids"], batch["input_ids"])
+    memory = [step.memory_analysis().temp_size_in_bytes for step in steps]
+    assert memory[1] < memory[0]
 
 
 def test_dropout_of_a_step_follows_key_and_step(one_device):
