@@ -1,6 +1,7 @@
 """Measures the training step."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from bert_jax.corpus import mixture
 from bert_jax.corpus.config import DataConfig
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.pretraining import Pretraining
+from bert_jax.training.memory import room_for
 from bert_jax.training.mesh import make_mesh, to_global
 from bert_jax.training.program import Program
 from bert_jax.training.step import TrainState
@@ -57,18 +59,27 @@ class CompiledStep:
 
 def measure(config: Config, data_dir: str, repeats: int) -> None:
     """Measures the compiled training step of each phase on a real batch, without input."""
+    rows: list[list[str]] = []
+    try:
+        rows.extend(_measured(config, data_dir, repeats))
+    finally:  # also where the step of a later phase does not fit
+        print(text_table(rows, ["rows × tokens", "step", *COLUMNS], left=2))
+
+
+def _measured(config: Config, data_dir: str, repeats: int) -> Iterator[list[str]]:
     dataset = mixture.prepare(config.data, config.model.vocab_size, data_dir)
     task, mesh = Pretraining(config, dataset), make_mesh(config.mesh)
-    whole, rows = Program(config, task.objective, mesh), []
+    whole = Program(config, task.objective, mesh)
     with jax.set_mesh(mesh):
-        state = whole.initial_state(whole.random_params())
+        with room_for(config):
+            state = whole.initial_state(whole.random_params())
         for phase in config.phase_list():
-            program = whole.of_phase(phase, task.objective_of(phase))
-            step = CompiledStep(program, state, next(iter(task.batches(phase, 0, program.rows))))
-            (seconds,) = in_turns({"step": step.run}, repeats).values()
+            with room_for(phase.config):
+                program = whole.of_phase(phase, task.objective_of(phase))
+                step = CompiledStep(program, state, next(iter(task.batches(phase, 0, program.rows))))
+                (seconds,) = in_turns({"step": step.run}, repeats).values()
             state = step.state
-            rows.append([shape(phase.config.data), described(program), *step.measured(seconds).cells()])
-    print(text_table(rows, ["rows × tokens", "step", *COLUMNS], left=2))
+            yield [shape(phase.config.data), described(program), *step.measured(seconds).cells()]
 
 
 def shape(data: DataConfig) -> str:
