@@ -67,11 +67,14 @@ def _sent(line: str, computation: str, mesh_shape: dict[str, int]) -> Iterator[t
     """Yields (kind, axes, dtype, bytes) of every array that an instruction sends to other devices."""
     if match := re.match(rf"(.*?) ({KINDS})(-start)?\(", line):
         shapes = _shapes(match[1])
-        if match[3] and match[2] in ("collective-permute", "all-gather"):
-            shapes = shapes[:1] if match[2] == "collective-permute" else shapes[1:2]  # (input, output, …)
+        if match[3] and match[2] == "collective-permute":
+            shapes = shapes[:1]
+        elif match[3] and match[2] == "all-gather":  # (input, output, …), or ((inputs), (outputs))
+            shapes = shapes[len(shapes) // 2 :] if match[1].startswith("((") else shapes[1:2]
+        whole = len(_group(line, math.prod(mesh_shape.values()))) if match[2] == "reduce-scatter" else 1
         if axes := _axes(line, mesh_shape):
             for dtype, size in shapes:
-                yield _kind(match[2], computation), axes, dtype, size
+                yield _kind(match[2], computation), axes, dtype, size * whole
     elif match := re.match(r"\((\w+\[[\d,]*\]).*? send\(.*_xla_megascale_transfer_type=\"(\w+)\"", line):
         # Between slices every device sends its share of the slice's sum.
         ((dtype, size),) = _shapes(match[1])

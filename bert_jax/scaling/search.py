@@ -14,7 +14,7 @@ from bert_jax.training.mesh import count_slices
 
 FIRST_ROWS = 8  # of a device
 MOST_ROWS = 4096  # of a device; the smallest networks would fit many more
-MOST_FSDP = 64  # devices that parameters are split over
+MOST_FSDP = 16  # devices that parameters are split over; beyond, gathers send twice the bytes (docs/pods.md)
 SHOWN = ("data.global_batch_size", "train.remat", "mesh.fsdp")  # in every attempt's line, changed or not
 
 

@@ -40,6 +40,8 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
         UserError: if libtpu is missing, has another version than JAX requires, or does not know the topology.
     """
     if name == "local":
+        if slices > 1:
+            raise UserError(f"--slices={slices} is for TPUs; leave it out with --topology=local.")
         return jax.devices()
     _check_libtpu()
     # Without these libtpu looks for a TPU for minutes.
@@ -57,7 +59,10 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
         raise UserError(
             f"--topology={name}: the TPU compiler does not support it ({reason}); names look like {EXAMPLES}."
         ) from None
-    return list(topology.devices)
+    devices: list[Any] = list(topology.devices)
+    if (kind := devices[0].device_kind) not in CHIPS:
+        raise UserError(f"--topology={name}: there are no rates of {kind} to plan with; take {EXAMPLES}.")
+    return devices
 
 
 def capacity(device: Any) -> int:

@@ -102,6 +102,20 @@ def test_collectives_of_a_program():
     ]
 
 
+def test_collectives_of_other_compilers():
+    """On CPU and GPU a scatter is an instruction of its own, and gathers are joined."""
+    program = """
+ENTRY %main (z: f32[64]) -> f32[] {
+  %s = f32[8]{0} reduce-scatter(%z), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%sum
+  %g = ((f32[8], f32[16]), (f32[32], f32[64])) all-gather-start(%a, %b), replica_groups={{0,1,2,3}}
+}
+"""
+    assert collectives(program, {"data": 1, "fsdp": 4, "tensor": 1}) == [
+        Collective("all-gather", "fsdp", "f32", (32 + 64) * 4, 2),
+        Collective("reduce-scatter", "fsdp", "f32", 8 * 4 * 4, 1, alone=8 * 4 * 4),
+    ]
+
+
 def test_collectives_between_slices():
     """Two slices of two devices: each sends half of the 16 numbers that its slice has summed."""
     program = """

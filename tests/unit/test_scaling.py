@@ -207,7 +207,7 @@ def lay_out_slices(inner, outer, *_, **__):
     return lay_out(tuple(np.multiply(inner, outer)))
 
 
-@pytest.mark.parametrize(("hidden_size", "fsdp"), [(96, 32), (768, 64), (80, 16), (7, 1)])
+@pytest.mark.parametrize(("hidden_size", "fsdp"), [(96, 16), (1024, 16), (40, 8), (7, 1)])
 def test_parameters_are_split_over_what_divides_the_hidden_size(hidden_size, fsdp):
     devices = [types.SimpleNamespace(platform="cpu")] * 256
     config = types.SimpleNamespace(model=types.SimpleNamespace(hidden_size=hidden_size))
@@ -279,3 +279,13 @@ def test_jax_says_which_libtpu_it_wants():
 def test_a_mesh_that_does_not_fit_is_an_error_before_compiling():
     with pytest.raises(UserError, match="do not fit 8 devices"):
         compile_step(dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=3)), jax.devices())
+
+
+def test_topologies_that_cannot_be_planned_for_are_refused_before_a_compilation(monkeypatch):
+    old = types.SimpleNamespace(devices=[types.SimpleNamespace(device_kind="TPU v3")])
+    monkeypatch.setattr(topology, "_check_libtpu", lambda: None)
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", lambda **_: old)
+    with pytest.raises(UserError, match=r"--topology=v3:2x2: there are no rates of TPU v3 .* take v5e:4x4"):
+        topology.topology_devices("v3:2x2")
+    with pytest.raises(UserError, match="--slices=2 is for TPUs; leave it out with --topology=local"):
+        topology.topology_devices("local", slices=2)
