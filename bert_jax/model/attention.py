@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from bert_jax.model.dropout import dropout
 from bert_jax.model.kernels import KERNELS, fits, fused
 from bert_jax.model.layers import PRODUCT
-from bert_jax.model.partition import AXES
+from bert_jax.model.partition import AXES, TENSOR, axis_size
 from bert_jax.model.positions import rotate
 
 log = logging.getLogger("bert_jax")
@@ -52,8 +52,8 @@ def attention(
         score is the most negative number, its probability exactly 0, so that what another sequence of the row
         holds cannot change a single bit.
     """
-    drops = dropout_keys is not None and dropout_rate > 0.0
-    if drops or kind == "plain" or not fits(kind, query):
+    if kind != "plain" and (obstacle := _obstacle(kind, query, dropout_keys, dropout_rate)):
+        _say_plain(kind, obstacle)
         kind = "plain"
     if turns is not None and kind != KERNELS["tpu"]:  # that one turns them in fast memory
         query, key, turns = rotate(query, turns), rotate(key, turns), None
@@ -67,6 +67,22 @@ def attention(
 
     # Heads before tokens, once: the products are then plain batched matrix products on every platform.
     return _on_platform(attend, *(x.swapaxes(1, 2) for x in (query, key, value))).swapaxes(1, 2)
+
+
+def _obstacle(kind, query, dropout_keys, dropout_rate):
+    """Why a kernel cannot be used; "" if it can."""
+    if dropout_keys is not None and dropout_rate > 0.0:
+        return f"model.attention_dropout={dropout_rate:g}"
+    _, tokens, heads, size = query.shape
+    if fits(kind, query):
+        return ""
+    split = f" over mesh.tensor={devices}" if (devices := axis_size(TENSOR)) > 1 else ""
+    return f"rows of {tokens} tokens with {heads} heads of {size} numbers{split} in {query.dtype.name}"
+
+
+@functools.cache  # once, though every trace asks
+def _say_plain(kind, obstacle):
+    log.warning("plain attention: the kernel %s is not for %s (docs/configs.md)", kind, obstacle)
 
 
 def _on_platform(attend, *heads):

@@ -1,6 +1,7 @@
 """How a network computes: what remat keeps, which kernel is traced, which dtype this CPU can multiply."""
 
 import dataclasses
+import logging
 import types
 
 import jax
@@ -10,6 +11,8 @@ import pytest
 from flax import nnx
 
 from bert_jax.errors import UserError
+from bert_jax.model import attention as attention_lib
+from bert_jax.model.attention import attention
 from bert_jax.model.encoder import Compute
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.model.layers import dense
@@ -141,3 +144,35 @@ def test_weight_gradients_of_16_bit_numbers_are_sums_in_float32():
         assert dkernel.dtype == dbias.dtype == jnp.float32
         np.testing.assert_array_equal(dkernel, expected)
         np.testing.assert_array_equal(dbias, gradient.sum((0, 1)))
+
+
+def test_a_run_is_told_once_why_it_has_no_kernel(caplog):
+    x, ids = jnp.ones((2, 96, 2, 64), jnp.bfloat16), jnp.ones((2, 96), jnp.int32)
+    attention_lib._say_plain.cache_clear()
+    with caplog.at_level(logging.WARNING, "bert_jax"):
+        for _ in range(2):
+            attention(x, x, x, ids, kind="mosaic")
+            attention(x, x, x, ids, jax.random.split(jax.random.key(0)), 0.1, "mosaic")
+        attention(x, x, x, ids)
+    assert caplog.messages == [
+        f"plain attention: the kernel mosaic is not for {obstacle} (docs/configs.md)"
+        for obstacle in (
+            "rows of 96 tokens with 2 heads of 64 numbers in bfloat16",
+            "model.attention_dropout=0.1",
+        )
+    ]
+
+
+def test_bias_gradients_on_tpu_are_the_sums_of_columns(monkeypatch):
+    """The matrix unit adds them up, in float32: of whole numbers that bfloat16 has, every sum is exact."""
+
+    def on_tpu(*arguments, tpu=None, default, **_):
+        return (tpu or default)(*arguments)
+
+    monkeypatch.setattr("bert_jax.model.layers.lax.platform_dependent", on_tpu)
+    gradient = np.random.default_rng(0).integers(-128, 129, (4, 300, 5))
+    x, kernel = jnp.zeros((4, 300, 3), jnp.bfloat16), jnp.zeros((3, 5))
+    _, backward = jax.vjp(lambda bias: dense(x, kernel, bias, jnp.bfloat16), jnp.zeros(5))
+    (found,) = backward(jnp.asarray(gradient, jnp.bfloat16))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, gradient.sum(axis=(0, 1)))
