@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import with_layout_constraint
 
 from bert_jax.benchmarks.measure import in_turns
 from bert_jax.config import Config
-from bert_jax.model.layers import ROW_MAJOR
+from bert_jax.model.layers import row_major
 from bert_jax.report.text_table import text_table
 
 DTYPES = ("float32", "bfloat16")
@@ -34,7 +33,7 @@ FORMS = {
     "x.T @ g, transposed": Form("x", "g", lambda x, g: x.T @ g),
     "x.T @ g, contracted": Form("x", "g", functools.partial(jnp.tensordot, axes=((0,), (0,)))),
     "x.T @ g, behind a barrier": Form("x", "g", lambda x, g: jax.lax.optimization_barrier(x.T) @ g),
-    "x.T @ g, transposed in memory": Form("x", "g", lambda x, g: with_layout_constraint(x.T, ROW_MAJOR) @ g),
+    "x.T @ g, transposed in memory": Form("x", "g", lambda x, g: row_major(x.T) @ g),
 }
 
 

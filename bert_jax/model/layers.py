@@ -15,7 +15,6 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-ROW_MAJOR = Layout((0, 1))
 EVEN = 64  # features: of multiples, GPUs have their best kernels
 PRODUCT = "product"  # the name of what remat policies keep: products, and sums that are made of them
 
@@ -53,6 +52,8 @@ def _dense_backward(_, residuals, gradient):
     dbias = None if bias is None else _bias_gradient(gradient, bias.dtype)
     gradient = gradient.astype(x.dtype)
     dx = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
+    # The attention kernel takes rows: in any other layout dx would be copied before it.
+    dx = lax.platform_dependent(dx, tpu=row_major, default=lambda dx: dx)
     return dx, _kernel_gradient(x, gradient, kernel.dtype), dbias
 
 
@@ -63,11 +64,18 @@ def _bias_gradient(gradient, dtype):
         rows = gradient.reshape(-1, gradient.shape[-1])
         return jnp.dot(jnp.ones(rows.shape[0], rows.dtype), rows, preferred_element_type=dtype)
 
+    def eightfold(gradient):
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        ones = jnp.ones((8, rows.shape[0]), rows.dtype)
+        return jnp.dot(ones, rows, preferred_element_type=dtype)[0]
+
     def summed(gradient):
         return jnp.sum(gradient, axis=tuple(range(gradient.ndim - 1)), dtype=dtype)
 
     if gradient.dtype.itemsize == 2:
-        return summed(gradient)
+        # The matrix units of a TPU are idle where its vector units add up columns. They do the same, exactly,
+        # with a whole tile of ones; a product with fewer would be turned into a sum.
+        return lax.platform_dependent(gradient, tpu=eightfold, default=summed)
     # XLA's sum is slow on CPUs where the last axis is long, as that of the vocabulary.
     return lax.platform_dependent(gradient, cpu=product, default=summed)
 
@@ -80,8 +88,7 @@ def _kernel_gradient(x, gradient, dtype):
         return lax.dot_general(x, gradient, ((leading, leading), ((), ())), preferred_element_type=dtype)
 
     def product(rows, columns):
-        result = jnp.dot(with_layout_constraint(rows, ROW_MAJOR), columns, preferred_element_type=dtype)
-        return with_layout_constraint(result, ROW_MAJOR)
+        return row_major(jnp.dot(row_major(rows), columns, preferred_element_type=dtype))
 
     def transposed(x, gradient):
         x, gradient = (each.reshape(-1, each.shape[-1]) for each in (x, gradient))
@@ -95,6 +102,11 @@ def _kernel_gradient(x, gradient, dtype):
     if x.dtype.itemsize > 2 and not mesh.empty and mesh.size > 1:
         return contracted(x, gradient)
     return lax.platform_dependent(x, gradient, cpu=transposed, default=contracted)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Has x lie in memory with its last axis in one piece, where the compiler could choose another order."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
