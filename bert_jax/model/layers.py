@@ -52,8 +52,6 @@ def _dense_backward(_, residuals, gradient):
     dbias = None if bias is None else _bias_gradient(gradient, bias.dtype)
     gradient = gradient.astype(x.dtype)
     dx = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
-    # The attention kernel takes rows: in any other layout dx would be copied before it.
-    dx = lax.platform_dependent(dx, tpu=row_major, default=lambda dx: dx)
     return dx, _kernel_gradient(x, gradient, kernel.dtype), dbias
 
 
@@ -64,10 +62,10 @@ def _bias_gradient(gradient, dtype):
         rows = gradient.reshape(-1, gradient.shape[-1])
         return jnp.dot(jnp.ones(rows.shape[0], rows.dtype), rows, preferred_element_type=dtype)
 
-    def eightfold(gradient):
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        ones = jnp.ones((8, rows.shape[0]), rows.dtype)
-        return jnp.dot(ones, rows, preferred_element_type=dtype)[0]
+    def eightfold(gradient):  # and not of flat rows: axes that are split over the mesh would be gathered
+        leading = gradient.shape[:-1]
+        ones = jnp.ones((8, *leading), gradient.dtype)
+        return jnp.tensordot(ones, gradient, len(leading), preferred_element_type=dtype)[0]
 
     def summed(gradient):
         return jnp.sum(gradient, axis=tuple(range(gradient.ndim - 1)), dtype=dtype)
