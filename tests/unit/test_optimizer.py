@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from bert_jax.training.config import OptimizerConfig
 from bert_jax.training.mesh import path_name
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.schedules import make_schedule
-from tests.tiny import Training, mesh_of, random_batch
+from tests.tiny import Training, mesh_of
 
 
 @pytest.mark.parametrize(
@@ -151,13 +150,11 @@ def test_layers_below_learn_more_slowly(params, name):
         np.testing.assert_allclose(decayed[path], scale * update, rtol=1e-6, err_msg=path)
 
 
-def test_lamb_gathers_no_more_than_adamw_where_weights_are_split():
+def test_lamb_gathers_nothing_where_weights_are_split():
     """Its norms are a number for each layer, whatever the axis that is split."""
-    gathered = {}
-    for name in ("adamw", "lamb"):
-        training = Training(mesh_of(fsdp=8), optimizer=OptimizerConfig(name=name))
-        with jax.set_mesh(training.mesh):
-            lowered = training.train_step.lower(training.abstract, random_batch(0, 16), jax.random.key(0))
-        gathered[name] = re.findall(r"= (\S+) all-gather\(", lowered.compile().as_text())
-    assert sorted(gathered["lamb"]) == sorted(gathered["adamw"])
-    assert gathered["adamw"]
+    training = Training(mesh_of(fsdp=8), optimizer=OptimizerConfig(name="lamb"))
+    params, state = training.abstract.params, training.abstract.opt_state
+    with jax.set_mesh(training.mesh):
+        program = jax.jit(training.optimizer.update).lower(params, state, params).compile().as_text()
+    assert "all-reduce(" in program
+    assert "all-gather(" not in program
