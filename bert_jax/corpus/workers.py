@@ -5,7 +5,6 @@ import concurrent.futures
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,10 @@ class Workers:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         env["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
         pipe = subprocess.PIPE
-        self._processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env) for _ in range(count)]
+        # In groups of their own: Ctrl-C in a terminal, which the parent handles, reaches them at no moment.
+        self._processes = [
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, process_group=0) for _ in range(count)
+        ]
         self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -88,7 +90,6 @@ def available_cores() -> int:
 
 def serve() -> None:
     """Runs in a worker: reads (pickled function, item) and writes (succeeded, result or exception)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the replies
     call, function = b"", abs

@@ -56,6 +56,13 @@ def test_workers_end_with_their_parent():
     assert [is_running(pid) for pid in pids] == [False, False]
 
 
+def test_ctrl_c_in_a_terminal_reaches_no_worker():
+    """It goes to the group of the command, also while its workers still import what they need."""
+    with Workers(2) as workers:
+        groups = {os.getpgid(process.pid) for process in workers._processes}
+    assert os.getpgid(0) not in groups
+
+
 def is_running(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
