@@ -62,7 +62,7 @@ def _is_elsewhere(error: OSError, folder: epath.Path) -> bool:
 def tell_of_unfinished(data_dir: epath.Path, directory: epath.Path) -> None:
     """Logs which folders of the data directory are builds of other datasets that nobody goes on with."""
     for folder in abandoned_folders(data_dir):
-        if directory.name not in folder.name and worth_keeping(folder):
+        if directory.name not in folder.name:
             log.info(
                 "%s is an unfinished dataset of other text or settings; delete it if it is not needed", folder
             )

@@ -195,8 +195,9 @@ def test_text_that_changed_is_not_gone_on_with(data, tmp_path, monkeypatch):
     assert [entry.name for entry in (tmp_path / "data_dir").iterdir()] == ["digests.json"]
 
 
-def test_others_that_are_unfinished_are_named_and_kept(data, tmp_path, monkeypatch, caplog):
-    stop_at(monkeypatch, 6, KeyboardInterrupt)
+@pytest.mark.parametrize("shard", [1, 6])
+def test_others_that_are_unfinished_are_named_and_kept(data, tmp_path, monkeypatch, caplog, shard):
+    stop_at(monkeypatch, shard, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(data, V, tmp_path / "data_dir", workers=1)
     (folder,) = (tmp_path / "data_dir").glob(".*.building")
