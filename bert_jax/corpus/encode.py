@@ -37,9 +37,10 @@ def train_tokenizer(
     Raises:
         UserError: if there is no text, or the vocabulary size does not fit it.
     """
-    counts = count_sample(sources, data.tokenizer_sample_mb * 10**6, workers)
+    counts, left_out = count_sample(sources, data.tokenizer_sample_mb * 10**6, workers)
     if not counts:
-        raise UserError(f"data.source={data.source!r} has no text: every document is empty.")
+        lost = ", ".join(f"{count:,} {reason} left out" for reason, count in left_out.items())
+        raise UserError(f"data.source={data.source!r} has no text: {lost or 'every document is empty'}.")
     if data.tokenizer == "byte_bpe":
         return train_byte_bpe(counts, vocab_size, data.lowercase)
     if data.tokenizer == "wordpiece":

@@ -16,9 +16,15 @@ LONGEST_WORD = 1 << 14  # characters; SentencePiece's trainer leaves out what is
 log = logging.getLogger("bert_jax")
 
 
-def count_sample(sources: Sequence[Source], max_bytes: int, workers: Workers) -> collections.Counter[str]:
-    """Counts the words of at most `max_bytes` of text, drawn evenly from all sources."""
-    sample = Sample(len(sources), max_bytes)
+def count_sample(
+    sources: Sequence[Source], max_bytes: int, workers: Workers
+) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """Counts the words of at most `max_bytes` of text, drawn evenly from all sources.
+
+    Returns:
+        The counts of the words, and of what was left out meanwhile, by a reason for people.
+    """
+    sample, left_out = Sample(len(sources), max_bytes), collections.Counter[str]()
 
     def wanted() -> Iterator[tuple[int, int, Chunk]]:
         for source, opened in enumerate(sources):
@@ -26,12 +32,13 @@ def count_sample(sources: Sequence[Source], max_bytes: int, workers: Workers) ->
                 if sample.wants(source, number):
                     yield source, number, chunk
 
-    for source, number, size, counts in workers.map(_count, wanted()):
+    for source, number, size, counts, lost in workers.map(_count, wanted()):
         sample.add(source, number, size, counts)
+        left_out += lost
     short = names([source.spec for source in sources])
     shares = (f"{name} {sample.bytes_of(number) / 1e6:.1f} MB" for number, name in enumerate(short))
     log.info("tokenizer: words of %s of text", ", ".join(shares))
-    return sample.total()
+    return sample.total(), left_out
 
 
 @dataclasses.dataclass
@@ -107,9 +114,9 @@ class Sample:
         return bool(several)
 
 
-def _count(item: tuple[int, int, Chunk]) -> tuple[int, int, int, collections.Counter[str]]:
+def _count(item: tuple[int, int, Chunk]) -> tuple[int, int, int, collections.Counter, collections.Counter]:
     source, number, chunk = item
-    return source, number, chunk.size, count_words(chunk)
+    return source, number, chunk.size, count_words(chunk), chunk.left_out
 
 
 def count_words(chunk: Chunk) -> collections.Counter[str]:
