@@ -5,6 +5,7 @@ import copy
 import functools
 import glob
 import os
+import re
 from collections.abc import Iterator
 from typing import Self
 
@@ -105,12 +106,12 @@ def _matches(spec: str, pattern: str) -> list[str]:
         hint = f"there are only directories, use {spec.rstrip('/')}/*"
     elif not remote and os.path.isdir(folder or ".") and not os.access(folder or ".", os.R_OK | os.X_OK):
         hint = f"{folder or '.'} may not be read; correct its permissions (chmod u+rx)"
+    elif re.search(r",|\s\w+:", pattern) or " " in rest:
+        hint += "; several sources are KIND:GLOB,KIND:GLOB"
     elif "[" in rest:
         hint += "; [ ] stands for one of the characters inside, and [[] for a bracket in a name"
     elif "@" in rest:
         hint += "; a weight is a decimal number, as in KIND:GLOB@0.7,KIND:GLOB@0.3"
-    elif "," in rest or " " in rest:
-        hint += "; several sources are KIND:GLOB,KIND:GLOB"
     raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
 
 
