@@ -19,6 +19,7 @@ from bert_jax.corpus.config import DataConfig
 from bert_jax.corpus.dataset import find, prepare
 from bert_jax.corpus.encode import serialized_example
 from bert_jax.corpus.sources import files, open_sources
+from bert_jax.errors import UserError
 from tests.source_files import message, read, write
 
 LOST = "rest of a broken file: {} from {} on ({}; data.broken_files=skip)"
@@ -209,6 +210,22 @@ def test_what_is_no_table(tmp_path, kind, content, expected):
     assert message(f"{kind}:{path}").startswith(f"{path} {expected}")
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "remedy"),
+    [
+        ("arrow", b"PAR1", "read it with parquet:."),
+        ("parquet", b"ARROW1\0\0", "read it with arrow:."),
+        ("parquet", b"\xff\xff\xff\xff", "read it with arrow:."),
+        ("arrow", b"FEA1", "it is Feather of version 1: write it again with version 2, which arrow: reads."),
+    ],
+)
+def test_a_table_of_another_kind(tmp_path, kind, content, remedy):
+    path = write(tmp_path / "a.bin", content + bytes(99))
+    found = message(f"{kind}:{path}")
+    assert found.startswith(f"{path} is no {kind.capitalize()} file: it begins with ")
+    assert found.endswith(f"; {remedy}")
+
+
 @pytest.fixture
 def array_record(tmp_path):
     """A TFDS dataset of one ArrayRecord file; its directory and the file."""
@@ -278,3 +295,10 @@ def test_prepared_up_to_the_breaks_is_another_dataset(tmp_path, caplog):
     assert f"left out 1 {lost}" in caplog.text
     assert find(skipping, 300, data_dir) == dataset
     assert find(DataConfig(source=f"text:{path}", **settings), 300, data_dir) is None
+
+
+def test_text_that_is_all_lost_says_why(tmp_path):
+    path = write(tmp_path / "a.gz", COMPRESSED["gz"][:5])
+    data = DataConfig(source=f"text:{path}", tokenizer="bpe", broken_files="skip")
+    with pytest.raises(UserError, match=r"has no text: 1 rest of a broken file: .* left out\.$"):
+        prepare(data, 300, tmp_path / "data_dir", workers=1)

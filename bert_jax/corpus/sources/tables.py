@@ -17,6 +17,13 @@ from bert_jax.errors import UserError, few
 if TYPE_CHECKING:
     import pyarrow as pa  # elsewhere where it is used: workers import this module, and read no tables
 
+TABLES = {  # how files of tables begin -> what reads them
+    b"PAR1": "read it with parquet:",
+    b"ARROW1": "read it with arrow:",
+    b"\xff\xff\xff\xff": "read it with arrow:",
+    b"FEA1": "it is Feather of version 1: write it again with version 2, which arrow: reads",
+}
+
 
 class Batch(NamedTuple):
     """Rows of the text column of a file."""
@@ -101,10 +108,10 @@ def check_text_column(schema: "pa.Schema", name: str, where: str) -> None:
 def check_begin(path: str, head: bytes, signatures: tuple[bytes, ...], name: str) -> None:
     """Raises UserError for a file of another format; an empty one, or one of zeros, is broken instead."""
     if head.strip(b"\0") and not head.startswith(signatures):
-        begin = head.decode(errors="replace")
+        remedy = "read plain text with text: and JSON with jsonl:"
+        remedy = next((found for begin, found in TABLES.items() if head.startswith(begin)), remedy)
         raise UserError(
-            f"{path} is no {name} file: it begins with {begin!r}; read plain text with text: and JSON with "
-            "jsonl:."
+            f"{path} is no {name} file: it begins with {head.decode(errors='replace')!r}; {remedy}."
         )
 
 
