@@ -52,7 +52,7 @@ def prepared(sources, tokenizer, files=None):
     datasets = {
         name: types.SimpleNamespace(
             split=splits.get, tokenizer=tokenizer, sha256=f"digest of {name}",
-            tokenizer_files=lambda: files or {}, manifest={},
+            tokenizer_files=lambda: files or {}, manifest={}, directory=name,
         )
         for name, splits in sources.items()
     }  # fmt: skip

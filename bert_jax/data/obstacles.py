@@ -3,7 +3,7 @@
 import collections
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,19 +55,34 @@ def obstacles(prepared: PreparedSources, parts: Mapping[str, Any]) -> Iterator[O
 
 
 def _repeated(prepared: PreparedSources) -> Iterator[Obstacle]:
-    """Yields whether files are named by several SPECs, e.g. by patterns that overlap."""
-    counts = collections.Counter(
-        path if "://" in path else os.path.abspath(path)
-        for dataset in prepared.datasets.values()
-        for source in dataset.manifest.get("sources", ())
-        if source["spec"].partition(":")[0] not in NAMED  # these have parts of files, too
-        for path in source["paths"]
-    )
+    """Yields whether text is trained on several times: that of files named by several SPECs, or copies."""
+    folders = collections.defaultdict(list)
+    for name, dataset in prepared.datasets.items():
+        folders[os.fspath(dataset.directory)].append(name)
+    for copies in folders.values():
+        if len(copies) > 1:
+            yield Obstacle(
+                f"sources {few(copies, ' and ')} have the same text, which is trained on as often; leave one."
+            )
+    datasets = [prepared.datasets[first] for first, *_ in folders.values()]
+    counts = collections.Counter(path for dataset in datasets for path in _paths(dataset))
     if repeated := [path for path, count in counts.items() if count > 1]:
         yield Obstacle(
             f"data.source names files more than once, so that their text is trained on as often; name "
             f"each once: {few(repeated)}."
         )
+
+
+def _paths(dataset: PreparedDataset) -> Iterable[str]:
+    """Returns the files of a dataset, as often as it has their text."""
+    paths = [
+        path if "://" in path else os.path.abspath(path)
+        for source in dataset.manifest.get("sources", ())
+        if source["spec"].partition(":")[0] not in NAMED  # these have parts of files, too
+        for path in source["paths"]
+    ]
+    drops = dataset.manifest.get("settings", {}).get("drop_duplicates", "none")
+    return paths if drops == "none" else set(paths)
 
 
 def _obstacles(dataset: PreparedDataset, data: DataConfig, seed: int, rows: int) -> Iterator[Obstacle]:

@@ -131,9 +131,13 @@ def test_shares_of_small_and_large_splits_agree(monkeypatch, largest):
 
 
 def test_a_file_that_several_sources_name():
-    def told(*sources):
+    def told(*sources, drop_duplicates="none", folder=str):
+        settings = {"drop_duplicates": drop_duplicates}
         datasets = {
-            str(number): SimpleNamespace(manifest={"sources": [{"spec": spec, "paths": paths}]})
+            f"s{number}": SimpleNamespace(
+                directory=folder(number),
+                manifest={"sources": [{"spec": spec, "paths": paths}], "settings": settings},
+            )
             for number, (spec, paths) in enumerate(sources)
         }
         return [obstacle.message for obstacle in obstacles(SimpleNamespace(datasets=datasets), {})]
@@ -144,6 +148,11 @@ def test_a_file_that_several_sources_name():
     ]
     assert told(("text:*", ["a", "b"]), ("text:c", ["c"]), ("text:gs://a", ["gs://a"])) == []
     assert told(("tfds:a:train[:9]", ["a"]), ("tfds:a:train[9:]", ["a"])) == []  # parts of one file
+    assert len(told(("text:a,text:a", ["a", "a"]))) == 1
+    assert told(("text:a,text:a", ["a", "a"]), drop_duplicates="documents") == []
+    assert told(("text:a", ["a"]), ("text:copy", ["a"]), ("text:b", ["b"]), folder=lambda n: str(n // 2)) == [
+        "sources s0 and s1 have the same text, which is trained on as often; leave one."
+    ]
 
 
 def test_words_of_scripts_without_spaces_are_pieces(monkeypatch):
