@@ -86,6 +86,10 @@ def tokenizer_file(data: DataConfig) -> str | None:
     path, shipped = os.path.expanduser(name), VOCABULARIES / f"{name}.txt"
     if kind == "wordpiece" and not epath.Path(path).exists() and shipped.exists():
         path = str(shipped)
+    if name and epath.Path(path).is_dir():
+        named = {"wordpiece": WordPieceTokenizer.FILE, "tokenizer_json": JsonTokenizer.FILE}
+        file = f"{kind}:{name.rstrip('/')}/{named.get(kind, SentencePieceTokenizer.FILE)}"
+        raise MissingInput(f"data.tokenizer={data.tokenizer!r} is a directory; name a file, as {file}.")
     if not name or not epath.Path(path).is_file():
         names = ", ".join(f"wordpiece:{file.stem}" for file in VOCABULARIES.glob("*.txt"))
         raise MissingInput(f"data.tokenizer={data.tokenizer!r}: there is no such file; shipped: {names}.")
@@ -120,6 +124,8 @@ def read_tokenizer(data: DataConfig, vocab_size: int) -> Tokenizer:
         raise UserError(f"{name} is a SentencePiece model; use data.tokenizer=sentencepiece:{path}.")
     if not wordpiece and b"[MASK]" in content.splitlines():
         raise UserError(f"{name} is a vocabulary of a piece a line; use data.tokenizer=wordpiece:{path}.")
+    if content.startswith(b"{") and b"[MASK]" not in content.splitlines():
+        raise UserError(f"{name} is a tokenizer.json; use data.tokenizer=tokenizer_json:{path}.")
     tokenizer: Tokenizer
     if wordpiece:
         tokenizer = WordPieceTokenizer(read_pieces(path, name), data.lowercase, name)

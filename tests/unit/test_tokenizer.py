@@ -338,6 +338,19 @@ def test_a_tokenizer_of_the_other_kind_is_named(tmp_path):
         read_tokenizer(DataConfig(tokenizer=f"sentencepiece:{tmp_path}/vocab.txt"), 6)
 
 
+def test_a_folder_or_a_tokenizer_json_in_place_of_a_vocabulary(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{\n "version": "1.0"}')
+    for kind in ("wordpiece", "sentencepiece"):
+        with pytest.raises(
+            UserError, match=r"is a tokenizer\.json; use data\.tokenizer=tokenizer_json:.*json\.$"
+        ):
+            read_tokenizer(DataConfig(tokenizer=f"{kind}:{tmp_path}/tokenizer.json"), 6)
+    with pytest.raises(
+        UserError, match=rf"is a directory; name a file, as wordpiece:{tmp_path}/vocab\.txt\.$"
+    ):
+        read_tokenizer(DataConfig(tokenizer=f"wordpiece:{tmp_path}/"), 6)
+
+
 def test_vocabulary_with_the_line_ends_of_windows(tmp_path):
     (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIALS, "a", ""]).encode())
     assert read_tokenizer(DataConfig(tokenizer=f"wordpiece:{tmp_path}/vocab.txt"), 6).piece(5) == "a"
