@@ -62,8 +62,9 @@ def measure(config: Config, data_dir: str, repeats: int) -> None:
     rows: list[list[str]] = []
     try:
         rows.extend(_measured(config, data_dir, repeats))
-    finally:  # also where the step of a later phase does not fit
-        print(text_table(rows, ["rows × tokens", "step", *COLUMNS], left=2))
+    finally:
+        if rows:  # also where the step of a later phase does not fit
+            print(text_table(rows, ["rows × tokens", "step", *COLUMNS], left=2))
 
 
 def _measured(config: Config, data_dir: str, repeats: int) -> Iterator[list[str]]:

@@ -62,7 +62,9 @@ def _bias_gradient(gradient, dtype):
         rows = gradient.reshape(-1, gradient.shape[-1])
         return jnp.dot(jnp.ones(rows.shape[0], rows.dtype), rows, preferred_element_type=dtype)
 
-    def eightfold(gradient):  # and not of flat rows: axes that are split over the mesh would be gathered
+    def eightfold(gradient):
+        # A TPU's vector units are what the backward pass waits for. Its matrix units add up columns as
+        # exactly, if they get a whole tile of ones.
         leading = gradient.shape[:-1]
         ones = jnp.ones((8, *leading), gradient.dtype)
         return jnp.tensordot(ones, gradient, len(leading), preferred_element_type=dtype)[0]
@@ -71,8 +73,6 @@ def _bias_gradient(gradient, dtype):
         return jnp.sum(gradient, axis=tuple(range(gradient.ndim - 1)), dtype=dtype)
 
     if gradient.dtype.itemsize == 2:
-        # The matrix units of a TPU are idle where its vector units add up columns. They do the same, exactly,
-        # with a whole tile of ones; a product with fewer would be turned into a sum.
         return lax.platform_dependent(gradient, tpu=eightfold, default=summed)
     # XLA's sum is slow on CPUs where the last axis is long, as that of the vocabulary.
     return lax.platform_dependent(gradient, cpu=product, default=summed)
@@ -102,12 +102,12 @@ def _kernel_gradient(x, gradient, dtype):
     return lax.platform_dependent(x, gradient, cpu=transposed, default=contracted)
 
 
-def row_major(x: jax.Array) -> jax.Array:
-    """Has x lie in memory with its last axis in one piece, where the compiler could choose another order."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-
-
 _dense.defvjp(_dense_forward, _dense_backward)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Has x lie in memory row by row, where the compiler could choose another order."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 class Dense(nnx.Module):
