@@ -121,17 +121,20 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the newest undamaged checkpoint as (state, meta); returns None when there is none at all.
 
-        It skips damaged ones with a warning; they stay until the run saves that step again. With `at_most` it
-        skips later steps too.
+        It skips damaged ones with a warning; they stay until the run saves that step again.
+
+        Args:
+            abstract: the state's shapes, dtypes and shardings.
+            at_most: the newest of this step or before is restored, or, where none is left, the oldest after.
 
         Raises:
             UserError: when there are checkpoints and all of them are damaged.
         """
         self.wait()
-        damaged = False
+        damaged = set[int]()
         while True:
-            found, step = self._newest_verified(at_most)
-            if step < 0 and (found or damaged):
+            found, step = self._newest_verified(at_most, damaged)
+            if step < 0 and found:
                 raise UserError(
                     f"every checkpoint in {self._directory} is damaged; move the folder away to start again."
                 )
@@ -141,7 +144,7 @@ class Checkpoints:
                 return self._restore(step, abstract)
             except DamagedCheckpoint as damage:
                 log.warning("checkpoint %d is damaged and not used: %s", step, damage)
-                at_most, damaged = step - 1, True
+                damaged.add(step)
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, after a roll-back to `step`."""
@@ -162,12 +165,14 @@ class Checkpoints:
         if folder.exists():
             folder.rmtree()
 
-    def _newest_verified(self, at_most: int | None) -> tuple[bool, int]:
-        """Returns whether there are checkpoints, and the newest with undamaged files (or -1)."""
+    def _newest_verified(self, at_most: int | None, damaged: set[int]) -> tuple[bool, int]:
+        """Returns whether there are checkpoints, and that with undamaged files to restore (or -1)."""
         found, newest = 0, -1
         if jax.process_index() == 0:
-            steps = [s for s in committed_steps(self._directory) if at_most is None or s <= at_most]
-            found = len(steps)
+            committed = committed_steps(self._directory)
+            found = len(committed)
+            later = [s for s in committed if at_most is not None and s > at_most]
+            steps = [s for s in later[::-1] + committed[: found - len(later)] if s not in damaged]
             while steps and newest < 0:
                 try:
                     verify_files(self._directory / str(steps[-1]))

@@ -166,7 +166,7 @@ class Run:
         return self.stopped or self.selection.should_stop
 
     def resume(self, at_most: int | None = None) -> None:
-        """Restores the newest undamaged checkpoint of step `at_most` or before, or starts anew."""
+        """Restores the newest undamaged checkpoint, if any of step `at_most` or before; or starts."""
         restored = self.checkpoints.restore_newest(self.program.abstract, at_most)
         if restored is None:
             params = self.task.initial_params(self.random_params, self.program.abstract.params)
@@ -334,6 +334,13 @@ class Run:
         self.checkpoints.wait()
         self.state = self.program.abstract  # frees the devices' memory, which may not hold two states
         self.resume(at_most=first)
+        if self.step > first:  # its step is among those that are skipped: their updates after it are left out
+            log.warning(
+                "no checkpoint of step %d or before is left, so that of step %d is used; keep more of them "
+                "(train.keep_last)",
+                first,
+                self.step,
+            )
         self.checkpoints.remove_after(self.step)
 
     def _keep_batches(self, phase: Phase, steps: range) -> None:

@@ -162,6 +162,13 @@ def test_a_spike_is_left_out_with_the_steps_before_it(tmp_path):
     assert max(row["loss"] for row in result.rows[10:] if "loss" in row) < 6.0
 
 
+def test_bad_steps_around_the_only_checkpoint_do_not_start_the_run_again(tmp_path, caplog):
+    result = run(tmp_path, Faulty(not_finite={24, 25, 26}), keep_last=1)
+    assert result.starts == [0, 25]
+    assert [(skip["skipped_from"], skip["step"]) for skip in result.skips] == [(24, 27)]
+    assert "no checkpoint of step 24 or before is left, so that of step 25 is used" in caplog.text
+
+
 def test_after_bad_steps_at_its_start_a_phase_of_higher_losses_has_no_spikes(tmp_path):
     phases = {"num_steps": 70}, {"num_steps": 10}
     task = Faulty(not_finite={70, 71, 72}, absurd=set(range(73, 80)))

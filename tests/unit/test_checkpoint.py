@@ -162,6 +162,15 @@ def test_damage_to_any_file_is_named_and_the_next_older_checkpoint_used(copied, 
     checkpoints.close()
 
 
+@pytest.mark.parametrize(("at_most", "step"), [(None, 10), (10, 10), (9, 5), (5, 5), (4, 5), (0, 5)])
+def test_the_newest_of_a_step_or_before_else_the_oldest(copied, at_most, step):
+    checkpoints = Checkpoints(copied, FILES, 3, 0)
+    assert int(checkpoints.restore_newest(abstract_on(ONE), at_most)[0].step) == step
+    damage(copied / "5/params/_METADATA", "middle")
+    assert int(checkpoints.restore_newest(abstract_on(ONE), at_most)[0].step) == 10
+    checkpoints.close()
+
+
 def test_array_that_is_not_what_was_saved_is_named(copied, log):
     """Files that are sound, and yet not those of this checkpoint: only the fingerprints can tell."""
     sums = {step: json.loads((copied / step / CHECKSUMS).read_text()) for step in ("5", "10")}
