@@ -311,6 +311,7 @@ class Run:
     def skip(self, first: int, end: int, reason: str) -> None:
         """Skips steps: counts them as done without an update."""
         end = min(end, self.last_step)
+        self.recorder.leave_out(self.step, end)
         log.warning("skipping steps %d to %d: %s", self.step, end - 1, reason)
         self.state = self.state.replace(
             step=jax.device_put(np.int32(end), self.program.abstract.step.sharding)

@@ -202,6 +202,12 @@ class Recorder:
         previous, self._pending = self._pending, None
         return self._finish(previous)
 
+    def leave_out(self, step: int, end: int) -> None:
+        """Ends the window after `step` steps if its phase ends among those up to `end`, which are skipped."""
+        counted = self.window["steps"] or self.window["bad_steps"]
+        if counted and any(step < phase.last_step <= end for phase in self._phases):
+            self._write_row(step)
+
     def _finish(self, entry: tuple[int, dict[str, jax.Array]] | None) -> dict[str, float] | None:
         values = None
         if entry is not None:

@@ -141,6 +141,19 @@ def test_a_window_ends_with_its_phase(path):
     assert found == [(3, 1, 2.0, None), (4, 1, 4.0, None), (6, 2, None, 5.5), (8, 2, None, 7.5)]
 
 
+@pytest.mark.parametrize(("skipped", "ends"), [(5, True), (3, False)])
+def test_a_window_ends_before_skipped_steps_that_reach_into_another_phase(path, skipped, ends):
+    phases = Phase(None, 0, 4), Phase(None, 4, 8, index=1)
+    recorder = Recorder(MetricsFile(path.parent, 0), Console(0, 8), 8, lambda _: 0.0, STARTS, phases=phases)
+    recorder.add(1, metrics(loss=1) | {"clm_loss": jnp.float32(1)})
+    recorder.flush()
+    recorder.leave_out(1, skipped)
+    assert [(row["step"], row["phase"], row["clm_loss"]) for row in rows_of(path)] == [(1, 1, 1.0)] * ends
+    recorder.add(8, metrics(loss=3) | {"mlm_loss": jnp.float32(3)})
+    recorder.flush()
+    assert rows_of(path)[-1]["mlm_loss"] == (3.0 if ends else 1.5)
+
+
 def test_mfu_is_the_time_at_peak_over_the_time_taken(path):
     """Three steps that would take 0.1 s each at the peak rate."""
     counts = []
