@@ -75,7 +75,7 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
         # A version without a key used its default, except for those that it had but did not record.
         known = type(config)().identity() | {key: asked[key] for key in ONCE_UNRECORDED} | known
         asked |= {"data_digest": data_digest or known.get("data_digest")}
-        _check_identity(workdir, known, asked, _changeable(config, workdir))
+        _check_identity(workdir, known, asked, _changeable(config, workdir, known))
     return workdir
 
 
@@ -156,10 +156,10 @@ def _phases(identity: dict[str, Any]) -> dict[str, Any]:
     return {key: x for key, x in identity.items() if key.startswith("phases[") or key == "train.num_steps"}
 
 
-def _changeable(config: RunConfig, workdir: epath.Path) -> Callable[[str], bool]:
-    """Returns which keys may differ from those that the run was started with."""
+def _changeable(config: RunConfig, workdir: epath.Path, known: dict[str, Any]) -> Callable[[str], bool]:
+    """Returns which keys may differ from those `known`, that the run was started with."""
     phases, steps = config.phase_list(), committed_steps(workdir / "checkpoints")
-    if len(phases) == 1:
+    if len(phases) == 1 and not any(key.startswith("phases[") for key in known):
         return lambda _: False
     return unlearned(phases, config.optimizer.schedule, steps[-1] if steps else 0)
 

@@ -50,6 +50,19 @@ def test_another_run_is_refused_with_what_differs(tmp_path, values, digest, diff
     assert f"--workdir={tmp_path} holds another run: {difference}. Give another" in str(error.value)
 
 
+def test_all_phases_but_the_first_may_be_removed_before_they_begin(tmp_path):
+    values = {"optimizer": {"schedule": "constant"}, "train": {"num_steps": 0}}
+    two, one = (from_dict(values | {"phases": [{"num_steps": 10}] * count}, Config) for count in (2, 1))
+    open_workdir(tmp_path, two, "d1")
+    saved = tmp_path / "checkpoints" / "5" / "checksums.json"
+    saved.parent.mkdir(parents=True)
+    saved.write_text("{}")
+    open_workdir(tmp_path, one, "d1")
+    assert json.loads((tmp_path / "config.json").read_text())["identity"]["train.num_steps"] == 10
+    with pytest.raises(UserError, match=r"phases\[0\]\.num_steps is 10 there and 9 here"):
+        open_workdir(tmp_path, from_dict(values | {"phases": [{"num_steps": 9}]}, Config), "d1")
+
+
 def test_run_of_a_version_that_did_not_have_a_key(tmp_path):
     """It did what the default of today does; another value than that is another run."""
     open_workdir(tmp_path, CONFIG, "d1")
