@@ -1,5 +1,6 @@
 """Learning rates by step."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from bert_jax.errors import UserError
 from bert_jax.training.config import OptimizerConfig, RunConfig
 from bert_jax.training.phases import Phase
 
+log = logging.getLogger("bert_jax")
 Schedule = Callable[[Any], Any]
 
 
@@ -35,7 +37,10 @@ def schedule_of_run(config: OptimizerConfig, phases: Sequence[Phase]) -> Schedul
 
 
 def check_schedules(config: RunConfig) -> None:
-    """Raises UserError for a trapezoid of a run or phase whose rate would fall before it has warmed up."""
+    """Raises UserError for a schedule of a run or phase that contradicts its steps or other settings.
+
+    A warm-up that does not end is a warning: a run may be a trial of a few steps.
+    """
     phases = config.phase_list()
     parts = [
         (f"phases[{phase.index}]: ", phase.config.optimizer, "", phase.num_steps)
@@ -44,13 +49,35 @@ def check_schedules(config: RunConfig) -> None:
     ]
     if len(parts) < len(phases):
         parts.append(("", config.optimizer, "train.", phases[-1].last_step))
-    for where, optimizer, section, steps in parts:
-        most = max(steps - optimizer.warmup_steps, 0)
-        if optimizer.schedule == "trapezoid" and optimizer.decay_steps > most:
-            raise UserError(
-                f"{where}optimizer.decay_steps={optimizer.decay_steps} is more than the {most} steps of "
-                f"{section}num_steps={steps} after optimizer.warmup_steps={optimizer.warmup_steps}; lower it."
-            )
+    for part in parts:
+        _check_part(*part)
+    given = config.optimizer
+    if given.decay_steps and given.schedule != "trapezoid" and len(phases) == 1:  # several may inherit it
+        raise UserError(
+            f"optimizer.decay_steps={given.decay_steps} has no effect with optimizer.schedule="
+            f"{given.schedule}; set it to 0, or optimizer.schedule=trapezoid."
+        )
+
+
+def _check_part(where: str, optimizer: OptimizerConfig, section: str, steps: int) -> None:
+    warmup_steps, decay_steps = optimizer.warmup_steps, optimizer.decay_steps
+    most, length = max(steps - warmup_steps, 0), f"{section}num_steps={steps}"
+    if optimizer.schedule == "trapezoid" and decay_steps > most:
+        raise UserError(
+            f"{where}optimizer.decay_steps={decay_steps} is more than the {most} steps of {length} after "
+            f"optimizer.warmup_steps={warmup_steps}; lower it."
+        )
+    if optimizer.schedule == "trapezoid" and not decay_steps:
+        raise UserError(
+            f"{where}optimizer.decay_steps=0: a trapezoid that never falls; raise it, or set "
+            "optimizer.schedule=constant."
+        )
+    if warmup_steps > steps:
+        log.warning(
+            "%soptimizer.warmup_steps=%d is more than %s: the learning rate does not reach %g; lower it, "
+            "unless this is a trial",
+            where, warmup_steps, length, optimizer.learning_rate,
+        )  # fmt: skip
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:

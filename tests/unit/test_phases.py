@@ -189,6 +189,11 @@ def test_a_trapezoid_is_stable_and_then_falls(shape):
             "optimizer.decay_steps=16 is",
         ),
         (({"num_steps": 30}, {"num_steps": 6, "optimizer": {"schedule": "constant"}}), None),
+        (
+            ({"num_steps": 30, "optimizer": {"decay_steps": 0}},),
+            "phases[0]: optimizer.decay_steps=0: a trapezoid that never falls; raise it, or set "
+            "optimizer.schedule=constant.",
+        ),
     ],
 )
 def test_a_trapezoid_that_would_fall_from_its_first_step_on(phases, problem):
@@ -224,6 +229,24 @@ def test_what_has_not_been_learned_from_may_change(schedule, done, free):
     keys = ("phases[0].num_steps", "phases[1].data.mask_rate", "phases[2].x", "train.num_steps", "train.seed",
             "data.mask_rate")  # fmt: skip
     assert {key for key in keys if may_change(key)} == free
+
+
+def test_settings_of_a_schedule_that_change_nothing(caplog):
+    def checked(num_steps, **settings):
+        optimizer = OptimizerConfig(learning_rate=1e-3, **settings)
+        check_schedules(config_of(optimizer=optimizer, train=TrainConfig(num_steps=num_steps)))
+
+    with pytest.raises(
+        UserError, match=r"decay_steps=5 has no effect with optimizer\.schedule=linear; set it"
+    ):
+        checked(10, warmup_steps=1, decay_steps=5)
+    checked(10, warmup_steps=10)
+    assert caplog.messages == []
+    checked(10, warmup_steps=11)
+    assert caplog.messages == [
+        "optimizer.warmup_steps=11 is more than train.num_steps=10: the learning rate does not reach 0.001; "
+        "lower it, unless this is a trial"
+    ]
 
 
 @pytest.fixture(scope="module")
