@@ -15,7 +15,7 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
     """
     if keys is None or rate == 0.0:
         return x
-    keep = random_bits(keys, x.shape[1:]) >= jnp.uint32(round(rate * 2**32))
+    keep = random_bits(keys, x.shape[1:]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x, jnp.zeros_like(x)) / (1.0 - rate)
 
 

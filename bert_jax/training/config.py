@@ -9,7 +9,7 @@ from typing import Any, Self
 from bert_jax.errors import UserError
 from bert_jax.model.config import ModelConfig
 from bert_jax.settings import check, names, setting
-from bert_jax.training.phases import Phase
+from bert_jax.training.phases import MOST_STEPS, Phase
 
 REMOVED = ("train.prng",)  # settings that older versions had and that decided nothing
 
@@ -28,8 +28,8 @@ class OptimizerConfig:
     schedule: str = setting(
         "linear", known=("linear", "cosine", "rsqrt", "constant", "trapezoid"), by_phase=True
     )
-    warmup_steps: int = setting(10_000, least=0, by_phase=True)
-    decay_steps: int = setting(0, least=0, by_phase=True)  # of trapezoid
+    warmup_steps: int = setting(10_000, least=0, most=MOST_STEPS, by_phase=True)
+    decay_steps: int = setting(0, least=0, most=MOST_STEPS, by_phase=True)  # of trapezoid
     decay_shape: str = setting("linear", known=("linear", "one_minus_sqrt"), by_phase=True)  # of trapezoid
     final_learning_rate: float = setting(0.0, least=0, by_phase=True)  # of linear, cosine and trapezoid
     weight_decay: float = setting(0.01, least=0, by_phase=True)  # not on LayerNorm and biases
@@ -118,7 +118,7 @@ class TrainConfig:
         UserError: if a number is out of range.
     """
 
-    num_steps: int = setting(1_000_000, least=0)  # 0: that of all phases
+    num_steps: int = setting(1_000_000, least=0, most=MOST_STEPS)  # 0: that of all phases
     # Of fine-tuning, where the examples are counted first: they decide num_steps, warmup_steps (of the
     # optimizer), eval_every and checkpoint_every. 0 leaves those as they are.
     num_epochs: float = setting(0.0, least=0, run_time=True)  # num_steps is part of the identity instead

@@ -17,6 +17,7 @@ SCHEDULE = (
     "learning_rate", "schedule", "warmup_steps", "decay_steps", "decay_shape", "final_learning_rate",
 )  # fmt: skip
 SPANNING = ("linear", "cosine", "trapezoid")  # schedules that depend on the number of all steps
+MOST_STEPS = 2**31 - 1  # they are counted in int32
 KEY = re.compile(r"phases\[(\d+)\]\.(.+)")
 Overrides = Mapping[str, Any]  # {"num_steps": …, section: {field: value}}
 
@@ -68,6 +69,10 @@ def make_phases(config: Any, overrides: Sequence[Overrides], kinds: Mapping[str,
         except UserError as error:
             raise UserError(f"phases[{index}]: {error}") from None
         first = phases[-1].last_step if phases else 0
+        if first + changes["num_steps"] > MOST_STEPS:
+            raise UserError(
+                f"phases[{index}]: with its num_steps a run has over {MOST_STEPS:,} steps; lower it."
+            )
         same = [before for before in phases if _plan(before.config.data) == _plan(changed.data)]
         phases.append(
             Phase(

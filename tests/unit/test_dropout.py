@@ -19,6 +19,10 @@ def test_share_of_zeros_and_scale_of_the_rest(rate):
     np.testing.assert_allclose(y[y != 0], 3.0 / (1 - rate), rtol=1e-6)
 
 
+def test_of_almost_all():
+    assert not np.asarray(dropout(jnp.ones((8, 50)), row_keys(8), 1 - 1e-12)).any()
+
+
 def test_no_keys_or_no_rate_changes_nothing():
     x = jnp.arange(12.0).reshape(3, 4)
     assert dropout(x, None, 0.5) is x
