@@ -68,10 +68,18 @@ def check_workdir(path: epath.PathLike, config: RunConfig, data_digest: str | No
         raise _unwritable(workdir, error) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{file} is not a run's config.json; give another --workdir or move it away."
+            f"{file} is not a run's config.json; put back the run's own, or give another --workdir."
         ) from None
+    if known is None and committed_steps(workdir / "checkpoints"):
+        raise UserError(
+            f"--workdir={workdir} has checkpoints and no config.json, which says of what run; put it "
+            "back, or give another --workdir."
+        )
     if known is not None:
         asked = json.loads(json.dumps(config.identity()))
+        theirs, ours = ("fine-tuning" if "task.name" in run else "pretraining" for run in (known, asked))
+        if theirs != ours:
+            raise UserError(f"--workdir={workdir} holds a run of {theirs}, and this is {ours}; give another.")
         # A version without a key used its default, except for those that it had but did not record.
         known = type(config)().identity() | {key: asked[key] for key in ONCE_UNRECORDED} | known
         asked |= {"data_digest": data_digest or known.get("data_digest")}
@@ -167,8 +175,14 @@ def _changeable(config: RunConfig, workdir: epath.Path, known: dict[str, Any]) -
 def _check_identity(
     workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any], free: Callable[[str], bool]
 ) -> None:
+    if ("task.name" in known) != ("task.name" in asked):
+        theirs, ours = (
+            ("fine-tuning", "pretraining") if "task.name" in known else ("pretraining", "fine-tuning")
+        )
+        raise UserError(f"--workdir={workdir} holds a run of {theirs}, and this is {ours}; give another.")
+    name_of = {"data_digest": "data_digest (the content of the data)"}
     differing = [
-        f"{key} is {known.get(key)!r} there and {asked.get(key)!r} here"
+        f"{name_of.get(key, key)} is {known.get(key)!r} there and {asked.get(key)!r} here"
         for key in sorted(known.keys() | asked.keys())
         if known.get(key) != asked.get(key) and not free(key)
     ]
@@ -176,5 +190,5 @@ def _check_identity(
         hint = PHASES_CHANGE if any(key.startswith("phases[") for key in known) else ""
         raise UserError(
             f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for "
-            f"a new run, or the old values to resume that one.{hint}"
+            f"a new run, or what it had to resume that one.{hint}"
         )

@@ -39,7 +39,11 @@ def test_same_run_with_other_run_time_keys(tmp_path):
         ({"train": {"num_steps": 8}}, "d1", "train.num_steps is 7 there and 8 here"),
         ({"train": {"num_steps": 7, "seed": 3}}, "d1", "train.seed is 0 there and 3 here"),
         ({"train": {"num_steps": 7}, "init_from": "x"}, "d1", "init_from is '' there and 'x' here"),
-        ({"train": {"num_steps": 7}}, "d2", "data_digest is 'd1' there and 'd2' here"),
+        (
+            {"train": {"num_steps": 7}},
+            "d2",
+            "data_digest (the content of the data) is 'd1' there and 'd2' here",
+        ),
     ],
     ids=str,
 )
@@ -47,7 +51,25 @@ def test_another_run_is_refused_with_what_differs(tmp_path, values, digest, diff
     open_workdir(tmp_path, CONFIG, "d1")
     with pytest.raises(UserError) as error:
         open_workdir(tmp_path, from_dict({**values, "optimizer": {"learning_rate": 1e-3}}, Config), digest)
-    assert f"--workdir={tmp_path} holds another run: {difference}. Give another" in str(error.value)
+    assert f"--workdir={tmp_path} holds another run: {difference}" in str(error.value)
+
+
+def test_a_run_of_the_other_kind_is_named(tmp_path):
+    open_workdir(tmp_path, CONFIG, "d1")
+    with pytest.raises(UserError, match="holds a run of pretraining, and this is fine-tuning; give another"):
+        open_workdir(tmp_path, FinetuneConfig(), "d1")
+
+
+def test_checkpoints_of_a_run_that_is_not_known_are_not_gone_on_with(tmp_path):
+    open_workdir(tmp_path, CONFIG, "d1")
+    saved = tmp_path / "checkpoints" / "5" / "checksums.json"
+    saved.parent.mkdir(parents=True)
+    saved.write_text("{}")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        UserError, match=r"has checkpoints and no config\.json, which says of what run; put it"
+    ):
+        open_workdir(tmp_path, CONFIG, "d1")
 
 
 def test_all_phases_but_the_first_may_be_removed_before_they_begin(tmp_path):
