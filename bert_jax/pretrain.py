@@ -61,7 +61,7 @@ def set_up() -> command.Training:
     """Checks the command line and opens the dataset; a single process downloads and prepares it."""
     config = command.resolved_config()
     workdir = epath.Path(flags.FLAGS.workdir or f"runs/{command.config_name()}")
-    resumes = check(config, workdir)
+    resumes, init_from = check(config, workdir)
     probes = read_probes(config.train, config.model)
     log.info(exports_as(config.phase_list()[-1].config.model))
     if jax.process_index() == 0:
@@ -84,7 +84,10 @@ def set_up() -> command.Training:
     def work() -> int:
         every, length = config.train.probe_every or config.train.eval_every, config.data.max_seq_length
         evaluators = [Probe(examples, dataset.tokenizer, every, length) for examples in probes]
-        code = loop.train(config, Pretraining(config, dataset, evaluators), workdir)
+        task = Pretraining(config, dataset, evaluators)
+        if init_from is not None:  # before the folder is that of a run
+            task.check_tokenizer(init_from)
+        code = loop.train(config, task, workdir)
         if code == loop.FINISHED and jax.process_index() == 0:
             print(summary(workdir, config.data.pairs))
         return code
@@ -92,8 +95,8 @@ def set_up() -> command.Training:
     return command.Training(config, must_match, work)
 
 
-def check(config: Config, workdir: epath.Path) -> bool:
-    """Returns whether the run resumes.
+def check(config: Config, workdir: epath.Path) -> tuple[bool, epath.Path | None]:
+    """Returns whether the run resumes, and the checkpoint that a new run starts from.
 
     Raises:
         UserError: for errors that are visible before the text is prepared, which may take hours.
@@ -111,8 +114,10 @@ def check(config: Config, workdir: epath.Path) -> bool:
         check_schedules(config)
     if config.init_from and not resumes:
         first = config.phase_list()[0].config.model
-        open_checkpoint(config.init_from, "init_from").check_network(first, config.init_growth)
-    return resumes
+        opened = open_checkpoint(config.init_from, "init_from")
+        opened.check_network(first, config.init_growth)
+        return resumes, opened.folder
+    return resumes, None
 
 
 def check_text(config: Config, dataset: PreparedSources, resumes: bool) -> None:

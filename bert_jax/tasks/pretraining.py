@@ -74,12 +74,11 @@ class Pretraining:
         With `train.unigram_bias` the output bias of random weights is the log frequency of each token.
 
         Raises:
-            UserError: if the weights of `init_from` are of another network or tokenizer.
+            UserError: if the weights of `init_from` are of another network.
         """
         config = self._config
         if config.init_from:
             opened = open_checkpoint(config.init_from, "init_from")
-            self._check_tokenizer(opened.folder)
             first = config.phase_list()[0].config.model
             opened.check_network(first, config.init_growth)
             if config.init_growth == "none":
@@ -102,7 +101,7 @@ class Pretraining:
         bias = jax.device_put(jnp.asarray(-self._unigram_loss, head["bias"].dtype), head["bias"].sharding)
         return {**params, "masked_lm": {**head, "bias": bias}}
 
-    def _check_tokenizer(self, folder: epath.Path) -> None:
+    def check_tokenizer(self, folder: epath.Path) -> None:
         """Raises UserError if the checkpoint in `folder` has another tokenizer; says how to take that one."""
         different = [
             name for name, content in self._dataset.tokenizer_files().items()

@@ -91,4 +91,4 @@ def test_the_model_card_of_an_older_checkpoint_names_no_card(tmp_path):
 def test_weights_of_other_text_with_this_tokenizer_are_no_others(prepared, tmp_path):
     save(tmp_path, wordpiece(), files={"dataset_cards.json": b"{}"})
     task = task_of(prepared, init_from=str(tmp_path))
-    task._check_tokenizer(tmp_path / "checkpoints/0")
+    task.check_tokenizer(tmp_path / "checkpoints/0")

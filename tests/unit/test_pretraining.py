@@ -69,7 +69,7 @@ def test_weights_of_another_tokenizer_are_refused_and_the_remedy_works(
         "sentencepiece": f"data.tokenizer=sentencepiece:{folder}/tokenizer/sentencepiece.model",
     }
     with pytest.raises(UserError) as error:
-        task.initial_params(dict, None)
+        task.check_tokenizer(folder)
     expected = f"init_from: {folder} was trained with another tokenizer/{name}; {remedy.format(**settings)}."
     assert str(error.value) == expected
     if "use its tokenizer" in remedy:
