@@ -253,8 +253,8 @@ def _parse_flags() -> None:
             flags.FLAGS[name].value = os.path.expanduser(value)
             if name != "input":  # mostly a file, which Python itself reads
                 check_path(name, os.path.expanduser(value))
-        elif name == "data_dir":  # it would be the working directory
-            raise UserError("--data_dir is empty; give a folder, or leave it out.")
+        elif value == "" and name in ("data_dir", "checkpoint"):  # it would be the working directory
+            raise UserError(f"--{name} is empty; give a folder, or leave it out.")
 
 
 def _print_help() -> None:

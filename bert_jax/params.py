@@ -31,6 +31,7 @@ from bert_jax.training.mesh import check_model, mesh_shape, shardings
 from bert_jax.training.step import abstract_model
 
 BYTES_PER_PARAMETER = 12  # float32: the parameter and the two moments of Adam
+MUON = "\n(less with optimizer.name=muon, which has one moment of the matrices of layers)"
 LECTURE_VOCABULARY = 30_000
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 
@@ -42,7 +43,8 @@ def main() -> None:
     else:
         devices = flags.FLAGS.devices or jax.device_count()
         line = exports_as(config.phase_list()[-1].config.model)
-        print(table(config.model), sharding_table(config, devices), line, sep="\n\n")
+        optimizer = MUON if config.optimizer.name == "muon" else ""
+        print(table(config.model) + optimizer, sharding_table(config, devices), line, sep="\n\n")
 
 
 def sharding_table(config: Config, devices: int) -> str:

@@ -14,7 +14,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.objectives import SequenceClassification, SequenceRegression
 from bert_jax.tasks.config import TaskConfig, TaskData
 from bert_jax.tasks.downstream import SPECIALS, Downstream, Encoded, HubHead, Outputs, Predictions
-from bert_jax.tasks.records import read_records, text_column
+from bert_jax.tasks.records import column, read_records, text_column
 from bert_jax.tasks.tables import confusion, scores_by_class
 
 SEQUENCES = ("ForSequenceClassification", "text-classification")  # of the hub
@@ -50,6 +50,8 @@ class _Sequences(Downstream):
         pairs = [None] * len(texts)
         if self.label_info["pairs"]:
             pairs = text_column(records, columns.text_pair, "data.text_pair")
+        if labelled:
+            column(records[:1], columns.label, "data.label")  # one that no row has is misspelt
         return [
             Example(text, pair, self._label(values.get(columns.label), place) if labelled else None, place)
             for text, pair, (place, values) in zip(texts, pairs, records, strict=True)
@@ -104,7 +106,12 @@ class Classification(_Sequences):
         """Returns the classes of the training examples, unless the config names the classes."""
         named = self._data.class_names
         found = sorted({example.label for example in train})
-        if len(named or found) < 2:
+        if len(named) == 1:
+            raise UserError(
+                f"data.labels={self._data.labels!r} names one class; name all of them, separated by commas, "
+                "or leave it empty."
+            )
+        if not named and len(found) < 2:
             raise UserError(
                 f"data.label={self._data.label!r}: every example has the label {found[0]!r}; nothing can be "
                 "learned from one class. Is it the right column?"
@@ -224,7 +231,7 @@ def class_label(value: Any, place: str, column: str) -> str:
     is_known = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     if not (is_known and (label := str(value).strip())):
         found = "" if value in (None, "") else f", but {repr(value)[:60]}"
-        raise UserError(f"{place} has no label in column {column}{found}.")
+        raise UserError(f"{place} has no label in column {column}{found}; write one, or remove the example.")
     return label
 
 

@@ -109,6 +109,10 @@ class TaskData:
             )
         if not self.eval and not 0.0 < self.eval_fraction < 1.0 - self.test_share:
             test = "num_folds" if self.num_folds > 1 else "test_fraction"
+            if self.eval_fraction <= 0:
+                raise UserError(
+                    f"data.eval_fraction={self.eval_fraction} must be above 0; or give a file as data.eval."
+                )
             raise UserError(
                 f"data.eval_fraction={self.eval_fraction} and data.{test}={getattr(self, test)} must leave "
                 "something to train on and to evaluate; lower them, or give a file as data.eval."

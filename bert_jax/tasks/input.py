@@ -65,7 +65,8 @@ def read_text(path: str, key: str, expected: str = "examples") -> tuple[str, str
         ) from None
     text = text.removeprefix("\ufeff").replace("\n\ufeff", "\n")  # byte order marks of files that were joined
     if not text.strip():
-        raise UserError(f"{key}={path} is empty; write {expected}.")
+        found = "has white space only" if text else "is empty"
+        raise UserError(f"{key}={path} {found}; write {expected}.")
     return text, suffix
 
 

@@ -92,7 +92,10 @@ def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterato
     try:
         found = [(f"{source}, line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
-        raise UserError(f"{source}, line {reader.line_num}: {error}.") from None
+        raise UserError(
+            f"{source}, line {reader.line_num}: {error}; close every quotation mark, and double it inside a "
+            "field."
+        ) from None
     rows = [(place, row) for place, row in found if row]
     _log_blank_lines(source, len(found) - len(rows))
     names = rows[0][1] if header else [str(number) for number in range(len(rows[0][1]))]
@@ -100,7 +103,9 @@ def _table_rows(content: str, source: str, suffix: str, header: bool) -> Iterato
         raise UserError(f"{rows[0][0]}: two columns have one name in {', '.join(names)}; rename one.")
     for place, row in rows[1 if header else 0 :]:
         if len(row) != len(names):
-            raise UserError(f"{place} has {len(row)} columns and the first has {len(names)}.")
+            raise UserError(
+                f"{place} has {len(row)} columns and the first has {len(names)}; every row needs as many."
+            )
         yield Record(place, dict(zip(names, row, strict=True)))
 
 

@@ -128,16 +128,20 @@ def phase_keys(kinds: Mapping[str, Any]) -> list[str]:
 
 def _changed(config: Any, changes: Overrides, kinds: Mapping[str, Any]) -> Any:
     allowed = phase_keys(kinds)
-    steps = changes.get("num_steps")
+    for key, value in flat_overrides(changes).items():
+        if key not in allowed and any(other.startswith(f"{key}.") for other in allowed):
+            raise UserError(f"{key}={value!r} must be a dict.")
+        if key not in allowed:
+            raise UserError(f"{key} cannot be set by a phase; these can: {', '.join(allowed)}.")
+    if "num_steps" not in changes:
+        raise UserError("num_steps is missing.")
+    steps = changes["num_steps"]
     if type(steps) is not int or steps < 1:
         raise UserError(f"num_steps={steps!r} must be a whole number, at least 1.")
     sections = {}
     for section, values in changes.items():
         if section == "num_steps":
             continue
-        for key in [f"{section}.{name}" for name in values] if isinstance(values, Mapping) else [section]:
-            if key not in allowed:
-                raise UserError(f"{key} cannot be set by a phase; these can: {', '.join(allowed)}.")
         values = dict(values)
         if section == "optimizer" and any(name in SCHEDULE for name in values):
             values = {"warmup_steps": 0} | values  # the run has warmed up already

@@ -158,7 +158,7 @@ def test_tag_reads_columns_whatever_their_suffix(run, tmp_path):
         ),
         ("pairs", "\nso\tit\nso it\n", "--input=lines.txt: no tab between two sentences in 'so it'."),
         ("pretrained", "so [MASK]\n\nso\n", "text 'so' has no [MASK]"),
-        ("classification", "\n \n\n", "--input=lines.txt is empty; write one text a line."),
+        ("classification", "\n \n\n", "--input=lines.txt has white space only; write one text a line."),
     ],
 )
 def test_lines_that_do_not_fit_are_named(run, tmp_path, name, content, message):

@@ -81,7 +81,12 @@ def test_an_example_of_plain_text():
             "sentence\tlabel\na\t1\n",
             "data.text='text': .*line 2 has no such column; it has",
         ),
-        (Classification, {}, "text\tclass\na\t1\n", "line 2 has no label in column data.label='label'"),
+        (
+            Classification,
+            {},
+            "text\tclass\na\t1\n",
+            "data.label='label': .*line 2 has no such column",
+        ),
         (Classification, {}, "text\tlabel\na\t1\nb\t\n", "line 3 has no label in column data.label='label'"),
         (Classification, {"text_pair": "b"}, "text\tlabel\na\t1\n", "data.text_pair='b': .*no such column"),
         (Classification, {}, "text\tlabel\na\n", "line 2 has 1 columns and the first has 2"),
@@ -94,7 +99,12 @@ def test_an_example_of_plain_text():
         ),
         (Regression, {}, "text\tlabel\na\tnan\n", "line 2 has 'nan' .*which is not a number"),
         (Regression, {}, "text\tlabel\na\tinf\n", "line 2 has 'inf' .*which is not a number"),
-        (Regression, {"label": "score"}, "text\tlabel\na\t1\n", "has None in column data.label='score'"),
+        (
+            Regression,
+            {"label": "score"},
+            "text\tlabel\na\t1\n",
+            "data.label='score': .*no such column",
+        ),
     ],
 )
 def test_errors_of_files(tmp_path, kind, data, content, message):
@@ -118,6 +128,7 @@ def test_the_config_may_name_the_classes():
     ("labels", "found", "message"),
     [
         ("", ["no", "no"], "data.label='label': every example has the label 'no'; nothing can be learned"),
+        ("no", ["no", "yes"], "data.labels='no' names one class; name all of them, separated by commas, or"),
         ("a,b", ["b", "c"], "line 2: the label 'c' is unknown; the classes are a, b. Correct the file, or"),
     ],
 )

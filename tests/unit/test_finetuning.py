@@ -265,7 +265,10 @@ def test_mistakes_are_one_line(folder, sections, message):
         ({"train": {"warmup_share": 1.0}}, "train.warmup_share=1.0"),
         ({"task": {"frozen": "svm"}}, "task.frozen='svm': 'svm' is unknown"),
         ({"data": {"labels": "a,b,a"}}, "data.labels='a,b,a' names a class twice"),
-        ({"data": {"eval_fraction": 0.0}}, "data.eval_fraction=0.0 and data.test_fraction=0.0"),
+        (
+            {"data": {"eval_fraction": 0.0}},
+            "data.eval_fraction=0.0 must be above 0; or give a file",
+        ),
         ({"data": {"eval_fraction": 0.6, "test_fraction": 0.5}}, "must leave something to train on"),
         (
             {"data": {"num_folds": 5, "test_fraction": 0.2}},

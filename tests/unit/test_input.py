@@ -64,7 +64,7 @@ def test_blank_lines_and_carriage_returns_are_kept(tmp_path):
         ),
         (b"a\rb\rc\r", r": its lines end in \\r \(carriage return\) alone; convert it with tr '\\r' '\\n' <"),
         (b"", r" is empty; write one text a line\.$"),
-        ("\ufeff \n\u3000\u2028\r\n".encode(), r" is empty; write one text a line\.$"),
+        ("\ufeff \n\u3000\u2028\r\n".encode(), r" has white space only; write one text a line\.$"),
     ],
 )
 def test_what_is_no_text_is_one_line_with_a_remedy(tmp_path, content, message):

@@ -72,7 +72,9 @@ def test_a_config_without_phases_is_one_phase():
             ({"num_steps": 1}, {"num_steps": 0}),
             r"phases\[1\]: num_steps=0 must be a whole number, at least 1",
         ),
-        (({"num_steps": 1}, {}), r"phases\[1\]: num_steps=None must be a whole number, at least 1"),
+        (({"num_steps": 1}, {}), r"phases\[1\]: num_steps is missing\."),
+        (({"num_step": 1},), r"phases\[0\]: num_step cannot be set by a phase; these can: num_steps, "),
+        (({"num_steps": 1, "data": 3},), r"phases\[0\]: data=3 must be a dict\."),
         (({"num_steps": 2.0},), r"phases\[0\]: num_steps=2.0 must be a whole number"),
         (
             ({"num_steps": 1, "data": {"max_seq_length": 1024}},),

@@ -272,7 +272,11 @@ def test_bad_input_is_one_line(changes, message):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"label": "empty"}, "one.tsv, line 2 has no label in column train.probes[0].label='empty'."),
+        (
+            {"label": "empty"},
+            "one.tsv, line 2 has no label in column train.probes[0].label='empty'; write one, or remove the "
+            "example.",
+        ),
         (
             {**SIMILARITY, "text_pair": "word", "label": "word"},
             "one.tsv, line 2 has 'x' in column train.probes[0].label='word', which is not a number.",
