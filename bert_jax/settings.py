@@ -80,5 +80,5 @@ def _inside(value: float, bounds: Any) -> bool:
 
 def _described(bounds: Any) -> str:
     words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-    parts = [f"{word} {bounds[name]:g}" for name, word in words.items() if bounds.get(name) is not None]
+    parts = [f"{word} {bounds[name]:.10g}" for name, word in words.items() if bounds.get(name) is not None]
     return " and ".join(parts) or "a finite number"

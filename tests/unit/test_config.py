@@ -194,6 +194,13 @@ def test_values_out_of_range_are_named(key, value):
     assert "\n" not in str(error.value)
 
 
+def test_bounds_are_written_in_full():
+    with pytest.raises(UserError, match=r"must be at least 0 and at most 2147483647\.$"):
+        from_dict({"train": {"num_steps": 2**31}}, Config)
+    with pytest.raises(UserError, match=r"must be at least 0 and below 4294967296\.$"):
+        from_dict({"train": {"seed": -1}}, Config)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
