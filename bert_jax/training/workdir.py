@@ -190,5 +190,5 @@ def _check_identity(
         hint = PHASES_CHANGE if any(key.startswith("phases[") for key in known) else ""
         raise UserError(
             f"--workdir={workdir} holds another run: {'; '.join(differing)}. Give another --workdir for "
-            f"a new run, or what it had to resume that one.{hint}"
+            f"a new run, or the old values and data to resume that one.{hint}"
         )
