@@ -11,6 +11,7 @@ again", after SIGTERM). Ctrl-C and SIGTERM go to all processes, which save a che
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -123,7 +124,7 @@ def describe(code: int) -> str:
 def main() -> int:
     options, rest = arguments()
     if options.dry_run:
-        print("\n".join(" ".join(command) for command in commands(options, rest)))
+        print("\n".join(shlex.join(command) for command in commands(options, rest)))
         return 0
     # Group.wait passes the signals on, so that none is lost that arrives while processes are started.
     asked: list[int] = []

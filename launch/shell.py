@@ -22,6 +22,11 @@ from restarts import FAILED, INTERRUPTED, MISTAKE
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 COMMAND = "bert_jax.pretrain"
+SHARED = {  # what all hosts must see
+    COMMAND: ("workdir", "data_dir"),
+    "bert_jax.finetune": ("workdir",),
+    "bert_jax.prepare": ("data_dir",),
+}
 
 
 class Mistake(Exception):
@@ -62,7 +67,9 @@ class Parser(argparse.ArgumentParser):
 
 def _with_underscores(word: str) -> str:
     name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+    if not name.startswith("--") or re.search(r"\s-", word):  # flags for another program, a value of ours
+        return word
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 class Programs:
@@ -138,7 +145,7 @@ def require_shared(module: str, rest: Sequence[str]) -> None:
     for name in ("workdir", "data_dir"):
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")  # the commands take both
     for name, given in vars(parser.parse_known_args(rest)[0]).items():
-        if given is None and module == COMMAND:
+        if given is None and name in SHARED.get(module, ()):
             raise Mistake(
                 f"--{name} missing; give a folder that all hosts see, like --{name}=gs://BUCKET/{name}."
             )

@@ -31,7 +31,7 @@ import tempfile
 import time
 
 import shell
-from restarts import INTERRUPTED, NOT_AGAIN, RESTART, Restarts, combined
+from restarts import INTERRUPTED, MISTAKE, NOT_AGAIN, RESTART, Restarts, combined
 from shell import Failure, Mistake, say
 
 VERBS = ("up", "create", "install", "run", "logs", "status", "stop", "delete")
@@ -47,6 +47,7 @@ LOST = ("SUSPENDED", "PREEMPTED", "FAILED")  # states from which a queued resour
 REPOSITORY = shell.FOLDER.parent
 COPIED = ("bert_jax", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "requirements.lock")
 PYTHON = "3.12"  # the VMs' own is older than the package allows
+RUNNING, SILENT = "running", "no answer"  # states of a command on a worker, beside how it ended
 UNREACHABLE = 10  # polls in a row without an answer of any worker, after which the log says so
 
 
@@ -113,7 +114,7 @@ class Tpu:
         """
         while True:
             answer = self.programs.ask(*self._words("describe"), "--format=value(state.state)")
-            if answer.returncode == 0 or re.search("NOT_FOUND|not found", answer.stderr):
+            if answer.returncode == 0 or "NOT_FOUND" in answer.stderr:
                 self.answered = True
                 return answer.stdout.strip() or None
             reason = next((line for line in answer.stderr.splitlines() if line.strip()), "no reason given")
@@ -258,6 +259,7 @@ def watch(tpu: Tpu) -> int | None:
         Mistake: when someone else deleted the TPU.
     """
     silent, parting = 0, None
+    seen: set[str] = set()
     log = tpu.follow()
     try:
         while True:
@@ -274,14 +276,18 @@ def watch(tpu: Tpu) -> int | None:
             if silent and silent % UNREACHABLE == 0:
                 say(f"{tpu.name} is ACTIVE, but no worker has answered {silent} polls; waiting, since the "
                     "command may be running. Check ssh from here; `delete` gives the TPU back")  # fmt: skip
-            if workers and "running" not in workers.values():
+            seen |= workers.keys()  # one that does not answer this time has not ended
+            workers = {name: workers.get(name, SILENT) for name in seen} if workers else {}
+            ended = {name: what for name, what in workers.items() if what not in (RUNNING, SILENT)}
+            if ended and len(ended) == len(workers):
                 tpu.idle = True
-                return outcome(workers)
-            parting = (parting or time.monotonic()) if len(set(workers.values())) > 1 else None
+                return outcome(ended)
+            parting = (parting or time.monotonic()) if ended else None
             if parting and time.monotonic() - parting > tpu.options.grace:
                 say(f"not all workers ended by themselves: {summary(workers)}; killing the rest")
                 tpu.kill()
-                return RESTART
+                code = outcome(ended)
+                return code if code in (MISTAKE, INTERRUPTED) else RESTART
     finally:
         shell.end(log)
 
@@ -309,6 +315,7 @@ def up(tpu: Tpu) -> int:
         restarts.started()
         try:
             tpu.install()
+            restarts.started()  # not the time to install
             tpu.run()
             if tpu.programs.dry_run:
                 tpu.follow()
@@ -338,9 +345,11 @@ def finish(tpu: Tpu, code: int) -> int:
             tpu.programs.run(*tpu.ssh("tail", "20"))
     if tpu.options.keep:
         say(f"{tpu.name} is kept, and costs until it is deleted")
-    elif not tpu.idle and not tpu.workers():
-        say(f"{tpu.name} is kept, and costs until it is deleted: no worker answers, so the command may be "
-            "running. Check ssh from here; `up` watches it again")  # fmt: skip
+    elif not tpu.idle and (not (workers := tpu.workers()) or RUNNING in workers.values()):
+        why = f"the command runs: {summary(workers)}" if workers else (
+            "no worker answers, so the command may be running. Check ssh from here"
+        )  # fmt: skip
+        say(f"{tpu.name} is kept, and costs until it is deleted: {why}; `up` watches it again")
     else:
         tpu.delete()
     return code
