@@ -148,8 +148,12 @@ def _command(config: Config | FinetuneConfig) -> str:
         module, name = "finetune", "finetune/classification"
         values, note = _finetuning_values(config)
     shipped = flatten_dict(runpy.run_path(str(find_config(name)))["get_config"]().to_dict(), sep=".")
+    if isinstance(config, Config):
+        values |= {"phases": config.phases} | ({"train.num_steps": 0} if config.phases else {})
     changed = {key: value for key, value in values.items() if key in shipped and value != shipped[key]}
-    words = [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed.items()]
+    # A shell reads " inside of ' as it is.
+    given = {key: str(x).replace("'", '"') if key == "phases" else x for key, x in changed.items()}
+    words = [shlex.quote(f"--config.{key}={value}") for key, value in given.items()]
     return note + " \\\n    ".join([f"python -m bert_jax.{module} --config={name}", *words])
 
 

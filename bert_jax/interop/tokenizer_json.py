@@ -99,7 +99,8 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
         )
     result = tokenizers.Tokenizer(model)
     result.normalizer = _normalizer(proto.normalizer_spec)
-    result.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
+    # A special token, such as [MASK], splits the text; what follows it goes on with its word.
+    result.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START, prepend_scheme="first")
     if added:
         longest_first = Regex("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         split = pre_tokenizers.Split(longest_first, "isolated")
@@ -134,7 +135,9 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
         kept: dict[str, str] = {}
         if rule.startswith("nmt_"):
             kept |= KEPT
-            steps += [replace(Regex(REMOVED), ""), replace(Regex(SPACES), " ")]
+            # Metaspace begins a word at the first character only, so something must be left of that one.
+            steps += [replace(Regex(f"^{REMOVED}+"), " "), replace(Regex(REMOVED), "")]
+            steps += [replace(Regex(SPACES), " ")]
         if rule.endswith("_cf"):
             kept |= KEPT_IN_FOLDING
         steps += [normalizers.NFC(), *itertools.starmap(replace, kept.items()), normalizers.NFKC()]
@@ -144,5 +147,5 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     elif spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [replace(Regex(" {2,}"), " "), replace(Regex("^ | $"), "")]
+        steps += [replace(Regex(" {2,}"), " "), replace(Regex(" $"), "")]  # Metaspace doubles none
     return normalizers.Sequence(steps)

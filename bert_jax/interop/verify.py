@@ -29,6 +29,7 @@ SENTENCES = (
     "春はあけぼの。やうやう白くなりゆく山ぎは。",
     "Straße, Łódź, İstanbul: 3½ km, 20 °C … 😀",
 )
+MASKED = ("It was the [MASK] of times, the [MASK].", "[MASK] me un[MASK]able, [MASK] [MASK]ing")
 log = logging.getLogger("bert_jax")
 
 
@@ -45,9 +46,12 @@ def check(network: Exported, tokenizer: Tokenizer, longest: int, output: pathlib
     """Raises UserError if the exported tokens differ, or a logit differs by more than the tolerance."""
     ids = tokenizer.encode(SENTENCES)
     written = tokenizers.Tokenizer.from_file(str(output / "tokenizer.json"))
-    theirs = written.encode_batch(SENTENCES, add_special_tokens=False)
-    for sentence, expected, found in zip(SENTENCES, ids, theirs, strict=True):
-        if found.ids != expected:
+    mask = tokenizer.piece(tokenizer.mask_id)
+    masked = [sentence.replace("[MASK]", mask) for sentence in MASKED]
+    sentences, expected_ids = [*SENTENCES, *masked], [*ids, *tokenizer.encode_with_masks(MASKED)]
+    theirs = written.encode_batch(sentences, add_special_tokens=False)
+    for sentence, expected, found in zip(sentences, expected_ids, theirs, strict=True):
+        if found.ids != list(expected):
             raise UserError(f"--output: tokenizer.json splits {sentence!r} differently; nothing is written.")
     batch = _batch(ids, tokenizer, longest)
     real = batch["sequence_ids"] > 0

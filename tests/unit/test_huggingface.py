@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 import bert_jax
+from bert_jax.config import Config
 from bert_jax.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from bert_jax.corpus.tokenizer import SPECIAL_PIECES
 from bert_jax.errors import UserError
@@ -20,8 +21,9 @@ from bert_jax.interop import export as export_module
 from bert_jax.interop import huggingface, tokenizer_json
 from bert_jax.interop.convert import convert
 from bert_jax.interop.export import export
-from bert_jax.interop.model_card import model_card
+from bert_jax.interop.model_card import _command, model_card
 from bert_jax.training import checkpoint
+from bert_jax.training.config import TrainConfig
 from bert_jax.training.opening import open_checkpoint
 from tests.mixed_text import mixed_lines
 from tests.parity.names import to_params
@@ -292,6 +294,16 @@ def test_the_model_card_gives_the_command_and_the_metrics(tmp_path):
     assert {"--config=bert_base", "--config.data.source=corpus:"} < set(shlex.split(command))
 
 
+def test_the_command_of_a_model_card_has_its_phases():
+    phases = {"num_steps": 3}, {"num_steps": 4, "data": {"mask_rate": 0.3}}
+    expected = '--config.phases=({"num_steps": 3}, {"num_steps": 4, "data": {"mask_rate": 0.3}})'
+    for given, word in ((phases, expected), ((), "--config.phases=()")):
+        config = Config(train=TrainConfig(num_steps=0 if given else 7), phases=given)
+        words = shlex.split(_command(config).replace("\\\n", " "))
+        assert word in words
+        assert ("--config.train.num_steps=7" in words) == (not given)
+
+
 def test_a_checkpoint_is_read_once_to_be_exported(monkeypatch, tmp_path):
     save(tmp_path / "run", wordpiece())
     (tmp_path / "out").mkdir()
@@ -330,7 +342,7 @@ def tokenized(request):
     if request.param == "wordpiece":
         tokenizer = wordpiece()
     else:
-        counts = dict.fromkeys([*words, *"abcdefghijklmnopqrstuvwxyz"], 5)
+        counts = dict.fromkeys([*words, *"abcdefghijklmnopqrstuvwxyz.,"], 5)
         kind, _, option = request.param.partition(" ")
         options = (0.98, True) if option == "bytes" else ()
         size = 380 if options else 130
@@ -346,6 +358,18 @@ def test_tokenizer_json_gives_the_same_ids(tokenized):
     assert pair.ids.count(tokenizer.sep_id) == 2
     assert pair.type_ids == sorted(pair.type_ids)
     assert written.encode("[MASK]").ids == [tokenizer.cls_id, tokenizer.mask_id, tokenizer.sep_id]
+
+
+MASKED = (
+    "it was the [MASK] of times.", "un[MASK]able", "[MASK] day", "the [MASK].", "a[MASK] b", "so [MASK]ing",
+    "[MASK][MASK]", "[MASK] [MASK]", "", " x", "a  b ", "  don't", "\u00a0x\u3000y", "x [MASK] , y",
+)  # fmt: skip
+
+
+def test_tokenizer_json_gives_the_same_ids_around_masks(tokenized):
+    tokenizer, *_ = tokenized
+    written = tokenizer_json.build(tokenizer).encode_batch(MASKED, add_special_tokens=False)
+    assert [line.ids for line in written] == [list(ids) for ids in tokenizer.encode_with_masks(MASKED)]
 
 
 def test_auto_tokenizer_gives_the_same_ids(tokenized, tmp_path):
