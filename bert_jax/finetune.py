@@ -35,7 +35,7 @@ from bert_jax.inference.finetuned import load_finetuned
 from bert_jax.interop.huggingface import exports_as
 from bert_jax.report.text_table import text_table
 from bert_jax.tasks.downstream import Scores
-from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, open_init_from, provenance
+from bert_jax.tasks.finetuning import Experiment, Finetuning, Splits, check_base, open_init_from, provenance
 from bert_jax.tasks.registry import task_class
 from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.loop import FINISHED, train
@@ -72,9 +72,12 @@ def set_up() -> command.Training:
         runs[folder] = experiment._replace(splits=splits)
         for seed in seeds(config):  # before anything is computed
             own, run = run_folder(config, folder, seed), experiment.run(seed)
-            if not committed_steps(own / "checkpoints"):
+            resumes = committed_steps(own / "checkpoints")
+            if not resumes:
                 check_schedules(run)
             check_workdir(own, run)
+            if resumes:
+                check_base(own, init_from)
     for folder in runs if jax.process_index() == 0 else ():
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)

@@ -175,8 +175,15 @@ class FinetuneConfig(RunConfig):
             seed: of the run.
 
         Raises:
-            UserError: if rows are longer than the network's positions.
+            UserError: if rows are longer than the network's positions, or it cannot tell two texts apart.
         """
+        pairs = self.data.text_pair or self.task.name == "question_answering"
+        if pairs and model.type_vocab_size == 1:
+            what = f"data.text_pair={self.data.text_pair}" if self.data.text_pair else "question answering"
+            raise UserError(
+                f"{what} needs two segments, and {self.init_from} has model.type_vocab_size=1; start from "
+                "another checkpoint."
+            )
         if self.data.max_seq_length > model.max_position_embeddings:
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than the "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from bert_jax.corpus.card import CARDS
@@ -19,6 +20,7 @@ from bert_jax.tasks.config import FinetuneConfig, TaskData
 from bert_jax.tasks.downstream import Downstream
 from bert_jax.tasks.packed import HostBatch, PackedExamples, TrainingBatches
 from bert_jax.tasks.registry import make_task
+from bert_jax.training.checkpoint import committed_steps
 from bert_jax.training.evaluate import HeldOut
 from bert_jax.training.fingerprints import combined_digest
 from bert_jax.training.opening import OpenedCheckpoint, open_checkpoint
@@ -53,6 +55,18 @@ def provenance(opened: OpenedCheckpoint) -> dict[str, Any]:
         "params_digest": combined_digest(fingerprints),
         "data_digest": opened.meta.get("data_digest"),
     }
+
+
+def check_base(folder: epath.Path, init_from: OpenedCheckpoint) -> None:
+    """Raises UserError if the run in a folder started from other weights than those of `init_from`."""
+    newest = committed_steps(folder / "checkpoints")[-1]
+    content = json.loads((folder / "checkpoints" / str(newest) / TASK).read_bytes())
+    known = content.get("base", {}).get("params_digest")  # older versions did not record it
+    if known not in (None, provenance(init_from)["params_digest"]):
+        raise UserError(
+            f"init_from={init_from.folder} has other weights than those that the run in --workdir={folder} "
+            f"started from (params_digest {known}); give another --workdir, or that checkpoint."
+        )
 
 
 class Splits(NamedTuple):

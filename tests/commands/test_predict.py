@@ -140,7 +140,7 @@ def test_newest_pretrained_checkpoint_is_the_default(predict, loaded_once, tmp_p
             "fill-mask --input=archive",
             "--input=archive is no text file but a zip archive, as .docx",
         ),
-        ("fill-mask --input=blank", "--input=blank is empty; write one text a line."),
+        ("fill-mask --input=blank", "--input=blank has white space only; write one text a line."),
         ("next-sentence --text=a", "--next is missing: the sentence that may follow --text."),
         ("next-sentence --input=tabs", "--input=tabs: no tab between two sentences in 'one only'."),
         ("features --text=a", "--output is missing: the .npy or .parquet file to write"),

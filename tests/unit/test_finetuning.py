@@ -3,19 +3,22 @@
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from bert_jax.config import from_dict
 from bert_jax.data.mixture import EpochRows
 from bert_jax.errors import UserError
 from bert_jax.files import read_rows
 from bert_jax.inference.pretrained import load
+from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
 from bert_jax.tasks.config import FinetuneConfig
-from bert_jax.tasks.finetuning import Experiment, Finetuning, open_init_from
+from bert_jax.tasks.finetuning import Experiment, Finetuning, check_base, open_init_from, provenance
 from bert_jax.tasks.packed import TrainingBatches
 from bert_jax.tasks.registry import TASK_CLASSES, task_class
 from bert_jax.training import step as step_lib
@@ -290,6 +293,37 @@ def test_mistakes_are_one_line(folder, sections, message):
 def test_a_config_that_cannot_be_is_one_line(sections, message):
     with pytest.raises(UserError, match=message):
         from_dict(sections, FinetuneConfig).check_file()
+
+
+@pytest.mark.parametrize(
+    ("sections", "what"),
+    [
+        ({"data": {"text_pair": "b"}}, "data.text_pair=b"),
+        ({"task": {"name": "question_answering"}}, "question answering"),
+    ],
+)
+def test_pairs_for_a_network_of_one_segment_are_refused(sections, what):
+    """Its table of segments has one row: the second text would be no number."""
+    config = from_dict(sections | {"init_from": "a"}, FinetuneConfig)
+    with pytest.raises(UserError, match=f"{what} needs two segments, and a has model.type_vocab_size=1"):
+        config.for_run(ModelConfig(type_vocab_size=1), 10, seed=0)
+    config.for_run(ModelConfig(type_vocab_size=2), 10, seed=0)
+
+
+def test_a_run_does_not_go_on_from_other_weights(tmp_path):
+    def opened(digest):
+        meta = {"digests": {"params/a": digest, "opt_state/b": "0"}}
+        return SimpleNamespace(folder=epath.Path("runs/base/checkpoints/9"), meta=meta)
+
+    saved = tmp_path / "checkpoints" / "5"
+    saved.mkdir(parents=True)
+    (saved / "checksums.json").write_text("{}")
+    (saved / "task.json").write_text(json.dumps({"base": provenance(opened("1"))}))
+    check_base(epath.Path(tmp_path), opened("1"))
+    with pytest.raises(UserError, match=r"init_from=runs/base/checkpoints/9 has other weights than those"):
+        check_base(epath.Path(tmp_path), opened("2"))
+    (saved / "task.json").write_text("{}")  # of an older version
+    check_base(epath.Path(tmp_path), opened("2"))
 
 
 def test_rows_longer_than_the_base_knows_are_refused(folder):
