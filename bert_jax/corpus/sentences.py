@@ -1,5 +1,6 @@
 """Splits paragraphs into sentences, by the rules of their language."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -44,6 +45,7 @@ ENDS = {
 # Of a paragraph with these marks `sentencex` takes time that grows with the square of its length.
 SLOW_MARKS = re.compile("[。！？]")
 LONG = 10_000  # characters
+WIDE_SPACE = re.compile(r"[^\S ]")
 
 
 def split_sentences(paragraphs: list[str], language: str) -> list[str]:
@@ -69,12 +71,24 @@ def _segments(code: str, paragraph: str) -> Iterator[str]:
     """Splits a paragraph into sentences with the spaces behind them."""
     if SLOW_MARKS.search(paragraph):
         while len(paragraph) > LONG:
-            *whole, _ = sentencex.segment(code, paragraph[:LONG])
+            *whole, _ = _segment(code, paragraph[:LONG])
             if not whole:
                 break
             yield from whole
             paragraph = paragraph[sum(map(len, whole)) :]
-    yield from sentencex.segment(code, paragraph)
+    yield from _segment(code, paragraph)
+
+
+def _segment(code: str, text: str) -> list[str]:
+    try:
+        return sentencex.segment(code, text)
+    except BaseException as error:  # a panic of Rust is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+    # sentencex 1.0 panics at a capital letter with a space that is not ASCII and a full stop behind it.
+    parts = sentencex.segment(code, WIDE_SPACE.sub(" ", text))
+    ends = [0, *itertools.accumulate(map(len, parts))]
+    return [text[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def normalized(language: str) -> str:

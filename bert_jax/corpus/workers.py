@@ -5,6 +5,7 @@ import concurrent.futures
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -72,10 +73,10 @@ class Workers:
             process.stdin.flush()
             succeeded, result = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            raise UserError(
-                f"a worker process ended with code {process.wait()}; -9 means that it was killed, most often "
-                "because memory ran out: free memory or use a machine with more."
-            ) from None
+            remedy = "above is why; run the command again"
+            if (code := process.wait()) == -signal.SIGKILL:
+                remedy = "most often because memory ran out: free memory or use a machine with more"
+            raise UserError(f"a worker process ended with code {code}; {remedy}.") from None
         finally:
             self._idle.put(process)
         if not succeeded:
@@ -104,6 +105,8 @@ def serve() -> None:
             reply = True, function(item)
         except Exception as error:
             reply = False, error
+        except BaseException as error:  # of a library in another language: it may not be picklable
+            reply = False, RuntimeError(f"{type(error).__name__}: {error}")
         try:
             pickle.dump(reply, replies, pickle.HIGHEST_PROTOCOL)
             replies.flush()

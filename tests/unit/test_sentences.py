@@ -28,6 +28,13 @@ def test_long_paragraphs_without_spaces_take_no_hours():
     assert split_sentences([unbroken + "走。"], "zh") == [unbroken, "走。"]
 
 
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2028"])
+def test_a_panic_of_the_splitter_loses_nothing(space):
+    """sentencex 1.0.32 has one at the first of these sentences."""
+    text = f"Plan A{space}. Then\u00a0another. Last."
+    assert split_sentences([text], "en") == [f"Plan A{space}.", "Then\u00a0another.", "Last."]
+
+
 def test_other_scripts():
     assert split_sentences(["今天很好。你呢？"], "zh") == ["今天很好。", "你呢？"]
     assert split_sentences(["यह पहला है। यह दूसरा है।"], "hi") == ["यह पहला है।", "यह दूसरा है।"]
