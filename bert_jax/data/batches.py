@@ -125,7 +125,8 @@ class Batches:
         data = self._data
         if not data.final_mask_rate or self._num_steps < 2:
             return data.mask_rate
-        return data.mask_rate + (data.final_mask_rate - data.mask_rate) * step / (self._num_steps - 1)
+        rate = data.mask_rate + (data.final_mask_rate - data.mask_rate) * step / (self._num_steps - 1)
+        return min(rate, max(data.mask_rate, data.final_mask_rate))  # rounding may lead beyond the last one
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
         """Returns the rows of an epoch; epochs differ a little, because each cuts documents anew."""

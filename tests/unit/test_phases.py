@@ -268,6 +268,15 @@ def shares(batches, steps):
     return found
 
 
+def test_the_rate_of_the_last_step_is_not_beyond_its_end(store):
+    """By rounding it was 0.5 and a bit here, and one more prediction than there is room for."""
+    data = DataConfig(max_seq_length=128, global_batch_size=32, mask_rate=0.05, final_mask_rate=0.5)
+    batches = Batches(store, data, FakeTokenizer(VOCAB), seed=1, num_steps=20_000)
+    assert batches.mask_rate(19_999) == 0.5
+    down = dataclasses.replace(data, mask_rate=0.5, final_mask_rate=0.05)
+    assert Batches(store, down, FakeTokenizer(VOCAB), seed=1, num_steps=20_000).mask_rate(0) == 0.5
+
+
 def test_the_rate_of_masks_goes_linearly_to_its_end(store):
     data = DataConfig(max_seq_length=128, global_batch_size=32, mask_rate=0.4, final_mask_rate=0.1)
     batches = Batches(store, data, FakeTokenizer(VOCAB), seed=1, num_steps=11)
