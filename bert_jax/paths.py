@@ -16,6 +16,10 @@ def check_path(flag: str, value: str) -> None:
     packages = (CLIENTS[scheme], "tensorflow") if remote and scheme in CLIENTS else ()  # epath takes either
     if packages and not any(map(importlib.util.find_spec, packages)):
         raise UserError(f"--{flag}={value} needs a package that is not installed: pip install {packages[0]}.")
+    if flag == "data_dir" and remote and scheme == "s3":
+        raise UserError(
+            f"--data_dir={value}: prepared datasets are read from disks and gs:// only; prepare on a disk."
+        )
     path = value if remote else os.path.abspath(value)
     with contextlib.suppress(UnicodeEncodeError):
         if path.encode() == os.fsencode(path):  # as UTF-8 libraries would write it

@@ -4,6 +4,7 @@ import bz2
 import importlib
 import json
 import random
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow as pa
@@ -13,8 +14,9 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from bert_jax.corpus.config import DataConfig
-from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources
+from bert_jax.corpus.sources import Digests, MissingInput, files, open_sources, tfds
 from bert_jax.errors import UserError
+from bert_jax.paths import check_path
 from tests.source_files import message, read
 
 
@@ -153,3 +155,22 @@ def test_another_scheme():
     assert message("text:hdfs://b/a.txt") == (
         "data.source='text:hdfs://b/a.txt': hdfs:// is not supported; use gs://, s3:// or a local path."
     )
+
+
+def test_folders_in_a_bucket_are_no_files(bucket):
+    write(bucket, "/b/x/1", b"One.\n")
+    write(bucket, "/b/x/sub/2.txt", b"Two.\n")
+    (source,) = open_sources(DataConfig(source="text:s3://b/x/*"))
+    assert source.paths == ["s3://b/x/1"]
+    assert "it is a directory, use text:s3://b/x/*" in message("text:s3://b/x", MissingInput)
+    assert "there are only directories" in message("text:s3://b/x/s*", MissingInput)
+
+
+def test_datasets_are_not_prepared_where_they_cannot_be_read(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    check_path("workdir", "s3://b/run")
+    with pytest.raises(UserError, match=r"--data_dir=s3://b/data: prepared datasets are read from disks and"):
+        check_path("data_dir", "s3://b/data")
+    file = SimpleNamespace(filename="s3://b/a.array_record", skip=0, take=1)
+    with pytest.raises(UserError, match=r"s3://b/a\.array_record: ArrayRecord files are read from disks and"):
+        list(tfds._array_record_batches(file, 1))

@@ -123,7 +123,7 @@ def test_a_partial_file_that_is_too_long(mirror, folder):
 
 def test_a_file_that_is_shorter_than_published_is_given_up(mirror, folder, tmp_path):
     (tmp_path / "served" / NAME).write_bytes(CONTENT[:30_000])
-    with pytest.raises(UserError, match="cannot be downloaded"):
+    with pytest.raises(UserError, match="ends after 30,000 bytes, and 50,000 are published; use another"):
         download([remote()], mirror.address, folder)
     assert NAME not in kept(folder)
 

@@ -138,7 +138,7 @@ def _complete(file: RemoteFile, url: str, part: pathlib.Path, stop: threading.Ev
     patience = _Patience(url, ATTEMPTS, stop)
     if _size(part) > file.size:
         part.unlink()
-    furthest = _size(part)
+    furthest, ended_at = _size(part), -1
     while _size(part) < file.size and not stop.is_set():
         try:
             _append(url, part, file.size, stop)
@@ -146,6 +146,12 @@ def _complete(file: RemoteFile, url: str, part: pathlib.Path, stop: threading.Ev
         except (OSError, http.client.HTTPException) as raised:
             error = raised
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # it ends before `part` does
+            if _size(part) == ended_at:  # twice, so it is not `part` that was wrong
+                raise UserError(
+                    f"{url} ends after {ended_at:,} bytes, and {file.size:,} are published; use another "
+                    "mirror (data.wikipedia_mirror)."
+                )
+            ended_at = _size(part)
             part.unlink(missing_ok=True)
         if _size(part) > furthest:
             furthest = _size(part)

@@ -96,7 +96,10 @@ def _matches(spec: str, pattern: str) -> list[str]:
         found = [os.fspath(path) for path in epath.Path(glob.escape(folder)).glob(rest.lstrip("/"))]
     else:
         found = glob.glob(glob.escape(folder) + rest, recursive=True)
-    paths = sorted(found if remote else filter(functools.partial(_is_file, spec), found))
+    if remote:  # a request for each name that may be that of a folder
+        paths = sorted(path for path in found if os.path.splitext(path)[1] or epath.Path(path).is_file())
+    else:
+        paths = sorted(filter(functools.partial(_is_file, spec), found))
     if paths:
         return paths
     hint = "check the path"

@@ -233,6 +233,10 @@ def _text(record: bytes, feature: str) -> bytes:
 def _array_record_batches(file: Any, batch_size: int) -> Iterator[list[bytes]]:
     from array_record.python import array_record_module
 
+    if "://" in file.filename and not file.filename.startswith("gs://"):
+        raise UserError(
+            f"{file.filename}: ArrayRecord files are read from disks and gs:// only; copy them to a disk."
+        )
     reader = array_record_module.ArrayRecordReader(file.filename)
     stop = file.skip + file.take
     if reader.num_records() < stop:
