@@ -80,6 +80,7 @@ def scores_of(workdir):
     return json.loads((workdir / "results.json").read_text())["scores"]
 
 
+@pytest.mark.slow
 def test_cross_validation(folder):
     """Two folds: together their predictions are of every text once; each run can go on by itself."""
     words = (
@@ -107,6 +108,7 @@ def test_cross_validation(folder):
     assert list(json.loads((folder / "folds/fold_1/scores.json").read_text())) == ["fine-tuned"]
 
 
+@pytest.mark.slow
 def test_classification_with_seeds_and_frozen_features(folder):
     words = (
         "data.train=texts.tsv", "data.test_fraction=0.1", "train.num_epochs=10.0", "train.num_seeds=2",
@@ -166,6 +168,7 @@ def test_token_classification(folder):
     assert json.loads(output.splitlines()[-1])["prediction"] == ["O", "O", "B-name"]
 
 
+@pytest.mark.slow
 def test_question_answering(folder):
     words = ("data.train=names.json", "train.num_epochs=15.0")
     code, output = finetune(folder, "answers", *words, config="finetune/squad")

@@ -126,6 +126,7 @@ def test_run_that_resumes_inside_the_profiled_window(folder):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_signals_save_and_the_same_command_goes_on(folder):
     """And it compiles nothing again: what was compiled is kept."""
     no_evaluation = "train.eval_every=1000000"  # it would compile more, in the run that comes so far

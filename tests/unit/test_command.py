@@ -56,11 +56,13 @@ def test_an_empty_data_dir_is_not_the_working_directory(run):
     assert (code, err) == (2, "error: --data_dir is empty; give a folder, or leave it out.\n")
 
 
-@pytest.mark.parametrize(("scheme", "client"), [("gs", "gcsfs"), ("s3", "s3fs")])
-def test_a_bucket_needs_its_package(run, monkeypatch, scheme, client):
+@pytest.mark.parametrize(
+    ("folder", "client"), [("data_dir=gs://b/data", "gcsfs"), ("workdir=s3://b/run", "s3fs")]
+)
+def test_a_bucket_needs_its_package(run, monkeypatch, folder, client):
     installed = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
-    words = ["--config=bert_tiny", f"--data_dir={scheme}://b/data"]
+    words = ["--config=bert_tiny", f"--{folder}"]
     code, _, err, _ = run(*words)
     assert (code, err) == (
         2,

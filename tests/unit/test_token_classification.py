@@ -136,7 +136,7 @@ def test_a_sentence_of_plain_text():
         ("a.tsv", "word\ttag\nWe\tO\n", r"a.tsv, line 1: 'tag' in the last column is not a tag of IOB"),
         ("a.iob", "We O\n\nare B-\n", r"a.iob, line 3: 'B-' in the last column is not a tag"),
         ("a.conll", "-DOCSTART- O\n\n", r"data.train=.*a.conll has no words"),
-        ("a.conll", "\n", r"data.train=.*a.conll is empty"),
+        ("a.conll", "\n", r"data.train=.*a.conll has white space only"),
         ("a.jsonl", '{"tokens": ["a"]}', r"data.label='tags': .*line 1 has no such column; it has 'tokens'"),
         ("a.jsonl", '{"text": ["a"]}', r"data.text='tokens': .*line 1 has no such column; it has 'text'"),
         ("a.jsonl", '{"tokens": "a b", "tags": ["O"]}', r"line 1 has 'a b', which is no list of texts"),
