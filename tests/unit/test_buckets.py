@@ -167,7 +167,10 @@ def test_folders_in_a_bucket_are_no_files(bucket):
 
 
 def test_datasets_are_not_prepared_where_they_cannot_be_read(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"--workdir=s3://b/run needs a package .* pip install s3fs"):
+        check_path("workdir", "s3://b/run")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "s3fs" or None)
     check_path("workdir", "s3://b/run")
     with pytest.raises(UserError, match=r"--data_dir=s3://b/data: prepared datasets are read from disks and"):
         check_path("data_dir", "s3://b/data")
