@@ -51,8 +51,8 @@ def check_schedules(config: RunConfig) -> None:
         parts.append(("", config.optimizer, "train.", phases[-1].last_step))
     for part in parts:
         _check_part(*part)
-    given = config.optimizer
-    if given.decay_steps and given.schedule != "trapezoid" and len(phases) == 1:  # several may inherit it
+    given, inherited = config.optimizer, len(phases) > 1 or phases[0].own_schedule
+    if given.decay_steps and given.schedule != "trapezoid" and not inherited:
         raise UserError(
             f"optimizer.decay_steps={given.decay_steps} has no effect with optimizer.schedule="
             f"{given.schedule}; set it to 0, or optimizer.schedule=trapezoid."

@@ -175,11 +175,6 @@ def _changeable(config: RunConfig, workdir: epath.Path, known: dict[str, Any]) -
 def _check_identity(
     workdir: epath.Path, known: dict[str, Any], asked: dict[str, Any], free: Callable[[str], bool]
 ) -> None:
-    if ("task.name" in known) != ("task.name" in asked):
-        theirs, ours = (
-            ("fine-tuning", "pretraining") if "task.name" in known else ("pretraining", "fine-tuning")
-        )
-        raise UserError(f"--workdir={workdir} holds a run of {theirs}, and this is {ours}; give another.")
     name_of = {"data_digest": "data_digest (the content of the data)"}
     differing = [
         f"{name_of.get(key, key)} is {known.get(key)!r} there and {asked.get(key)!r} here"

@@ -242,6 +242,8 @@ def test_settings_of_a_schedule_that_change_nothing(caplog):
         UserError, match=r"decay_steps=5 has no effect with optimizer\.schedule=linear; set it"
     ):
         checked(10, warmup_steps=1, decay_steps=5)
+    phase = {"num_steps": 10, "optimizer": {"schedule": "trapezoid"}}
+    check_schedules(config_of(phase, optimizer=OptimizerConfig(decay_steps=5)))  # which the phase inherits
     checked(10, warmup_steps=10)
     assert caplog.messages == []
     checked(10, warmup_steps=11)
