@@ -60,7 +60,10 @@ def provenance(opened: OpenedCheckpoint) -> dict[str, Any]:
 def check_base(folder: epath.Path, init_from: OpenedCheckpoint) -> None:
     """Raises UserError if the run in a folder started from other weights than those of `init_from`."""
     newest = committed_steps(folder / "checkpoints")[-1]
-    content = json.loads((folder / "checkpoints" / str(newest) / TASK).read_bytes())
+    try:
+        content = json.loads((folder / "checkpoints" / str(newest) / TASK).read_bytes())
+    except (OSError, ValueError):
+        return  # a damaged checkpoint, which is named where the run resumes
     known = content.get("base", {}).get("params_digest")  # older versions did not record it
     if known not in (None, provenance(init_from)["params_digest"]):
         raise UserError(

@@ -166,7 +166,7 @@ class Run:
         return self.stopped or self.selection.should_stop
 
     def resume(self, at_most: int | None = None) -> None:
-        """Restores the newest undamaged checkpoint, if any of step `at_most` or before; or starts."""
+        """Restores a checkpoint, chosen as in `Checkpoints.restore_newest`, or starts anew."""
         restored = self.checkpoints.restore_newest(self.program.abstract, at_most)
         if restored is None:
             params = self.task.initial_params(self.random_params, self.program.abstract.params)
@@ -335,7 +335,7 @@ class Run:
         self.checkpoints.wait()
         self.state = self.program.abstract  # frees the devices' memory, which may not hold two states
         self.resume(at_most=first)
-        if self.step > first:  # its step is among those that are skipped: their updates after it are left out
+        if self.step > first:  # amid the steps that are skipped: training goes on behind them
             log.warning(
                 "no checkpoint of step %d or before is left, so that of step %d is used; keep more of them "
                 "(train.keep_last)",

@@ -1,5 +1,6 @@
 import importlib.util
 import logging
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from absl.testing import flagsaver
 from bert_jax import command
 from bert_jax.config import Config
 from bert_jax.errors import UserError
+from bert_jax.interop.model_card import _command
 from bert_jax.tasks.config import FinetuneConfig
 from bert_jax.training import hosts
 
@@ -68,6 +70,15 @@ def test_a_bucket_needs_its_package(run, monkeypatch):
     for package in ("gcsfs", "tensorflow"):
         installed[:] = [package]
         assert run(*words)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["bert_base", "bert_tiny", "modern_mini", "ettin"])
+def test_the_command_of_a_model_card_trains_the_same(run, name):
+    config = run(f"--config={name}")[3]
+    words = shlex.split(_command(config).replace("\\\n", " "))
+    code, _, err, again = run(*words[words.index("bert_jax.pretrain") + 1 :])
+    assert (code, err) == (0, "")
+    assert again.identity() == config.identity()
 
 
 COMMANDS = (

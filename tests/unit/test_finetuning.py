@@ -322,7 +322,10 @@ def test_a_run_does_not_go_on_from_other_weights(tmp_path):
     check_base(epath.Path(tmp_path), opened("1"))
     with pytest.raises(UserError, match=r"init_from=runs/base/checkpoints/9 has other weights than those"):
         check_base(epath.Path(tmp_path), opened("2"))
-    (saved / "task.json").write_text("{}")  # of an older version
+    for content in ("{}", "{"):  # of an older version, and damaged
+        (saved / "task.json").write_text(content)
+        check_base(epath.Path(tmp_path), opened("2"))
+    (saved / "task.json").unlink()
     check_base(epath.Path(tmp_path), opened("2"))
 
 
