@@ -170,10 +170,10 @@ def test_datasets_are_not_prepared_where_they_cannot_be_read(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"--workdir=s3://b/run needs a package .* pip install s3fs"):
         check_path("workdir", "s3://b/run")
+    with pytest.raises(UserError, match=r"--data_dir=s3://b/data: prepared datasets are read from disks and"):
+        check_path("data_dir", "s3://b/data")  # before a package is asked for
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "s3fs" or None)
     check_path("workdir", "s3://b/run")
-    with pytest.raises(UserError, match=r"--data_dir=s3://b/data: prepared datasets are read from disks and"):
-        check_path("data_dir", "s3://b/data")
     file = SimpleNamespace(filename="s3://b/a.array_record", skip=0, take=1)
     with pytest.raises(UserError, match=r"s3://b/a\.array_record: ArrayRecord files are read from disks and"):
         list(tfds._array_record_batches(file, 1))
