@@ -78,8 +78,8 @@ class TaskData:
     train: str = ""
     eval: str = ""  # selects the best checkpoint; "": a share of `train`, by a hash of the text
     test: str = ""  # scored once, by the best checkpoint; "": none, or a share of `train`
-    eval_fraction: float = setting(0.1, least=0, below=1)
-    test_fraction: float = setting(0.0, least=0, below=1)
+    eval_fraction: float = setting(0.1, least=0, below=1)  # of `train`, without a file as `eval`
+    test_fraction: float = setting(0.0, least=0, below=1)  # of `train`, without a file as `test`
     num_folds: int = setting(1, least=1)  # cross-validation: number of runs, each with its own test share
     fold: int = setting(-1, least=-1)  # run this fold alone; -1: all, in order
     # Columns, by name; by number from 0 if the file has no header.

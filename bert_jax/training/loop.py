@@ -104,6 +104,7 @@ def train(config: RunConfig, task: Task, workdir: epath.PathLike) -> int:
         run = Run(program, task, workdir, stop)
         with room_for(config):
             run.resume()
+        run.profiler.warn_if_outside(run.step, run.last_step)
         try:
             with fail_fast(), room_for(config):
                 while run.step < run.last_step and not run.ended:

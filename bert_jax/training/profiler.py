@@ -18,8 +18,16 @@ class Profiler:
     """
 
     def __init__(self, steps: str, workdir: epath.Path):
+        self._steps, self._folder, self._tracing = steps, workdir / "profile", False
         self._first, self._last = map(int, steps.split(":")) if steps else (-1, -1)
-        self._folder, self._tracing = workdir / "profile", False
+
+    def warn_if_outside(self, step: int, last_step: int) -> None:
+        """Warns if the first step to trace is not among those to train, from `step` to `last_step` - 1."""
+        if self._steps and step < last_step and not step <= self._first < last_step:
+            log.warning(
+                "train.profile_steps=%s: no trace is written, since this command trains steps %d to %d",
+                self._steps, step, last_step - 1,
+            )  # fmt: skip
 
     def before(self, step: int, state: Any) -> None:
         """Starts or ends the trace before this step; a run that resumes inside the window takes none."""

@@ -27,3 +27,17 @@ def test_a_window_is_traced_once(monkeypatch, tmp_path, steps, expected):
 def test_without_a_window_there_is_no_trace(monkeypatch, tmp_path):
     monkeypatch.delattr(jax.profiler, "start_trace")
     Profiler("", epath.Path(tmp_path)).before(0, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "warned"), [(0, 4, False), (3, 4, False), (4, 9, True), (0, 3, True)]
+)
+def test_a_window_outside_the_run_is_said(tmp_path, caplog, step, last, warned):
+    Profiler("3:5", epath.Path(tmp_path)).warn_if_outside(step, last)
+    assert (f"this command trains steps {step} to {last - 1}" in caplog.text) == warned
+
+
+def test_a_run_without_a_window_or_without_steps_left_warns_of_nothing(tmp_path, caplog):
+    Profiler("", epath.Path(tmp_path)).warn_if_outside(0, 9)
+    Profiler("3:5", epath.Path(tmp_path)).warn_if_outside(9, 9)
+    assert not caplog.text
