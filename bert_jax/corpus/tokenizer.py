@@ -111,12 +111,13 @@ class Tokenizer(abc.ABC):
         segments = [
             segment.rstrip() for text in texts for segment in text.replace(MASK, MASK + STAND_IN).split(MASK)
         ]
-        stand_in, *encoded = self.encode([STAND_IN, *segments])
-        parts, result = iter(encoded), []
+        parts, result = iter(self.encode_with_offsets(segments)), []
         for text in texts:
-            ids = next(parts)
+            ids, _ = next(parts)
             for _ in range(text.count(MASK)):
-                ids += [self.mask_id, *next(parts)[len(stand_in) :]]
+                # SentencePiece joins unknown characters to the stand-in before them: a piece that ends later.
+                behind = zip(*next(parts), strict=True)
+                ids += [self.mask_id, *(token for token, (_, end) in behind if end > len(STAND_IN))]
             result.append(ids)
         return result
 

@@ -166,6 +166,7 @@ def test_texts_do_not_change_each_others_results(bert, monkeypatch):
         ("[MASK][MASK]", "[MASK] [MASK]"),
         ("so[MASK]so", "▁so [MASK] s o"),
         ("([MASK]), so", "▁ ( [MASK] ) , ▁so"),
+        ("We are [MASK]é家 é", "▁we ▁are [MASK] [UNK] ▁ [UNK]"),  # unknown ones are not lost
         ("[MASK]\tso\n[MASK]\u3000so", "[MASK] ▁so [MASK] ▁so"),
         ("[mask] [CLS]", "▁ [UNK] as [UNK] ▁ [UNK] l s [UNK]"),
         ("", ""),
