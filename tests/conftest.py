@@ -3,6 +3,7 @@
 All by environment variables, so that the commands which tests start do the same.
 """
 
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -17,6 +18,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Small arrays: compiling takes far longer than what better code would save.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+if importlib.metadata.version("jax").startswith("0.10."):  # later ones have no such flag
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # A script starts background commands (`make test &`) with SIGINT ignored, and processes inherit that.
