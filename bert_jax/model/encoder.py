@@ -306,11 +306,8 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
 
 def _stacked_layers(config: ModelConfig, rngs: nnx.Rngs, compute: Compute) -> EncoderLayer:
     """Builds one EncoderLayer whose parameters have a leading axis L; each slice has a key of its own."""
-    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
 
     def layer(key):
-        return EncoderLayer(config, nnx.Rngs(params=key), compute)
+        return nnx.split(EncoderLayer(config, nnx.Rngs(params=key), compute))
 
-    structure, _ = nnx.split(nnx.eval_shape(layer, keys[0]))
-    weights = jax.vmap(lambda key: nnx.split(layer(key))[1])(keys)
-    return nnx.merge(structure, weights)
+    return nnx.merge(*jax.vmap(layer)(jax.random.split(rngs.params(), config.num_hidden_layers)))
