@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -55,6 +56,19 @@ def exported(folder, name="again"):
     return folder / name
 
 
+@pytest.fixture(scope="module")
+def _modern_bert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modern_bert")
+    save(folder / "run", wordpiece(), MODERN)
+    return exported(folder, "out")
+
+
+@pytest.fixture
+def modern_bert(tmp_path, _modern_bert):
+    """A directory of ModernBERT that a test may change."""
+    return shutil.copytree(_modern_bert, tmp_path / "out")
+
+
 def out_and_in(folder):
     """Exports `run` in the folder, imports that, exports it again; the settings of the first."""
     out = exported(folder, "out")
@@ -91,13 +105,12 @@ def test_fine_tuned_out_and_in_again_is_the_same_to_the_bit(tmp_path, family, ta
         assert after.predict([example]) == before.predict([example])
 
 
-def test_ids_of_special_pieces_are_those_of_the_vocabulary(tmp_path):
+def test_ids_of_special_pieces_are_those_of_the_vocabulary(modern_bert):
     """Their classes have defaults of 50,281 and 128,000, which no smaller vocabulary has."""
-    save(tmp_path / "run", wordpiece(), MODERN)
-    settings = json.loads((exported(tmp_path, "out") / "config.json").read_text())
+    settings = json.loads((modern_bert / "config.json").read_text())
     ids = {name: settings[f"{name}_token_id"] for name in ("pad", "bos", "cls", "eos", "sep")}
     assert ids == {"pad": 0, "bos": 2, "cls": 2, "eos": 3, "sep": 3}
-    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["model_input_names"] == [
+    assert json.loads((modern_bert / "tokenizer_config.json").read_text())["model_input_names"] == [
         "input_ids",
         "attention_mask",
     ]
@@ -113,15 +126,15 @@ def test_transformers_computes_the_same(tmp_path, family, task, kind):
     assert type(network).__name__ == f"{family}{kind}"
 
 
-def test_code_in_a_directory_is_not_executed_and_its_name_is_dropped(tmp_path):
-    save(tmp_path / "run", wordpiece(), MODERN)
-    out = exported(tmp_path, "out")
-    settings = json.loads((out / "config.json").read_text())
+def test_code_in_a_directory_is_not_executed_and_its_name_is_dropped(tmp_path, modern_bert):
+    settings = json.loads((modern_bert / "config.json").read_text())
     code = {"auto_map": {"AutoModelForMaskedLM": "modeling.Network", "AutoConfig": "modeling.Config"}}
-    (out / "config.json").write_text(json.dumps(settings | code))
+    (modern_bert / "config.json").write_text(json.dumps(settings | code))
     for name in ("modeling", "configuration_modernbert", "__init__"):
-        (out / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nraise SystemExit(1)\n")
-    convert(out, tmp_path / "in")
+        (modern_bert / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'executed')!r}, 'w')\nraise SystemExit(1)\n"
+        )
+    convert(modern_bert, tmp_path / "in")
     assert not (tmp_path / "executed").exists()
     again = exported(tmp_path)
     assert json.loads((again / "config.json").read_text()) == settings
@@ -174,28 +187,24 @@ def test_code_in_a_directory_is_not_executed_and_its_name_is_dropped(tmp_path):
     ],
     ids=str,
 )
-def test_what_cannot_be_imported_is_one_line(tmp_path, changes, tensors, message):
-    save(tmp_path / "run", wordpiece(), MODERN)
-    out = exported(tmp_path, "out")
-    settings = json.loads((out / "config.json").read_text()) | changes
-    (out / "config.json").write_text(json.dumps(settings))
-    kept = safetensors.numpy.load_file(out / "model.safetensors") | tensors
+def test_what_cannot_be_imported_is_one_line(modern_bert, changes, tensors, message):
+    settings = json.loads((modern_bert / "config.json").read_text()) | changes
+    (modern_bert / "config.json").write_text(json.dumps(settings))
+    kept = safetensors.numpy.load_file(modern_bert / "model.safetensors") | tensors
     kept = {name: tensor for name, tensor in kept.items() if tensor is not None}
-    safetensors.numpy.save_file(kept, out / "model.safetensors")
+    safetensors.numpy.save_file(kept, modern_bert / "model.safetensors")
     with pytest.raises(UserError, match=message) as error:
-        huggingface.read(out)
+        huggingface.read(modern_bert)
     assert "\n" not in str(error.value)
 
 
-def test_an_architecture_that_is_not_known_is_named(tmp_path, caplog):
-    save(tmp_path / "run", wordpiece(), MODERN)
-    out = exported(tmp_path, "out")
-    settings = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(
+def test_an_architecture_that_is_not_known_is_named(tmp_path, modern_bert, caplog):
+    settings = json.loads((modern_bert / "config.json").read_text())
+    (modern_bert / "config.json").write_text(
         json.dumps(settings | {"architectures": ["ModernBertForMultipleChoice"]})
     )
     with caplog.at_level(logging.INFO, "bert_jax"):
-        convert(out, tmp_path / "in")
+        convert(modern_bert, tmp_path / "in")
     assert "network: ModernBERT" in caplog.text
     assert "architecture: ModernBertForMultipleChoice is not known, only" in caplog.text
     assert "known: ModernBert, ModernBertModel, ModernBertForMaskedLM, ModernBertForSequence" in caplog.text
@@ -301,9 +310,8 @@ def test_the_log_of_an_export_says_what_it_needs(tmp_path, caplog):
     assert "checked with convert (Transformers has no NeoBERT)" in caplog.text
 
 
-def test_the_longest_text_is_that_of_the_run(tmp_path):
-    save(tmp_path / "run", wordpiece(), MODERN)
-    convert(exported(tmp_path, "out"), tmp_path / "in")
+def test_the_longest_text_is_that_of_the_run(tmp_path, modern_bert):
+    convert(modern_bert, tmp_path / "in")
     assert load(tmp_path / "in").max_length == LONGEST
 
 
