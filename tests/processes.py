@@ -19,6 +19,7 @@ from bert_jax.data.batches import Batches, iterate
 from bert_jax.data.mixed_batches import phase_batches
 from bert_jax.training.config import MeshConfig, TrainConfig
 from bert_jax.training.mesh import make_mesh, path_name, process_rows, to_global
+from bert_jax.training.step import init_state
 from tests.fakes import FakeTokenizer, MemoryStore, random_documents
 from tests.tiny import MODEL, Training
 
@@ -38,7 +39,7 @@ def take_steps(training: Training) -> dict[str, np.ndarray]:
     batches = Batches(store, DATA, FakeTokenizer(MODEL.vocab_size), seed=3)
     mesh, losses, seen = training.mesh, [], {}
     with jax.set_mesh(mesh):
-        state = training.initial_state()
+        state = init_state(training.random_params(), training.optimizer, training.abstract)
         source = iterate(batches, 0, process_rows(mesh, ROWS), workers=1, prefetch=1)
         for step in range(STEPS):
             batch = to_global(mesh, next(source))

@@ -1,6 +1,7 @@
 """A network small enough for any test, and batches of given sequences for it."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -133,9 +134,24 @@ class Training:
             accumulation_steps,
         )
 
-    def initial_state(self, seed: int = 0) -> step_lib.TrainState:
-        params = step_lib.init_params(self.build, self.abstract, seed)
+    def random_params(self):
+        """Those of seed 0, made on the mesh."""
+        return step_lib.init_params(self.build, self.abstract, 0)
+
+    def initial_state(self) -> step_lib.TrainState:
+        """With the parameters of `random_params`, which are made once for all meshes of one process."""
+        params = jax.tree.map(
+            lambda leaf, value: jax.device_put(value, leaf.sharding),
+            self.abstract.params, _random_params(self.config, jax.config.read("jax_enable_x64")),
+        )  # fmt: skip
         return step_lib.init_state(params, self.optimizer, self.abstract)
+
+
+@functools.cache
+def _random_params(config: ModelConfig, wide: bool):
+    """On the host, of float64 where `wide`."""
+    with jax.enable_x64(wide), jax.set_mesh(mesh_of()):
+        return jax.device_get(Training(mesh_of(), **dataclasses.asdict(config)).random_params())
 
 
 def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:

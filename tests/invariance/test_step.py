@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import PartitionSpec as P
 
 from bert_jax.data.masking import gather_next
 from bert_jax.model import heads
@@ -61,6 +62,15 @@ def plain(one_device):
 
 def close(x, y):
     np.testing.assert_allclose(x, y, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_random_parameters_do_not_depend_on_the_mesh(one_device):
+    split = training_on({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(split.mesh):
+        found = split.random_params()
+    query = found["encoder"]["layers"]["attention"]["query"]["kernel"]
+    assert query.sharding.spec == P(None, "fsdp", "tensor")
+    jax.tree.map(np.testing.assert_array_equal, found, one_device.initial_state().params)
 
 
 def test_the_steps_learn_something(plain):
