@@ -28,6 +28,8 @@ def get_config():
     config.train.update(num_steps=12, log_every=3, eval_every=6, eval_batches=2, checkpoint_every=5)
     return config
 """
+# As the tests, but for their eight devices: a launcher says how many.
+ONE_DEVICE = {"XLA_FLAGS": re.sub(r"--xla_force_host\S+", "", os.environ.get("XLA_FLAGS", ""))}
 TIMINGS = {"time", "tokens_per_second", "data_wait_fraction", "goodput", "lost_seconds", "restarts"}
 DEADLINE = 300  # seconds for anything that is waited for
 
@@ -49,9 +51,12 @@ def make_corpus(folder: pathlib.Path) -> None:
 class Command:
     """One pretrain command; it can be given again and again."""
 
-    def __init__(self, folder: pathlib.Path, name: str, *overrides: str, launcher: tuple[str, ...] = ()):
+    def __init__(
+        self, folder: pathlib.Path, name: str, *overrides: str,
+        launcher: tuple[str, ...] = (), environment: dict[str, str] = ONE_DEVICE,
+    ):  # fmt: skip
         self.workdir, self.log = folder / name, folder / f"{name}.log"
-        self.environment: dict[str, str] = {}
+        self.environment = environment
         self.words = [
             *(sys.executable, *(launcher or ("-m", "bert_jax.pretrain")), f"--config={folder}/tiny.py"),
             *(f"--workdir={self.workdir}", f"--data_dir={folder}/data_dir"),

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.runs import ONE_DEVICE
 from tests.saved import WORDS, save, wordpiece
 from tests.tiny import EURO, MODERN
 
@@ -18,7 +19,7 @@ NAMES = ("god", "union")  # what is to be tagged, and asked for
 
 def command(folder, verb, *words, processes=1):
     """Exit code and output of a command given in the folder, on one device in each process."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | ONE_DEVICE
     start = ["-m", f"bert_jax.{verb}"]
     if processes > 1:
         start = [str(LAUNCHER), f"--processes={processes}", f"--module=bert_jax.{verb}"]

@@ -29,9 +29,7 @@ def folder(tmp_path_factory):
 
 def launched(folder, name, processes, *overrides, devices=1, restarts=10):
     launcher = (LAUNCHER, f"--processes={processes}", f"--devices={devices}", f"--restarts={restarts}")
-    command = Command(folder, name, *overrides, launcher=launcher)
-    command.environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return command
+    return Command(folder, name, *overrides, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,6 @@ def test_processes_that_disagree_refuse_with_what_differs(folder):
 
     def start(number, *more):
         command = Command(folder, f"other{number}", "train.num_steps=1", *more)
-        command.environment = {"XLA_FLAGS": ""}
         command.words += [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}"]
         return command, command.start()
 

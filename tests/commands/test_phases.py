@@ -37,9 +37,13 @@ def overrides(folder):
     return [shares[0], *PHASES, *(f"phases[{index}].{share}" for index, share in enumerate(shares[1:]))]
 
 
+def on_eight_devices(*words):
+    return Command(*words, environment={})
+
+
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    command = Command(folder, "undisturbed", *overrides(folder))
+    command = on_eight_devices(folder, "undisturbed", *overrides(folder))
     code, log = command.run()
     assert code == 0, log
     assert re.findall("compiled the training step of (.*) in", log) == [
@@ -59,7 +63,7 @@ def test_rows_know_their_phase_and_rate(undisturbed):
 
 
 def test_killed_in_each_phase_and_at_both_edges(folder, undisturbed):
-    command = Command(folder, "killed", *overrides(folder))
+    command = on_eight_devices(folder, "killed", *overrides(folder))
     for step in (4, EDGES[0], 12, EDGES[1], 20):
         command.interrupt(signal.SIGKILL, lambda step=step: str(step) in command.checkpoints(finished=True))
     code, log = command.run()
@@ -70,7 +74,6 @@ def test_killed_in_each_phase_and_at_both_edges(folder, undisturbed):
 @pytest.mark.variant
 def test_one_device_learns_the_same_of_the_same_batches(folder, undisturbed):
     alone = Command(folder, "alone", *overrides(folder))
-    alone.environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the other run has eight
     code, log = alone.run()
     assert code == 0, log
     assert "on 1 × cpu" in log

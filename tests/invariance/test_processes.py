@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.runs import ONE_DEVICE
+
 pytestmark = pytest.mark.slow
 
 
@@ -15,7 +17,8 @@ def run(folder, processes, *sizes):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
+    devices = f" --xla_force_host_platform_device_count={4 // processes}"
+    environment = os.environ | {"XLA_FLAGS": ONE_DEVICE["XLA_FLAGS"] + devices}
     words = [sys.executable, "-m", "tests.processes", str(folder), str(processes)]
     started = [
         subprocess.Popen([*words, str(number), str(port), *map(str, sizes)], env=environment)
