@@ -33,9 +33,8 @@ def undisturbed(folder):
 def in_shell(command, redirection, **environment):
     """Runs the command with redirections of the shell; returns exit code and standard error."""
     line = f"{shlex.join(command.words)} {redirection}"
-    done = subprocess.run(
-        ["bash", "-c", line], stderr=subprocess.PIPE, timeout=DEADLINE, env=os.environ | environment
-    )
+    environment = os.environ | command.environment | environment
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, timeout=DEADLINE, env=environment)
     return done.returncode, done.stderr.decode()
 
 
@@ -106,8 +105,9 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(folder, launc
 def test_nohup_keeps_a_run_going(folder, undisturbed):
     command = Command(folder, "nohup")
     process = subprocess.Popen(
-        ["nohup", *command.words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        ["nohup", *command.words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | command.environment,
+    )  # fmt: skip
     deadline = time.monotonic() + DEADLINE
     while not command.checkpoints(finished=True):
         assert time.monotonic() < deadline
