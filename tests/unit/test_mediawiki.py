@@ -44,6 +44,8 @@ def halves(data):
     ("a.xml.bz2", bz2.compress(single()) + b"\0\r\n"),
     ("a.xml", single() + b"\n<!-- 2026-11-01 -->\n"),
     ("a.xml", single().replace(b"<revision>", b"<revision><text>Alt.</text></revision><revision>")),
+    ("a.xml", single().replace(b"<model>wikitext</model>", b"").replace(
+        b"<revision>", b"<revision><model>css</model><text>Alt.</text></revision><revision>")),
     ("a.xml", b"\xef\xbb\xbf<?xml version='1.0'?>\n" + single()),
 ])  # fmt: skip
 def test_articles_are_read_and_the_rest_is_counted(tmp_path, name, content):

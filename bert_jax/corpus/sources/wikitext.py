@@ -32,7 +32,7 @@ QUANTITY_TEMPLATE = re.compile(
     r"\{\{ *(?:[Cc]onvert|[Cc]vt) *\| *([\d.,/+]+) *\|"
     r"(?: *+(to|and|or|by|x|×|-|–) *\| *([\d.,/+]+) *\|)? *+([^{}|=]*+)(?:\|[^{}]*+)?\}\}"
 )
-TEMPLATE = re.compile(r"\{\{\{[^{}]*\}\}\}|\{\{[^{}]*(?:(?:\{(?!\{)|\}(?!\}))[^{}]*)*\}\}")
+TEMPLATE = re.compile(r"\{\{\{[^{}]*+\}\}\}|\{\{[^{}]*+(?:(?:\{(?!\{)|\}(?!\}))[^{}]*+)*+\}\}")
 HEADING = re.compile(r"\n(={1,6})(.+?)\1[ \t]*+(?=\n|\Z)")
 # A list item that leads out of the wiki, as under "External links".
 OUTWARD_ITEM = re.compile(r"\n[*#:;]+ *[\"']*\[?(?:https?:)?//[^\n]*")
@@ -41,8 +41,8 @@ LINK_ITEM = re.compile(r"[*#:;]+\s*(?:''+)?\[\[[^\[\]]*\]\](?:''+)?[\s.,;]*$")
 EXTERNAL_LINK = re.compile(
     r"\[(?:(?:https?|ftps?|irc|news|mailto|gopher|git):|//)[^\s\[\]<>]*+\s*+([^\[\]\n]*+)\]"
 )
-PLAIN_LINK = re.compile(r"\[\[(?:[^\[\]{}|:<>\n]+\|)?([^\[\]{}|:\n]+)\]\]")
-LINK = re.compile(r"\[\[([^\[\]]*(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*)*)\]\]")
+PLAIN_LINK = re.compile(r"\[\[(?:[^\[\]{}|:<>\n]++\|)?+([^\[\]{}|:\n]++)\]\]")
+LINK = re.compile(r"\[\[([^\[\]]*+(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*+)*+)\]\]")
 MEDIA = re.compile(
     r"\.(?:jpe?g|png|gif|svg|tiff?|webp|og[gav]|oga|webm|mp3|mid|wav|flac|pdf|djvu)\s*$", re.IGNORECASE
 )
@@ -64,6 +64,10 @@ STRAY = re.compile(
     rf"\[\[|\]\]|{{{{+|}}}}+|{{\||\|}}|''+|<!--|-->|</?(?:{HIDDEN_TAGS}|nowiki)\b[^<>]*>?", re.IGNORECASE
 )
 INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphens, marks of direction and so on
+SPACES = (  # all but " " and line breaks
+    "\t\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
+    "\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 EMPTY_PARENTHESES = re.compile(r" \([ ,;:]*\)")
 PARENTHESIS = re.compile(r"\([ ,;:]* ")  # begins with what a template has left
 COMMAS = re.compile(r",[ ,]*,")
@@ -85,7 +89,7 @@ def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
         text = TAG.sub("", BREAK.sub(" ", BLOCK_TAG.sub("\n\n", text)))
     text = _without_quotes(text)
     text = MAGIC_WORD.sub("", text) if "__" in text else text
-    text = VARIANT.sub(_variant, text) if "-{" in text else text
+    text = VARIANT.sub(_variant, text) if "{" in text else text
     text = STRAY.sub("", text) if any(mark in text for mark in "[]{}|<>") else text
     lead, *rest = HEADING.split(text)
     sections = [("", "", lead), *zip(rest[::3], rest[1::3], rest[2::3], strict=True)]
@@ -108,7 +112,7 @@ def _without_blocks(text: str) -> str:
     text = "".join(WORD_TEMPLATE.split(text))
     text = QUANTITY_TEMPLATE.sub(_quantity, text)
     for _ in range(MOST_NESTED):
-        text, found = TEMPLATE.subn("", text)
+        text, found = TEMPLATE.subn("", text) if "{{" in text else (text, 0)
         if not found:
             break
     return _without_tables(text) if "{|" in text else text
@@ -163,7 +167,7 @@ def _without_links(text: str, hidden: frozenset[str]) -> str:
     text = "".join(EXTERNAL_LINK.split(text))
     words = functools.partial(_words, hidden)
     for _ in range(MOST_NESTED):
-        text, found = LINK.subn(words, text)
+        text, found = LINK.subn(words, text) if "[[" in text else (text, 0)
         if not found:
             break
     return text
@@ -217,7 +221,7 @@ def _lines(body: str) -> list[str]:
         item = words[:1] in LINE_MARKS
         if item:
             words = "" if words[:1] in "|!" else words.lstrip(LINE_MARKS).lstrip()
-        if not A_WORD.search(words):
+        if not _has_word(words):
             goes_on = False
         elif goes_on and not item:
             found[-1] += " " + words
@@ -231,17 +235,21 @@ def _tidy(text: str) -> list[str]:
     """Resolves entities, and mends the spaces and brackets that templates and marks have left, in lines."""
     if "&" in text:
         text = html.unescape(text)
-    text = "\n".join(map(_with_plain_spaces, text.split("\n"))) + "\n"
+    for character in INVISIBLE:
+        text = text.replace(character, "") if character in text else text  # to find none is faster
+    for character in SPACES:
+        text = text.replace(character, " ")
+    text = "\n".join(map(_single_spaced, text.split("\n"))) + "\n"
     text = PARENTHESIS.sub("(", EMPTY_PARENTHESES.sub("", text))
     text = COMMAS.sub(",", text.replace(" ,", ",")).replace(", ;", ";").replace(" )", ")")
-    text = text.replace(" . ", ". ").replace(" .\n", ".\n")
-    return [line.lstrip(",;: ") for line in text.split("\n") if A_WORD.search(line)]
+    if " ." in text:
+        text = text.replace(" . ", ". ").replace(" .\n", ".\n")
+    return [line.lstrip(",;: ") for line in text.split("\n") if _has_word(line)]
 
 
-def _with_plain_spaces(line: str) -> str:
-    if not line.isascii():
-        for character in INVISIBLE:
-            line = line.replace(character, "")
-    elif "  " not in line and "\t" not in line:
-        return line.strip()
-    return " ".join(line.split())
+def _single_spaced(line: str) -> str:
+    return " ".join(line.split()) if "  " in line else line.strip()
+
+
+def _has_word(line: str) -> bool:
+    return line[:1].isalnum() or A_WORD.search(line) is not None  # most lines begin with a word
