@@ -53,7 +53,8 @@ def attention(
         holds cannot change a single bit.
     """
     if kind != "plain" and (obstacle := _obstacle(kind, query, dropout_keys, dropout_rate)):
-        _say_plain(kind, obstacle)
+        if kind != KERNELS["cpu"]:  # there it makes less of a difference
+            _say_plain(kind, obstacle)
         kind = "plain"
     if turns is not None and kind != KERNELS["tpu"]:  # that one turns them in fast memory
         query, key, turns = rotate(query, turns), rotate(key, turns), None
@@ -118,7 +119,7 @@ def kernel_of(platform: str) -> str:
     """Returns the `kind` of attention that is fastest on a platform; first tries the kernel on a device."""
     if (kind := KERNELS.get(platform)) is None:
         return "plain"
-    if problem := _problem(kind):
+    if kind != KERNELS["cpu"] and (problem := _problem(kind)):  # that one is no program of its own
         log.warning(
             "attention without a fused kernel, which this %s cannot run: %s", platform.upper(), problem
         )

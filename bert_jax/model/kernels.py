@@ -1,4 +1,4 @@
-"""Fused attention kernels, which never hold the T × T scores: `mosaic` on TPU, `flash` on GPU.
+"""Fused attention, which never holds all T × T scores: `mosaic` on TPU, `flash` on GPU, `chunked` on CPU.
 
 B rows, T tokens, N heads, H head size.
 """
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from bert_jax.model.partition import ROWS, TENSOR, axis_size
 from bert_jax.model.ranges import Reach
 
-KERNELS = {"tpu": "mosaic", "gpu": "flash"}  # platform -> kind of attention
+KERNELS = {"tpu": "mosaic", "gpu": "flash", "cpu": "chunked"}  # platform -> kind of attention
 
 
 def _module(kind: str) -> ModuleType:

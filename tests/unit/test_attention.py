@@ -148,9 +148,9 @@ def test_heads_share_keys_and_values():
     ("causal", "window"), [(False, 0), (True, 0), (False, 128), (False, 30), (True, 128)]
 )
 @pytest.mark.parametrize("axes", [None, SPLIT], ids=str)
-@pytest.mark.parametrize("kernel", ["mosaic", "flash"])
+@pytest.mark.parametrize("kernel", KERNELS.values())
 def test_a_kernel_is_the_plain_attention_and_so_are_its_gradients(kernel, axes, causal, window):
-    """The kernels of TPU and GPU, interpreted; over several devices each computes its rows and heads."""
+    """Those of TPU and GPU are interpreted; over several devices each computes its rows and heads."""
     (*inputs, weights), ids = long_inputs(0, size=128 if axes else 32)
 
     def results(attend):
@@ -233,7 +233,7 @@ def test_with_a_small_window_the_kernel_takes_a_slice_of_the_keys(causal, window
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("kernel", "window"), [("mosaic", 0), ("mosaic", 128), ("flash", 0)])
+@pytest.mark.parametrize(("kernel", "window"), [("mosaic", 0), ("mosaic", 128), ("flash", 0), ("chunked", 0)])
 def test_a_kernel_keeps_sequences_apart_to_the_bit(kernel, window, dtype):
     """The sequences end inside blocks; gradients too are those of the sequence alone."""
     (*before, weights), ids = long_inputs(0)
@@ -254,7 +254,7 @@ def test_a_kernel_keeps_sequences_apart_to_the_bit(kernel, window, dtype):
         assert not np.array_equal(found[0][mine], again[0][mine])
 
 
-@pytest.mark.parametrize("kernel", ["mosaic", "flash"])
+@pytest.mark.parametrize("kernel", KERNELS.values())
 def test_a_kernel_is_finite_where_there_is_only_padding(kernel):
     (*inputs, weights), ids = long_inputs(0)
     attend = interpreted(kernel)

@@ -81,7 +81,7 @@ def test_layers_are_unrolled_on_gpu(monkeypatch, platform, layers, unrolled):
 
 def test_the_kernel_of_tpu_is_traced_for_tpu_only():
     train = TrainConfig()
-    assert step_lib.compute_of(train, mesh_of()).attention == "plain"
+    assert step_lib.compute_of(train, mesh_of()).attention == "chunked"
     tpu = type("Device", (), {"platform": "tpu"})
     mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [tpu]})})
     assert step_lib.compute_of(train, mesh).attention == "mosaic"
@@ -128,7 +128,7 @@ def test_cpus_that_are_faster_with_bfloat16(monkeypatch, version, about, fast):
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_takes_it(monkeypatch, fast, dtype):
     monkeypatch.setattr(step_lib, "bfloat16_is_fast", lambda: fast)
-    assert str(step_lib.compute_of(TrainConfig(), mesh_of())) == f"{dtype}, plain attention"
+    assert str(step_lib.compute_of(TrainConfig(), mesh_of())) == f"{dtype}, chunked attention"
 
 
 def test_weight_gradients_of_16_bit_numbers_are_sums_in_float32():
