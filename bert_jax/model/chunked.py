@@ -1,7 +1,9 @@
 """Attention on CPU by chunks of heads, whose scores stay in the cache; the backward pass computes them again.
 
-Source of the backward pass: Dao, "FlashAttention-2", 2023. B rows, T tokens, N heads, H head size. A chunk
-has C heads, of one row or of several.
+With a small window heads are cut into blocks of queries, with the keys around each.
+
+Source of the backward pass: Dao, "FlashAttention-2", 2023. B rows, T tokens, N heads, H head size, Q queries
+of a block, K keys around it. A chunk has C blocks, of one head or of several.
 """
 
 import jax
@@ -15,6 +17,7 @@ from bert_jax.model.ranges import LOWEST, Reach, visible_range
 # Tokens of a row from which on this is faster than plain attention.
 TOKENS = {jnp.dtype(jnp.bfloat16): 128, jnp.dtype(jnp.float32): 512}
 SCORES = 2**20  # of a chunk: 4 MB in float32
+BLOCK = 64  # queries, or a multiple that reaches as far as the window
 
 
 def fits(query: jax.ShapeDtypeStruct) -> bool:
@@ -42,19 +45,38 @@ def attention(
         [B, T, N, H] in the dtype of `value`. Products take that dtype; sums and softmax are in float32.
     """
     B, T, N, H = query.shape
-    size = max(C for C in range(1, max(1, SCORES // T**2) + 1) if B * N % C == 0)
+    Q = -(-max(reach) // BLOCK) * BLOCK
+    if T % Q or 3 * Q >= T:
+        Q = T
 
-    def chunks(x):
-        return x.reshape(-1, size, *x.shape[2:])
+    def blocks(x):  # [B, N, T, …] -> [B N T / Q, Q, …]
+        return x.reshape(-1, Q, *x.shape[3:])
 
-    heads = (chunks(x.swapaxes(1, 2)) for x in (query, key, value))
-    seen = (chunks(jnp.repeat(ends[:, None], N, axis=1)) for ends in visible_range(sequence_ids, reach))
-    return _attention(*heads, *seen).reshape(B, N, T, H).swapaxes(1, 2)
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    first, stop = (jnp.repeat(ends[:, None], N, axis=1) for ends in visible_range(sequence_ids, reach))
+    if Q < T:
+        start = jnp.arange(T) // Q * Q - Q  # the first key around the block of a query
+        key, value, first, stop = _around(key, Q), _around(value, Q), first - start, stop - start
+    else:
+        key, value = blocks(key), blocks(value)
+    inputs = blocks(query), key, value, blocks(first), blocks(stop)
+    number, K = key.shape[:2]
+    size = max(C for C in range(1, max(1, SCORES // (Q * K)) + 1) if number % C == 0)
+    context = _attention(*(x.reshape(-1, size, *x.shape[1:]) for x in inputs))
+    return context.reshape(B, N, T, H).swapaxes(1, 2)
+
+
+def _around(x, size):
+    """Joins each block of so many tokens with those beside it: [B, N, T, H] -> [B N T / size, 3 size, H]."""
+    B, N, T, H = x.shape
+    padded = jnp.pad(x, ((0, 0), (0, 0), (size, size), (0, 0))).reshape(B, N, -1, size, H)
+    near = jnp.concatenate([padded[:, :, place : place + T // size] for place in range(3)], axis=3)
+    return near.reshape(-1, 3 * size, H)
 
 
 @jax.custom_vjp
 def _attention(query, key, value, first, stop):
-    """[B N / C, C, T, H] three times, ranges [B N / C, C, T] -> [B N / C, C, T, H]."""
+    """Queries [n, C, Q, H], keys and values [n, C, K, H], ranges [n, C, Q] of n chunks -> [n, C, Q, H]."""
     return _forward(query, key, value, first, stop)[0]
 
 
@@ -71,7 +93,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _context(query, key, value, first, stop):
-    """Returns the context [C, T, H] and the logarithms of the sums of the exponentials [C, T]."""
+    """Returns the context [C, Q, H] and the logarithms of the sums of the exponentials [C, Q]."""
     scores = _scores(query, key, first, stop)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     exponentials = jnp.exp(scores - highest)
@@ -81,7 +103,7 @@ def _context(query, key, value, first, stop):
 
 
 def _gradients(query, key, value, first, stop, context, total, gradient):
-    """Returns the gradients of query, key and value, [C, T, H] each."""
+    """Returns the gradients of query [C, Q, H], key and value [C, K, H]."""
     probabilities = jnp.exp(_scores(query, key, first, stop) - total[..., None])
     mean = jnp.sum(_wide(context) * _wide(gradient), axis=-1, keepdims=True)  # of the scores' gradients
     dscores = (probabilities * (_of_pairs(gradient, value) - mean)).astype(query.dtype)
@@ -92,7 +114,7 @@ def _gradients(query, key, value, first, stop, context, total, gradient):
 
 
 def _scores(query, key, first, stop):
-    """Returns scores [C, T, T], those of what is not seen so low that their exponential is 0."""
+    """Returns scores [C, Q, K], those of what is not seen so low that their exponential is 0."""
     places = jnp.arange(key.shape[1])
     visible = (first[..., None] <= places) & (places < stop[..., None])
     return jnp.where(visible, _of_pairs(query, key) * _scale(query), LOWEST)
@@ -107,16 +129,16 @@ def _wide(x):
 
 
 def _product(x, y, over=(2, 1)):
-    """Computes x [C, T, T] · y [C, T, H], with sums in float32 or wider."""
+    """Computes x [C, Q, K] · y [C, K, H], with sums in float32 or wider."""
     contracted, wide = tuple((axis,) for axis in over), jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, y, (contracted, ((0,), (0,))), preferred_element_type=wide)
 
 
 def _of_pairs(x, y):
-    """Computes the products of all pairs of tokens of x and y, [C, T, H] each -> [C, T, T]."""
+    """Computes the products of all pairs of tokens: x [C, Q, H], y [C, K, H] -> [C, Q, K]."""
     return _product(x, y, (2, 2))  # with y transposed first it takes half as long again
 
 
 def _transposed(x):
-    """Transposes x [C, T, T] in memory, which makes products with it up to three times as fast."""
+    """Transposes x [C, Q, K] in memory, which makes products with it up to three times as fast."""
     return row_major(x.swapaxes(1, 2))

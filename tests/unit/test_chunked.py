@@ -1,6 +1,7 @@
 """Attention on CPU by chunks; that it equals plain attention is tested in test_attention.py, too."""
 
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from bert_jax.model import chunked
 from bert_jax.model.attention import attention, kernel_of
+from bert_jax.model.kernels import fused
 from bert_jax.model.layers import PRODUCT
 
 
@@ -42,6 +44,35 @@ def test_chunks_of_any_size_are_the_plain_attention(monkeypatch, scores, heads_o
         expected = results(lambda *heads: attention(*heads, ids), *inputs)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "window", "block"),
+    [
+        (256, 128, (64, 192)),
+        (512, 128, (64, 192)),
+        (512, 7, (64, 192)),
+        (512, 130, (128, 384)),
+        (384, 130, (384, 384)),  # what is around a block would be all
+        (520, 128, (520, 520)),  # no whole blocks
+    ],
+)
+def test_with_a_window_blocks_of_queries_are_compared_with_the_keys_around_them(
+    tokens, window, block, causal
+):
+    inputs, ids = inputs_of(2, tokens, 2)
+
+    def attend(*heads):
+        return fused("chunked", *heads, ids, causal, window)
+
+    found = re.findall(r"f32\[\d+,(\d+),(\d+)\] = exp", str(jax.make_jaxpr(attend)(*inputs[:3])))
+    assert found == [tuple(map(str, block))]
+    with jax.default_matmul_precision("highest"):
+        found = results(attend, *inputs)
+        expected = results(lambda *heads: attention(*heads, ids, causal=causal, window=window), *inputs)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
 
 
 def test_bfloat16_rounds_what_is_multiplied_and_no_more():
