@@ -73,24 +73,30 @@ class Pages:
         """The documents, and how many pages are left out, by a reason for people."""
         documents, left_out = [], collections.Counter(self.lost)
         for xml in self._decompressed(left_out) if self.compressed else [self.data]:
-            *pages, rest = xml.split(PAGE_END)
-            for page in pages:
-                reason, paragraphs = self._page(page + PAGE_END)
+            start = 0
+            while (end := xml.find(PAGE_END, start)) >= 0:
+                reason, paragraphs = self._page(xml, start, end + len(PAGE_END))
+                start = end + len(PAGE_END)
                 if paragraphs:
                     documents.append(paragraphs)
                 elif reason:
                     left_out[reason] += 1
-            if PAGE in rest:  # the first piece of a page beyond MAX_DOCUMENT_BYTES, or a file ends
+            if (
+                xml.find(PAGE, start) >= 0
+            ):  # the first piece of a page beyond MAX_DOCUMENT_BYTES, or a file ends
                 left_out[BROKEN] += 1
         return documents, left_out
 
-    def _page(self, xml: bytes) -> tuple[str, list[str]]:
-        """Why a page is left out, else "", and its paragraphs; neither for the last piece of a long page."""
-        start = xml.rfind(PAGE)
+    def _page(self, xml: bytes, begin: int, end: int) -> tuple[str, list[str]]:
+        """Why the page that ends at `end` is left out, else "", and its paragraphs.
+
+        Neither for the last piece of a long page, which begins before `begin`.
+        """
+        start = xml.rfind(PAGE, begin, end)
         if start < 0:
             return "", []
         try:
-            page = _elements(xml[start:])
+            page = _elements(xml[start:end])
         except expat.ExpatError:
             return BROKEN, []
         if page.get("page/ns", "0") != "0":

@@ -88,7 +88,7 @@ def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
     if "<" in text:
         text = TAG.sub("", BREAK.sub(" ", BLOCK_TAG.sub("\n\n", text)))
     text = _without_quotes(text)
-    text = MAGIC_WORD.sub("", text) if "__" in text else text
+    text = MAGIC_WORD.sub("", text) if "_" in text and "__" in text else text
     text = VARIANT.sub(_variant, text) if "{" in text else text
     text = STRAY.sub("", text) if any(mark in text for mark in "[]{}|<>") else text
     lead, *rest = HEADING.split(text)
@@ -115,7 +115,11 @@ def _without_blocks(text: str) -> str:
         text, found = TEMPLATE.subn("", text) if "{{" in text else (text, 0)
         if not found:
             break
-    return _without_tables(text) if "{|" in text else text
+    first = text.find("{|") if "{" in text else -1
+    if first < 0:
+        return text
+    line = text.rfind("\n", 0, first)
+    return text[:line] + _without_tables(text[line:])
 
 
 def _without_comments(text: str) -> str:
