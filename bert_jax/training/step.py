@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
+from bert_jax.model import chunked
 from bert_jax.model.attention import kernel_of
 from bert_jax.model.config import ModelConfig
 from bert_jax.model.encoder import Compute
+from bert_jax.model.kernels import KERNELS
 from bert_jax.model.losses import Term
 from bert_jax.model.objectives import Objective
 from bert_jax.training.config import TrainConfig
@@ -36,8 +38,8 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
 
 
-def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
-    """Decides how networks compute on the devices of a mesh.
+def compute_of(train: TrainConfig, mesh: Mesh, tokens: int) -> Compute:
+    """Decides how networks compute rows of so many tokens on the devices of a mesh.
 
     Raises:
         UserError: for bfloat16 on a CPU that cannot multiply it.
@@ -51,6 +53,8 @@ def compute_of(train: TrainConfig, mesh: Mesh) -> Compute:
             f"({problem}); use float32 or auto."
         )
     kernel = kernel_of(platform) if train.attention == "auto" else train.attention
+    if kernel == KERNELS["cpu"] and not chunked.fits(jax.ShapeDtypeStruct((1, tokens, 1, 1), dtype)):
+        kernel = "plain"  # as it is for such rows; so the log says
     unroll = platform == "gpu" if train.layers == "auto" else train.layers == "unrolled"
     return Compute(jnp.dtype(dtype), train.remat, kernel, unroll)
 

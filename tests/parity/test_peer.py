@@ -87,7 +87,7 @@ def test_a_comparison_ends_with_the_ratio_to_the_best_variant(tmp_path, capsys, 
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **source))
     peer.compare(config, str(tmp_path), 1, PYTHON, "")
     _, ours, *theirs, last = capsys.readouterr().out.splitlines()
-    assert "masked, float32, chunked attention  8×32 packed" in ours
+    assert "masked, float32, plain attention  8×32 packed" in ours
     assert [line.split()[1:4] for line in theirs] == [
         ["float32", "eager", "8×32"],
         ["bfloat16", "eager", "8×32"],

@@ -76,16 +76,17 @@ def test_layers_are_unrolled_on_gpu(monkeypatch, platform, layers, unrolled):
     monkeypatch.setattr(step_lib, "kernel_of", lambda _: "plain")
     device = type("Device", (), {"platform": platform})
     mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [device]})})
-    assert step_lib.compute_of(TrainConfig(layers=layers), mesh).unroll is unrolled
+    assert step_lib.compute_of(TrainConfig(layers=layers), mesh, 64).unroll is unrolled
 
 
 def test_the_kernel_of_tpu_is_traced_for_tpu_only():
     train = TrainConfig()
-    assert step_lib.compute_of(train, mesh_of()).attention == "chunked"
+    assert step_lib.compute_of(train, mesh_of(), 512).attention == "chunked"
     tpu = type("Device", (), {"platform": "tpu"})
     mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [tpu]})})
-    assert step_lib.compute_of(train, mesh).attention == "mosaic"
-    assert step_lib.compute_of(dataclasses.replace(train, attention="plain"), mesh).attention == "plain"
+    assert step_lib.compute_of(train, mesh, 512).attention == "mosaic"
+    plain = dataclasses.replace(train, attention="plain")
+    assert step_lib.compute_of(plain, mesh, 512).attention == "plain"
     queries = jnp.ones((1, 256, 1, 8))
     from bert_jax.model.attention import attention
 
@@ -99,7 +100,7 @@ def test_bfloat16_on_a_cpu_that_cannot_is_one_line(monkeypatch):
 
     monkeypatch.setattr(step_lib.jnp, "matmul", unsupported)
     with pytest.raises(UserError, match=r"train.activation_dtype=bfloat16: this CPU .*DotThunk: BF16\)"):
-        step_lib.compute_of(TrainConfig(activation_dtype="bfloat16"), mesh_of())
+        step_lib.compute_of(TrainConfig(activation_dtype="bfloat16"), mesh_of(), 64)
     assert not step_lib.bfloat16_is_fast.__wrapped__()
 
 
@@ -125,10 +126,16 @@ def test_cpus_that_are_faster_with_bfloat16(monkeypatch, version, about, fast):
     assert step_lib.bfloat16_is_fast.__wrapped__() == fast
 
 
-@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_takes_it(monkeypatch, fast, dtype):
+@pytest.mark.parametrize(
+    ("fast", "tokens", "described"),
+    [
+        (True, 64, "bfloat16, plain attention"), (True, 128, "bfloat16, chunked attention"),
+        (False, 128, "float32, plain attention"), (False, 512, "float32, chunked attention"),
+    ],
+)  # fmt: skip
+def test_auto_takes_it(monkeypatch, fast, tokens, described):
     monkeypatch.setattr(step_lib, "bfloat16_is_fast", lambda: fast)
-    assert str(step_lib.compute_of(TrainConfig(), mesh_of())) == f"{dtype}, chunked attention"
+    assert str(step_lib.compute_of(TrainConfig(), mesh_of(), tokens)) == described
 
 
 def test_weight_gradients_of_16_bit_numbers_are_sums_in_float32():
