@@ -245,10 +245,15 @@ def _tidy(text: str) -> list[str]:
         text = text.replace(character, " ")
     text = "\n".join(map(_single_spaced, text.split("\n"))) + "\n"
     text = PARENTHESIS.sub("(", EMPTY_PARENTHESES.sub("", text))
-    text = COMMAS.sub(",", text.replace(" ,", ",")).replace(", ;", ";").replace(" )", ")")
+    text = COMMAS.sub(",", _replaced(text, " ,", ",")).replace(", ;", ";")
+    text = _replaced(text, " )", ")")
     if " ." in text:
-        text = text.replace(" . ", ". ").replace(" .\n", ".\n")
+        text = _replaced(_replaced(text, " . ", ". "), " .\n", ".\n")
     return [line.lstrip(",;: ") for line in text.split("\n") if _has_word(line)]
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    return new.join(text.split(old))  # looks for `old` once, `replace` twice
 
 
 def _single_spaced(line: str) -> str:
