@@ -5,6 +5,8 @@ import email.utils
 import hashlib
 import os
 import random
+import threading
+import time
 import urllib.request
 
 import pytest
@@ -62,6 +64,27 @@ def test_files_are_downloaded_once(mirror, folder, tmp_path):
     assert missing_bytes(folder, files) == 0
     download(files, mirror.address, folder)
     assert len(mirror.requests) == 6
+
+
+def test_after_an_error_the_other_connection_has_ended(mirror, folder, monkeypatch):
+    """What it completes is there, and a download that begins now is alone in the folder."""
+    digest, begun = download_lib._digest, threading.Event()
+
+    def slow_digest(*arguments):
+        begun.set()
+        time.sleep(0.3)
+        return digest(*arguments)
+
+    def refuses_meanwhile(handler, _):
+        handler.send_error(404 if begun.wait(10.0) else 500)
+        return True
+
+    monkeypatch.setattr(download_lib, "_digest", slow_digest)
+    (mirror.folder / "other.bz2").write_bytes(b"")
+    mirror.faults["other.bz2"] = [refuses_meanwhile]
+    with pytest.raises(NotFound):
+        download([remote(), remote("other.bz2")], mirror.address, folder)
+    assert kept(folder) == {NAME: CONTENT}
 
 
 def test_it_goes_on_where_it_was(mirror, folder):

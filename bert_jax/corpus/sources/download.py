@@ -32,6 +32,7 @@ ATTEMPTS = 10  # in a row that bring nothing new
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 1.0, 60.0, 3600.0  # seconds
 TRANSIENT = {408, 416, 425, 429, 500, 502, 503, 504}  # 416: of a partial file that is too long
 POLL, LOG_EVERY = 0.2, 30.0  # seconds
+LAST_SECONDS = 5.0  # of the other connections, after an error of one
 log = logging.getLogger("bert_jax")
 
 
@@ -109,6 +110,8 @@ def download(files: Sequence[RemoteFile], address: str, folder: pathlib.Path) ->
                 thread.start()
             while any(thread.is_alive() for thread in threads) and not stop.wait(POLL):
                 report()
+            for thread in threads:  # one may complete a file: no other download begins meanwhile
+                thread.join(LAST_SECONDS)
         finally:
             stop.set()
     if errors:
