@@ -116,7 +116,7 @@ def _plain(query, key, value, sequence_ids, dropout_keys, dropout_rate, causal=F
 
 @functools.cache
 def kernel_of(platform: str) -> str:
-    """Returns the `kind` of attention that is fastest on a platform; first tries the kernel on a device."""
+    """Returns the `kind` of attention that is fastest on a platform; a kernel is first tried on a device."""
     if (kind := KERNELS.get(platform)) is None:
         return "plain"
     if kind != KERNELS["cpu"] and (problem := _problem(kind)):  # that one is no program of its own

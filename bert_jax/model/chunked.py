@@ -1,6 +1,7 @@
 """Attention on CPU by chunks of heads, whose scores stay in the cache; the backward pass computes them again.
 
-With a small window heads are cut into blocks of queries, with the keys around each.
+Of rows of more than 1,024 tokens a chunk is one head, whose scores need more. With a small window heads are
+cut into blocks of queries, with the keys around each.
 
 Source of the backward pass: Dao, "FlashAttention-2", 2023. B rows, T tokens, N heads, H head size, Q queries
 of a block, K keys around it. A chunk has C blocks, of one head or of several.
@@ -14,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from bert_jax.model.layers import PRODUCT, row_major
 from bert_jax.model.ranges import LOWEST, Reach, visible_range
 
-# Tokens of a row from which on this is faster than plain attention.
+# Tokens of a row from which on this, with its gradient, is faster than plain attention.
 TOKENS = {jnp.dtype(jnp.bfloat16): 128, jnp.dtype(jnp.float32): 512}
 SCORES = 2**20  # of a chunk: 4 MB in float32
 BLOCK = 64  # queries, or a multiple that reaches as far as the window
@@ -45,7 +46,7 @@ def attention(
         [B, T, N, H] in the dtype of `value`. Products take that dtype; sums and softmax are in float32.
     """
     B, T, N, H = query.shape
-    Q = -(-max(reach) // BLOCK) * BLOCK
+    Q = -(-max(1, *reach) // BLOCK) * BLOCK
     if T % Q or 3 * Q >= T:
         Q = T
 

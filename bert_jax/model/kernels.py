@@ -1,4 +1,4 @@
-"""Fused attention, which never holds all T × T scores: `mosaic` on TPU, `flash` on GPU, `chunked` on CPU.
+"""Attention without all scores in memory: the kernels `mosaic` of TPU and `flash` of GPU, `chunked` on CPU.
 
 B rows, T tokens, N heads, H head size.
 """
@@ -38,10 +38,10 @@ def fused(
     turns: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes attention block by block with a running softmax, on each device for its rows and heads.
+    """Computes attention part by part, on each device for its rows and heads.
 
     Args:
-        kind: of `KERNELS`; the kernel must `fits` the queries.
+        kind: of `KERNELS`; a kernel must `fits` the queries, `chunked` takes all.
         query, key, value: [B, T, N, H].
         sequence_ids: int [B, T]; a sequence is in one piece.
         causal: a token sees itself and those before it only.

@@ -66,8 +66,7 @@ def _described(compiled: Compiled, price: float | None) -> list[str]:
 
 
 def _layers(compiled: Compiled) -> str:
-    config = compiled.config
-    if compute_of(config.train, compiled.mesh, config.data.max_seq_length).unroll:
+    if compute_of(compiled.config.train, compiled.mesh).unroll:
         return "unrolled"
     on_tpu = compiled.mesh.devices.flat[0].platform == "tpu"
     hint = "--config.train.layers=unrolled makes faster steps, and takes longer to compile"

@@ -147,7 +147,7 @@ class TrainConfig:
     profile_steps: str = setting("", run_time=True)  # e.g. 10:15 writes a trace of steps 10 to 14 for XProf
     keep_last: int = setting(3, least=1, run_time=True)  # checkpoints
     keep_every: int = setting(0, least=0, run_time=True)  # also keep those of every n-th step; 0: none
-    # auto: a fused kernel on TPU and GPU where there is one
+    # auto: without all scores in memory, where `bert_jax.model.kernels` can
     attention: str = setting("auto", known=("auto", "plain"), run_time=True)
     # unrolled: longer to compile. auto: on GPU, where a loop over layers copies all that they keep
     layers: str = setting("auto", known=("auto", "scanned", "unrolled"), run_time=True)

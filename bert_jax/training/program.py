@@ -50,7 +50,8 @@ class Program:
         check_model(mesh.shape, config.model)
         check_batch(mesh, config.data.global_batch_size, config.train.gradient_accumulation_steps)
         self.config, self.objective, self.mesh = config, objective, mesh
-        self.compute = step_lib.compute_of(config.train, mesh, config.data.max_seq_length)
+        tokens, dropout = config.data.max_seq_length, config.model.attention_dropout
+        self.compute = step_lib.compute_of(config.train, mesh, tokens, dropout)
         self.optimizer = make_optimizer(config.optimizer)
         self.schedule = schedule or schedule_of_run(config.optimizer, config.phase_list())
         self.structure, abstract_params = step_lib.abstract_model(self.build)

@@ -38,8 +38,14 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
 
 
-def compute_of(train: TrainConfig, mesh: Mesh, tokens: int) -> Compute:
-    """Decides how networks compute rows of so many tokens on the devices of a mesh.
+def compute_of(train: TrainConfig, mesh: Mesh, tokens: int = 0, attention_dropout: float = 0.0) -> Compute:
+    """Decides how networks compute on the devices of a mesh.
+
+    Args:
+        train: what the user has chosen.
+        mesh: of devices of one kind.
+        tokens: of a row; on CPU short rows have plain attention.
+        attention_dropout: as in `ModelConfig`; on CPU plain attention computes it.
 
     Raises:
         UserError: for bfloat16 on a CPU that cannot multiply it.
@@ -53,8 +59,9 @@ def compute_of(train: TrainConfig, mesh: Mesh, tokens: int) -> Compute:
             f"({problem}); use float32 or auto."
         )
     kernel = kernel_of(platform) if train.attention == "auto" else train.attention
-    if kernel == KERNELS["cpu"] and not chunked.fits(jax.ShapeDtypeStruct((1, tokens, 1, 1), dtype)):
-        kernel = "plain"  # as it is for such rows; so the log says
+    if kernel == KERNELS["cpu"]:
+        query = jax.ShapeDtypeStruct((1, tokens, 1, 1), dtype)
+        kernel = kernel if chunked.fits(query) and not attention_dropout else "plain"
     unroll = platform == "gpu" if train.layers == "auto" else train.layers == "unrolled"
     return Compute(jnp.dtype(dtype), train.remat, kernel, unroll)
 

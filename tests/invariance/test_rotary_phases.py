@@ -99,7 +99,7 @@ def test_a_checkpoint_holds_the_network_that_was_evaluated(whole, step, bases):
     model = ModelConfig.from_checkpoint(meta["config"]["model"], folder)
     assert (model.rope_theta, model.local_rope_theta) == bases
     found = objective(pairs=False)
-    compute = compute_of(TrainConfig(), mesh_of(), 64)  # of the run, whose activations this CPU decides
+    compute = compute_of(TrainConfig(), mesh_of())  # of the run, whose activations this CPU decides
     structure, abstract = abstract_model(lambda rngs: found.build(model, rngs, compute))
     params = checkpoint.restore(folder, meta, with_shardings(abstract, mesh_of()))
     losses = jax.jit(lambda params, batch: found.evaluate(nnx.merge(structure, params), batch)[0])

@@ -53,6 +53,7 @@ def test_chunks_of_any_size_are_the_plain_attention(monkeypatch, scores, heads_o
         (256, 128, (64, 192)),
         (512, 128, (64, 192)),
         (512, 7, (64, 192)),
+        (256, 1, (64, 192)),
         (512, 130, (128, 384)),
         (384, 130, (384, 384)),  # what is around a block would be all
         (520, 128, (520, 520)),  # no whole blocks

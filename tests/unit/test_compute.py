@@ -76,12 +76,13 @@ def test_layers_are_unrolled_on_gpu(monkeypatch, platform, layers, unrolled):
     monkeypatch.setattr(step_lib, "kernel_of", lambda _: "plain")
     device = type("Device", (), {"platform": platform})
     mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [device]})})
-    assert step_lib.compute_of(TrainConfig(layers=layers), mesh, 64).unroll is unrolled
+    assert step_lib.compute_of(TrainConfig(layers=layers), mesh).unroll is unrolled
 
 
-def test_the_kernel_of_tpu_is_traced_for_tpu_only():
+def test_each_platform_has_its_attention_and_the_kernel_of_tpu_is_traced_for_tpu_only():
     train = TrainConfig()
     assert step_lib.compute_of(train, mesh_of(), 512).attention == "chunked"
+    assert step_lib.compute_of(train, mesh_of(), 512, 0.1).attention == "plain"
     tpu = type("Device", (), {"platform": "tpu"})
     mesh = type("Mesh", (), {"devices": type("Devices", (), {"flat": [tpu]})})
     assert step_lib.compute_of(train, mesh, 512).attention == "mosaic"
@@ -100,7 +101,7 @@ def test_bfloat16_on_a_cpu_that_cannot_is_one_line(monkeypatch):
 
     monkeypatch.setattr(step_lib.jnp, "matmul", unsupported)
     with pytest.raises(UserError, match=r"train.activation_dtype=bfloat16: this CPU .*DotThunk: BF16\)"):
-        step_lib.compute_of(TrainConfig(activation_dtype="bfloat16"), mesh_of(), 64)
+        step_lib.compute_of(TrainConfig(activation_dtype="bfloat16"), mesh_of())
     assert not step_lib.bfloat16_is_fast.__wrapped__()
 
 

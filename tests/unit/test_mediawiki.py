@@ -101,11 +101,13 @@ def test_a_multistream_dump_of_a_wiki_with_many_namespaces(tmp_path):
 
 
 def test_a_page_that_is_no_xml_is_counted(tmp_path):
-    bad = ["<page><ns>0</ns><text>1 < 2</text></page>", "<page>\xff</page>", "<page>\x01</page>", PAGES[0]]
-    content = HEAD.encode() + "".join(bad).encode("latin1") + FOOT.encode()
+    """Nor of a page with elements in its text, which would end there, is a part taken."""
+    bad = ["<page><ns>0</ns><text>1 < 2</text></page>", "<page>\xff</page>", "<page>\x01</page>"]
+    element = "<page><ns>0</ns><revision><text>One <x:y/> two.</text></revision></page>"
+    content = HEAD.encode() + "".join([*bad, element, PAGES[0]]).encode("latin1") + FOOT.encode()
     (chunk,) = chunks(write(tmp_path / "a.xml", content))
     assert list(chunk.documents()) == DOCUMENTS[:1]
-    assert chunk.left_out == {"pages that cannot be parsed": 3}
+    assert chunk.left_out == {"pages that cannot be parsed": 4}
 
 
 def test_a_page_that_is_too_long_is_counted_once(tmp_path):

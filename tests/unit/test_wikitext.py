@@ -3,6 +3,7 @@ import html
 import importlib.util
 import pathlib
 import re
+import sys
 import time
 
 import mwparserfromhell
@@ -154,6 +155,11 @@ def _text_of(node):
         case nodes.HTMLEntity():
             return node.normalize()
     return str(node)
+
+
+def test_all_spaces_are_known():
+    found = {character for character in map(chr, range(sys.maxunicode + 1)) if character.isspace()}
+    assert set(wikitext.SPACES) == found - {" ", "\n"}
 
 
 @pytest.fixture(scope="module")

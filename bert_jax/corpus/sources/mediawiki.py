@@ -81,9 +81,7 @@ class Pages:
                     documents.append(paragraphs)
                 elif reason:
                     left_out[reason] += 1
-            if (
-                xml.find(PAGE, start) >= 0
-            ):  # the first piece of a page beyond MAX_DOCUMENT_BYTES, or a file ends
+            if PAGE in xml[start:]:  # the first piece of a page beyond MAX_DOCUMENT_BYTES, or a file ends
                 left_out[BROKEN] += 1
         return documents, left_out
 
@@ -135,13 +133,15 @@ def _elements(xml: bytes) -> dict[str, str]:
     Of several revisions (a full history has the oldest first) these are the elements of the last.
 
     Raises:
-        ExpatError: if it is not well-formed.
+        ExpatError: if it is not well-formed, or there are elements in its text.
     """
     found: dict[str, str] = {}
     path: list[str] = []
     text: list[str] = []
 
     def start(name: str, _: dict[str, str]) -> None:
+        if path == ["page", "revision", "text"]:
+            raise expat.ExpatError(f"<{name}> in the text")  # of which a part would be lost
         path.append(name)
         text.clear()
         if path == ["page", "revision"]:
