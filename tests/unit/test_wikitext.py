@@ -1,6 +1,7 @@
 import collections
 import html
 import importlib.util
+import itertools
 import pathlib
 import re
 import sys
@@ -64,6 +65,7 @@ MARKUP = re.compile(
     # Tables.
     ("A\n{| class=b\n|-\n! c !! d\n|\n{|\n| e\n|}\n| f\n|}\nG", ["A", "G"]),
     (":{|\n| a\n|}\nB\n{|\n| never closed\n== C ==\nD\n|-\n| rest", ["B", "C", "D"]),
+    ("A\n{|\n= b\n{| c\n|}\n|} D {| e\nF\n== G ==\nH", ["A D e F", "G", "H"]),
     # Headings and lists.
     ("A\n== B ==\nC\n===D=== \n==== E ====\n* f\n** ''g''\n# h\n; i\n: j",
      ["A", "B", "C", "D", "E", "f", "g", "h", "i", "j"]),
@@ -160,6 +162,14 @@ def _text_of(node):
 def test_all_spaces_are_known():
     found = {character for character in map(chr, range(sys.maxunicode + 1)) if character.isspace()}
     assert set(wikitext.SPACES) == found - {" ", "\n"}
+
+
+def test_every_line_that_is_mended_is_found():
+    for length in range(5):
+        for line in map("".join, itertools.product(" ,;:.()aé", repeat=length)):
+            text = f"é (\n{line}\n, x"
+            mended = wikitext._mended(line)
+            assert mended == line or 1 in wikitext._untidy(text), line
 
 
 @pytest.fixture(scope="module")
