@@ -7,12 +7,16 @@ Without a file it takes the excerpt of English Wikipedia in the package `gensim=
 import bz2
 import collections
 import importlib.util
+import itertools
 import pathlib
 import statistics
 import sys
 import time
 
+from bert_jax.corpus.config import DataConfig
+from bert_jax.corpus.encode import DocumentEncoder
 from bert_jax.corpus.sources.mediawiki import Pages, _hidden
+from bert_jax.corpus.tokenizer_files import read_tokenizer
 
 RUNS = 7
 
@@ -28,22 +32,31 @@ def excerpt() -> pathlib.Path:
 def main(path: str) -> None:
     data = pathlib.Path(path).read_bytes()
     xml = bz2.decompress(data)
-    hidden, seconds, size = _hidden(path, xml), collections.defaultdict(list), 0
+    hidden = _hidden(path, xml)
+    tokenizer = read_tokenizer(DataConfig(tokenizer="wordpiece:bert_uncased"), 30522)
+    encode, size = DocumentEncoder(tokenizer, "en", held_out_fraction=0.0), 0
+    seconds = collections.defaultdict(list)
     for _ in range(RUNS):
-        start = time.process_time()
+        pages = Pages(path, xml, False, 0, 0, hidden, "error")
+        times = [time.process_time()]
         bz2.decompress(data)
-        seconds["bzip2"].append(time.process_time() - start)
-        start = time.process_time()
-        documents = list(Pages(path, xml, False, 0, 0, hidden, "error").documents())
-        seconds["XML and markup"].append(time.process_time() - start)
+        times.append(time.process_time())
+        documents = list(pages.documents())
+        times.append(time.process_time())
+        encode(pages)  # which are parsed
+        times.append(time.process_time())
+        bzip2, markup, tokens = (end - start for start, end in itertools.pairwise(times))
+        found = {"bzip2": bzip2, "XML and markup": markup, "both": bzip2 + markup}
+        for step, spent in (found | {"sentences, WordPiece": tokens, "all": bzip2 + markup + tokens}).items():
+            seconds[step].append(spent)
         size = sum(len(paragraph.encode()) for document in documents for paragraph in document)
-    seconds["both"] = [sum(pair) for pair in zip(*seconds.values(), strict=True)]
-    sizes = {size: "text", len(xml): "XML"}
-    print(f"{len(xml) / 1e6:.1f} MB of XML, {size / 1e6:.1f} MB of cleaned text; medians of {RUNS} runs")
-    for step, found in seconds.items():
-        median = statistics.median(found)
-        rates = [f"{length / 1e6 / median:5.1f} MB/s of {what}" for length, what in sizes.items()]
-        print(f"{step:15} {median:.3f} s, {', '.join(rates)}")
+    sizes = {len(data): "dump", len(xml): "XML", size: "text"}
+    print(", ".join(f"{length / 1e6:.2f} MB of {what}" for length, what in sizes.items()))
+    print(f"medians of {RUNS} runs, MB/s of one core")
+    for step, spent in seconds.items():
+        median = statistics.median(spent)
+        rates = [f"{length / 1e6 / median:5.1f} of {what}" for length, what in sizes.items()]
+        print(f"{step:20} {median:.3f} s, {', '.join(rates)}")
 
 
 if __name__ == "__main__":

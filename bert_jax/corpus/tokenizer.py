@@ -77,8 +77,7 @@ class Tokenizer(abc.ABC):
             split = pc.split_pattern(words, " ")
             words, words_per_text = split.flatten(), split.value_lengths().to_numpy()
         words = words.dictionary_encode()
-        distinct = pa.array(self._encode_words(words.dictionary.to_pylist()), pa.large_list(pa.int32()))
-        pieces = distinct.take(words.indices)
+        pieces = self._encode_distinct(words.dictionary.to_pylist()).take(words.indices)
         ids, ends = pieces.flatten().to_numpy(), np.cumsum(pieces.value_lengths().to_numpy())
         return ids, np.diff(ends[np.cumsum(words_per_text) - 1], prepend=0)
 
@@ -120,6 +119,10 @@ class Tokenizer(abc.ABC):
                 ids += [self.mask_id, *(token for token, (_, end) in behind if end > len(STAND_IN))]
             result.append(ids)
         return result
+
+    def _encode_distinct(self, words: list[str]) -> pa.LargeListArray:
+        """Returns the ids of each word."""
+        return pa.array(self._encode_words(words), pa.large_list(pa.int32()))
 
     @abc.abstractmethod
     def _encode_words(self, words: list[str]) -> list[list[int]]: ...
