@@ -71,9 +71,10 @@ SPACES = (  # all but " " and line breaks
     "\t\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
     "\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-# Neighbours that show where a line is mended; one look finds all of them, and few lines have any.
+# Neighbours that show where a line is mended: a character, and what may follow. Few lines have any. Tables
+# have a bit for each pair, so that one look at UTF-8, whose other bytes are not ASCII, finds all of them.
 UNTIDY = ((" ", " ,;.)\n"), ("\n", " "), (",", ","), ("(", " ,;:)"))
-FIRST, SECOND = (
+UNTIDY_FIRST, UNTIDY_SECOND = (
     bytes(sum((chr(byte) in pair[side]) << bit for bit, pair in enumerate(UNTIDY)) for byte in range(256))
     for side in range(2)
 )
@@ -108,7 +109,7 @@ def paragraphs(text: str, hidden: frozenset[str]) -> list[str]:
     for marks, title, body in reversed(sections):
         lines = _lines(body)
         if lines or below > len(marks):
-            found += [*reversed(lines), title.strip()]
+            found += [*reversed(lines), title.strip()]  # stripped, it is not looked at again
             below = len(marks)
     return _tidy("\n".join(reversed(found)))
 
@@ -228,7 +229,7 @@ def _variant(match: re.Match) -> str:
 
 def _lines(body: str) -> list[str]:
     """Joins the lines of a paragraph; a list item is a paragraph of its own, a row of a table is none."""
-    found: list[str] = []
+    found: list[list[str]] = []
     goes_on = False
     for line in body.split("\n"):
         if not (words := line.strip()):
@@ -240,11 +241,11 @@ def _lines(body: str) -> list[str]:
         if not _has_word(words):
             goes_on = False
         elif goes_on and not item:
-            found[-1] += " " + words
+            found[-1].append(words)
         else:
-            found.append(words)
+            found.append([words])
             goes_on = not item
-    return found
+    return [*map(" ".join, found)]
 
 
 def _tidy(text: str) -> list[str]:
@@ -264,7 +265,9 @@ def _tidy(text: str) -> list[str]:
 def _untidy(text: str) -> list[int]:
     """Lists the numbers of the lines that _mended may change."""
     data = f"\n{text}\n".encode()
-    first, second = (np.frombuffer(data.translate(table), np.uint8) for table in (FIRST, SECOND))
+    first, second = (
+        np.frombuffer(data.translate(table), np.uint8) for table in (UNTIDY_FIRST, UNTIDY_SECOND)
+    )
     places = np.flatnonzero((first[:-1] & second[1:]) != 0)
     starts = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
     return np.unique(np.searchsorted(starts, places, "right") - 1).tolist()
