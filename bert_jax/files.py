@@ -35,6 +35,18 @@ FolderT = TypeVar("FolderT", pathlib.Path, epath.Path)
 Content = bytes | str | Callable[[IO[bytes]], Any]
 
 
+def touch(path: epath.Path) -> None:
+    """Makes a file the newest; does nothing in buckets, and where it may not be written."""
+    if "://" not in os.fspath(path):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def modified(path: epath.Path) -> float:
+    """Returns when a file was written or touched, in seconds; in buckets whole ones."""
+    return path.stat().mtime if "://" in os.fspath(path) else os.path.getmtime(path)
+
+
 def write(path: epath.PathLike, content: Content) -> None:
     """Replaces a file at once: whoever reads it finds the old content or the new, never a part.
 

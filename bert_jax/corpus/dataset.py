@@ -37,7 +37,7 @@ from bert_jax.corpus.tokenizer import Tokenizer
 from bert_jax.corpus.tokenizer_files import deciding_files, load_tokenizer, read_tokenizer
 from bert_jax.corpus.workers import Workers
 from bert_jax.errors import UserError
-from bert_jax.files import write
+from bert_jax.files import modified, touch, write
 from bert_jax.settings import names
 from bert_jax.version import versions
 
@@ -210,6 +210,7 @@ def prepare(
     found, directory, sources, fingerprints = _find(data, vocab_size, data_dir)
     if found:
         log.info("dataset: %s", found.summary())
+        touch(directory / MANIFEST)  # where the text is missing, this one is meant from now on
         return found
     start = time.perf_counter()
     megabytes = sum(source.size for source in sources) / 1e6
@@ -354,7 +355,7 @@ def newest_first(data_dir: epath.Path, name: str) -> list[epath.Path]:
     # Not with epath's glob, which takes brackets in the path of data_dir for a pattern.
     folders = data_dir.iterdir() if data_dir.is_dir() else ()
     files = [path for folder in folders if (path := folder / name).exists()]
-    return sorted(files, key=lambda path: path.stat().mtime, reverse=True)
+    return sorted(files, key=modified, reverse=True)
 
 
 def _damaged(directory: epath.Path, what: str) -> UserError:

@@ -60,7 +60,7 @@ def read_text(path: str, key: str, expected: str = "examples") -> tuple[str, str
         text = content.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{key}={path} is not a UTF-8 text file ({error}); convert it, e.g. with iconv -f latin1 -t "
+            f"{key}={path} is not a UTF-8 text file ({error}); convert it, e.g. with iconv -f cp1252 -t "
             "utf-8."
         ) from None
     text = text.removeprefix("\ufeff").replace("\n\ufeff", "\n")  # byte order marks of files that were joined

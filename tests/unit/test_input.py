@@ -57,7 +57,7 @@ def test_blank_lines_and_carriage_returns_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("für\n".encode("latin1"), r" is not a UTF-8 text file \(.*0xfc.*convert it, .* iconv -f latin1 -t"),
+        ("für\n".encode("latin1"), r" is not a UTF-8 text file \(.*0xfc.*convert it, .* iconv -f cp1252 -t"),
         (
             b"so\0it\n",
             r" is no text file: byte 2 is NUL, .*; take it out, or convert UTF-16 with iconv -f utf-16",

@@ -93,6 +93,23 @@ def test_globs_home_commas_and_several_sources(tmp_path, monkeypatch):
     ]
 
 
+def test_datasets_runs_and_models_are_no_text(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "bert_jax")
+    ours = ["data_dir/x/manifest.json", "data_dir/x/tokenizer/vocab.txt", "runs/a/config.json",
+            "runs/a/checkpoints/10/tokenizer/vocab.txt", "out/config.json", "out/model.safetensors",
+            "out/vocab.txt"]  # fmt: skip
+    for path in [*ours, "text/config.json", "text/a.txt", "b.txt"]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / path, path)
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("**/*.txt", f"{tmp_path}/**/*.txt"):
+        assert [*read_text(f"text:{pattern}")] == [["b.txt"], ["text/a.txt"]]
+        assert "passes over 3 files of datasets, runs or models" in caplog.text
+        caplog.clear()
+    assert [*read_text("text:out/*.txt")] == [["out/vocab.txt"]]
+    assert [*read_text("text:runs/**/*.txt")] == [["runs/a/checkpoints/10/tokenizer/vocab.txt"]]
+
+
 def test_no_match_names_the_source_and_the_remedy(tmp_path):
     with pytest.raises(MissingInput, match=r"nothing\*' matches no file"):
         open_sources(DataConfig(source=f"text:{tmp_path}/nothing*"))

@@ -102,6 +102,30 @@ def test_a_column_that_is_missing_or_no_text(source_of, table, expected):
     assert said.replace("element:", "item:").endswith(expected)  # Parquet's name and Arrow's
 
 
+def test_a_column_of_nulls_alone_and_byte_order_marks(source_of):
+    source, _ = source_of(pa.table({"text": pa.nulls(3)}))
+    _, found = chunks_of(source)
+    assert [document for chunk in found for document in chunk.documents()] == [[]] * 3
+    assert sum(chunk.left_out["records whose text is null"] for chunk in found) == 3
+    assert read(source_of(pa.table({"text": ["\ufeffa\nb"]}))[0]) == [["a", "b"]]
+
+
+def test_a_column_that_is_there_twice(source_of):
+    source, path = source_of(pa.table([["a"], ["b"]], names=["text", "text"]))
+    assert message(source) == f"{path}: 2 columns have the name 'text'; rename all but one."
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside"),
+    [("parquet", ["_SUCCESS", "_metadata"]), ("arrow", ["state.json", "dataset_info.json"])],
+)
+def test_what_stands_beside_tables_is_passed_over(tmp_path, kind, beside):
+    WRITERS[kind](tmp_path / "part-0", pa.table({"text": ["a"]}))
+    for name in beside:
+        (tmp_path / name).touch()
+    assert read(f"{kind}:{tmp_path}/*") == [["a"]]
+
+
 def test_text_that_is_not_utf8_is_named_by_its_row_or_skipped(source_of):
     texts = pa.array([b"good"] * 7 + [b"b\xffd"] + [b"good"] * 2)
     source, path = source_of(pa.table({"text": texts}), row_group_size=3)

@@ -35,7 +35,7 @@ from bert_jax.corpus.sources.files import CORPUS_GLOB, Block, FileSource, JsonlB
 from bert_jax.corpus.sources.finding import MissingInput, find_files
 from bert_jax.corpus.sources.huggingface import HuggingFaceSource
 from bert_jax.corpus.sources.mediawiki import MediaWikiSource, Pages
-from bert_jax.corpus.sources.parquet import read_parquet
+from bert_jax.corpus.sources.parquet import parquet_files, read_parquet
 from bert_jax.corpus.sources.tables import TableSource
 from bert_jax.corpus.sources.texts import Texts
 from bert_jax.corpus.sources.tfds import Records, TfdsSource
@@ -88,7 +88,7 @@ def _open_source(spec: str, data: DataConfig, data_dir: epath.PathLike) -> Sourc
     if kind == "tfds":
         return TfdsSource(spec, rest, data.invalid_utf8, data.broken_files)
     if kind == "parquet":
-        return TableSource(spec, find_files(spec, rest), read_parquet, data)
+        return TableSource(spec, parquet_files(spec, rest), read_parquet, data)
     if kind == "mediawiki":
         return MediaWikiSource(spec, find_files(spec, rest), data.broken_files)
     if kind == "wikipedia":

@@ -90,7 +90,7 @@ class Block(abc.ABC):
                 ) from None
             raise UserError(
                 f"{self.path}: {byte} is not valid UTF-8 ({error.reason}); convert the "
-                "file, e.g. with iconv -f latin1 -t utf-8, or set data.invalid_utf8=skip."
+                "file, e.g. with iconv -f cp1252 -t utf-8, or set data.invalid_utf8=skip."
             ) from None
 
 
@@ -170,9 +170,11 @@ def _decoded(line: bytes) -> str | None:
 def paragraphs_of(document: str) -> list[str]:
     """Splits the text of a record into its lines, stripped, without empty ones and without NUL.
 
-    One record in millions may hold a NUL (\\u0000 in JSON), which BERT's tokenizer removes, too.
+    One record in millions may hold a NUL (\\u0000 in JSON), which BERT's tokenizer removes, too. A byte order
+    mark begins the texts of some files that were read as records.
     """
-    return [line for part in document.replace("\0", "").split("\n") if (line := part.strip())]
+    text = document.replace("\0", "").removeprefix("\ufeff")
+    return [line for part in text.split("\n") if (line := part.strip())]
 
 
 class FileSource(Files):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from etils import epath
 
 from bert_jax.errors import UserError, reason
 from bert_jax.paths import CLIENTS
+
+# What is in a prepared dataset, a run, and an exported or downloaded model.
+OURS = (("manifest.json", "tokenizer"), ("config.json", "checkpoints"), ("config.json", "model.safetensors"))
+log = logging.getLogger("bert_jax")
 
 
 class MissingInput(UserError):
@@ -41,8 +46,8 @@ class Files:
 def find_files(spec: str, pattern: str) -> list[str]:
     """Finds the files of a glob pattern, sorted by name.
 
-    `~` works, and outside buckets `**`. What exists as it is written is meant, whatever characters it has: a
-    file, and the leading folders.
+    `~` works, and outside buckets `**`. Prepared datasets, runs and models below the folder are passed over.
+    What exists as it is written is meant, whatever characters it has: a file, and the leading folders.
 
     Raises:
         MissingInput: if there is no such file, or its bucket cannot be reached from this machine.
@@ -99,7 +104,10 @@ def _matches(spec: str, pattern: str) -> list[str]:
     if remote:  # a request for each name that may be that of a folder
         paths = sorted(path for path in found if os.path.splitext(path)[1] or epath.Path(path).is_file())
     else:
-        paths = sorted(filter(functools.partial(_is_file, spec), found))
+        files = sorted(filter(functools.partial(_is_file, spec), found))
+        paths = _without_ours(files, folder) or files
+        if len(paths) < len(files):
+            log.info("%s: passes over %d files of datasets, runs or models", spec, len(files) - len(paths))
     if paths:
         return paths
     hint = "check the path"
@@ -116,6 +124,19 @@ def _matches(spec: str, pattern: str) -> list[str]:
     elif "@" in rest:
         hint += "; a weight is a decimal number, as in KIND:GLOB@0.7,KIND:GLOB@0.3"
     raise MissingInput(f"data.source={spec!r} matches no file: {hint}.")
+
+
+def _without_ours(paths: list[str], folder: str) -> list[str]:
+    """Leaves out files of OURS in folders below `folder`: **/*.txt would find their vocabularies."""
+
+    @functools.cache
+    def ours(place: str) -> bool:
+        if len(place) <= len(folder):
+            return False
+        found = (all(os.path.exists(os.path.join(place, name)) for name in names) for names in OURS)
+        return any(found) or ours(os.path.dirname(place))
+
+    return [path for path in paths if not ours(os.path.dirname(path))]
 
 
 def _is_file(spec: str, path: str) -> bool:

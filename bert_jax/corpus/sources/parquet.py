@@ -1,10 +1,12 @@
 """Reads a text column of Parquet files."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bert_jax.corpus.sources import files
 from bert_jax.corpus.sources.broken import BrokenFile, opened
+from bert_jax.corpus.sources.finding import find_files
 from bert_jax.corpus.sources.tables import Batch, binary, check_begin, check_text_column
 from bert_jax.errors import reason
 
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
 PAGE_BYTES = 1 << 20  # read at a time, so that a row group of any size takes bounded memory
 MAGIC, HEAD_BYTES = b"PAR1", 8
 BATCH_ROWS = 1024  # at most: dictionaries make the text longer than what the file says
+
+
+def parquet_files(spec: str, pattern: str) -> list[str]:
+    """Finds the files of a glob pattern, without _SUCCESS, _metadata and others beside them.
+
+    Raises:
+        MissingInput, UserError: as `find_files`.
+    """
+    found = find_files(spec, pattern)
+    return [path for path in found if not os.path.basename(path).startswith("_")] or found
 
 
 def read_parquet(path: str, name: str) -> Iterator[Batch]:

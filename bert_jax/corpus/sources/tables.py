@@ -97,7 +97,13 @@ def binary(column: "pa.Array") -> "pa.LargeBinaryArray":
 
 def check_text_column(schema: "pa.Schema", name: str, where: str) -> None:
     """Raises UserError, with the columns that there are, unless a column of text has this name."""
-    if schema.names.count(name) == 1 and _is_text(schema.field(name).type):
+    import pyarrow as pa
+
+    count = schema.names.count(name)
+    if count > 1:
+        raise UserError(f"{where}: {count} columns have the name {name!r}; rename all but one.")
+    # Where all texts of a file are null, most writers know no type for them.
+    if count and (_is_text(kind := schema.field(name).type) or pa.types.is_null(kind)):
         return
     texts = [field.name for field in schema if _is_text(field.type)]
     found = few([f"{field.name} ({' '.join(str(field.type).split())})" for field in schema])
