@@ -95,7 +95,8 @@ def test_globs_home_commas_and_several_sources(tmp_path, monkeypatch):
 
 def test_datasets_runs_and_models_are_no_text(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "bert_jax")
-    ours = ["data_dir/x/manifest.json", "data_dir/x/tokenizer/vocab.txt", "runs/a/config.json",
+    ours = ["data_dir/x/manifest.json", "data_dir/x/tokenizer/vocab.txt", "data_dir/x/train/x",
+            "runs/a/config.json", "runs/a/metrics.jsonl",
             "runs/a/checkpoints/10/tokenizer/vocab.txt", "out/config.json", "out/model.safetensors",
             "out/vocab.txt"]  # fmt: skip
     for path in [*ours, "text/config.json", "text/a.txt", "b.txt"]:
@@ -104,10 +105,11 @@ def test_datasets_runs_and_models_are_no_text(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for pattern in ("**/*.txt", f"{tmp_path}/**/*.txt"):
         assert [*read_text(f"text:{pattern}")] == [["b.txt"], ["text/a.txt"]]
-        assert "passes over 3 files of datasets, runs or models" in caplog.text
+        assert "passes over files of datasets, runs or models: 3" in caplog.text
         caplog.clear()
     assert [*read_text("text:out/*.txt")] == [["out/vocab.txt"]]
-    assert [*read_text("text:runs/**/*.txt")] == [["runs/a/checkpoints/10/tokenizer/vocab.txt"]]
+    with pytest.raises(MissingInput, match="matches no file: there are only files of datasets, runs"):
+        open_sources(DataConfig(source="text:runs/**/*.txt"))
 
 
 def test_no_match_names_the_source_and_the_remedy(tmp_path):

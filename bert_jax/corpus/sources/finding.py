@@ -15,8 +15,11 @@ from etils import epath
 from bert_jax.errors import UserError, reason
 from bert_jax.paths import CLIENTS
 
-# What is in a prepared dataset, a run, and an exported or downloaded model.
-OURS = (("manifest.json", "tokenizer"), ("config.json", "checkpoints"), ("config.json", "model.safetensors"))
+OURS = (  # what is in a prepared dataset, in a run, and in an exported or downloaded model
+    ("manifest.json", "tokenizer", "train"),
+    ("config.json", "metrics.jsonl", "checkpoints"),
+    ("config.json", "model.safetensors"),
+)
 log = logging.getLogger("bert_jax")
 
 
@@ -101,18 +104,21 @@ def _matches(spec: str, pattern: str) -> list[str]:
         found = [os.fspath(path) for path in epath.Path(glob.escape(folder)).glob(rest.lstrip("/"))]
     else:
         found = glob.glob(glob.escape(folder) + rest, recursive=True)
+    files: list[str] = []
     if remote:  # a request for each name that may be that of a folder
         paths = sorted(path for path in found if os.path.splitext(path)[1] or epath.Path(path).is_file())
     else:
         files = sorted(filter(functools.partial(_is_file, spec), found))
-        paths = _without_ours(files, folder) or files
+        paths = _without_ours(files, folder)
         if len(paths) < len(files):
-            log.info("%s: passes over %d files of datasets, runs or models", spec, len(files) - len(paths))
+            log.info("%s: passes over files of datasets, runs or models: %d", spec, len(files) - len(paths))
     if paths:
         return paths
     hint = "check the path"
     if epath.Path(pattern).is_dir():
         hint = f"it is a directory, use {spec.rstrip('/')}/*"
+    elif files:
+        hint = "there are only files of datasets, runs or models"
     elif found:
         hint = f"there are only directories, use {spec.rstrip('/')}/*"
     elif not remote and os.path.isdir(folder or ".") and not os.access(folder or ".", os.R_OK | os.X_OK):
