@@ -30,7 +30,7 @@ def arrow_files(spec: str, rest: str) -> list[str]:
             folders = " or ".join(f"arrow:{rest.rstrip('/')}/{name}" for name in splits["splits"])
             raise UserError(f"data.source={spec!r} is a folder of splits: use {folders}.")
         if not state:
-            found = find_files(spec, rest)  # or beside them what `datasets` says of them
+            found = find_files(spec, rest)  # `datasets` writes state.json and others beside the tables
             return [path for path in found if not path.endswith(".json")] or found
         if state.get("_indices_data_files"):
             raise UserError(
